@@ -1,0 +1,36 @@
+# Every target makes .venv first if it is missing or older than pyproject.toml or constraints.txt.
+# Another interpreter: make PYTHON=python3.12 ...
+PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help run test lab figures
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
+
+run: .venv/installed ## draw a burning house, find its smoke, list the files made (notebook 04)
+	@echo "make run: notebook 04 draws a burning house, maps a word's attention and turns the map into a mask"
+	@$(BIN)/attnlab run 04
+
+test: .venv/installed ## lint, format check, every test and every notebook
+	@echo "make test: ruff check, ruff format --check, pytest (every notebook runs once)"
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/python -m pytest
+
+lab: .venv/installed ## open the notebooks in JupyterLab
+	@echo "make lab: JupyterLab on the notebooks; Ctrl-C here ends it"
+	@$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+
+figures: .venv/installed ## run every notebook and copy its figures to figures/
+	@echo "make figures: every notebook runs, then figures/ gets the PNG files of runs/"
+	@$(BIN)/attnlab run all
+	@mkdir -p figures && cp runs/[0-9][0-9]/*.png figures/ && ls figures/*.png
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "attnlab needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "installing into .venv with $(PYTHON): minutes, and some gigabytes where torch comes with CUDA"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	@touch $@

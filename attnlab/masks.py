@@ -1,0 +1,253 @@
+"""Heat map to binary mask: by threshold, by Otsu, by DBSCAN, or refined along the edges of the image.
+
+>>> import numpy as np
+>>> heat = np.array([[0.9, 0.8, 0.0, 0.0], [0.8, 0.7, 0.0, 0.5]])
+>>> threshold_mask(heat, level=0.5).astype(int)
+array([[1, 1, 0, 0],
+       [1, 1, 0, 1]])
+>>> dbscan_mask(heat, level=0.5, min_samples=2).astype(int)
+array([[1, 1, 0, 0],
+       [1, 1, 0, 0]])
+
+A heat map is a float (row, column) array in any unit, larger where the word is more present; a mask is a boolean
+(row, column) array of the same shape. Every function reads whatever `numpy.asarray` takes and raises ValueError
+for a map that is not 2-D, is empty, or holds NaN or infinity. A map without an answer, a flat one for example, gives
+an empty mask and a UserWarning: one bad image does not stop a run over thousands.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike
+from skimage.filters import threshold_otsu
+from skimage.segmentation import random_walker
+from sklearn.cluster import DBSCAN
+
+
+def threshold_mask(heat: ArrayLike, level: float = 0.4) -> np.ndarray:
+    """Pixels that reach a share of the map's maximum: ``heat >= level * heat.max()``.
+
+    A `level` of 0.4 is OVAM's choice for words, 0.75 for optimized tokens (arXiv 2403.14291). Where no value is
+    positive the mask is empty, with a warning.
+    """
+    heat = _as_heat(heat)
+    _check_share("level", level)
+    if heat.max() <= 0:
+        _warn("the heat map has no positive value, so no share of its maximum exists: returning an empty mask")
+    return _above(heat, level)
+
+
+def otsu_mask(heat: ArrayLike) -> np.ndarray:
+    """Pixels above the threshold that best splits the map's histogram in two (Otsu 1979, as in scikit-image).
+
+    Where the map is constant the mask is empty, with a warning.
+    """
+    heat = _as_heat(heat)
+    if heat.min() == heat.max():
+        _warn("the heat map is constant, so Otsu has nothing to split: returning an empty mask")
+        return np.zeros(heat.shape, bool)
+    return heat > threshold_otsu(heat)
+
+
+def dbscan_clusters(
+    heat: ArrayLike, quantile: float = 0.9, level: float | None = None, eps: float = 1.5, min_samples: int = 5
+) -> np.ndarray:
+    """Bright pixels of a map, grouped by where they are: all the clusters `dbscan_mask` chooses from.
+
+    Parameters
+    ----------
+    heat : (row, column) array
+        Heat map.
+    quantile : float in 0..1
+        A pixel is bright from this quantile of the map on; 0.9 keeps the brightest tenth. Ignored if `level` is given.
+    level : float in 0..1, optional
+        A pixel is bright from this share of the map's maximum on.
+    eps : float
+        Radius of a neighborhood, in pixels of the map: 1.0 joins pixels that share a side, 1.5 also diagonal ones.
+    min_samples : int
+        Bright pixels within `eps`, the pixel itself included, that make a pixel the core of a cluster.
+
+    Returns
+    -------
+    (row, column) int array
+        0 not bright, -1 bright but noise, 1..n the clusters in order of mean heat, highest first (the larger one
+        first where means are equal).
+
+    Notes
+    -----
+    DBSCAN (Ester et al., KDD 1996) sees the (row, column) coordinates only; heat decides which pixels take part and
+    the order of the clusters. A pixel at the map's minimum is never bright: of a map that is zero nearly everywhere the
+    0.9 quantile is zero too, and the background must not become a cluster. So a flat map has no bright pixel.
+    """
+    heat = _as_heat(heat)
+    _check_share("quantile", quantile)
+    if level is not None:
+        _check_share("level", level)
+    if not eps > 0:
+        raise ValueError(f"eps is a radius in pixels and must be positive, got {eps}; 1.5 joins diagonal neighbors")
+    if min_samples < 1:
+        raise ValueError(f"min_samples counts pixels and must be at least 1, got {min_samples}")
+
+    bright = heat >= np.quantile(heat, quantile) if level is None else _above(heat, level)
+    bright &= heat > heat.min()
+    clusters = np.zeros(heat.shape, int)
+    if bright.any():
+        values, labels = heat[bright], DBSCAN(eps=eps, min_samples=min_samples).fit_predict(np.argwhere(bright))
+        members = [values[labels == label] for label in range(labels.max() + 1)]
+        order = sorted(range(len(members)), key=lambda label: (-members[label].mean(), -members[label].size))
+        rank = np.full(len(members) + 1, -1)  # DBSCAN's label for noise, -1, reads the last entry
+        rank[order] = np.arange(1, len(members) + 1)
+        clusters[bright] = rank[labels]
+    return clusters
+
+
+def dbscan_mask(
+    heat: ArrayLike,
+    quantile: float = 0.9,
+    level: float | None = None,
+    eps: float = 1.5,
+    min_samples: int = 5,
+    keep: float | None = None,
+    min_area: int = 0,
+) -> np.ndarray:
+    """Cluster of bright pixels with the highest mean heat: the weak label of the TEMA disaster article (Atos 2025).
+
+    Parameters
+    ----------
+    heat, quantile, level, eps, min_samples
+        As in `dbscan_clusters`.
+    keep : float in 0..1, optional
+        Keep every cluster whose mean heat is at least this share of the best one's, for words with several objects.
+        Default: the best one alone.
+    min_area : int
+        Leave out clusters of fewer pixels (of the map) before choosing.
+
+    Returns
+    -------
+    (row, column) bool array
+        The chosen pixels. Empty, with a warning that says why, where no pixel is bright, all bright pixels are noise,
+        or no cluster is large enough.
+
+    Examples
+    --------
+    The brightest blob wins, not the largest:
+
+    >>> heat = np.array([[0.5, 0.5, 0.5, 0.0, 0.9], [0.5, 0.5, 0.5, 0.0, 0.8]])
+    >>> dbscan_mask(heat, level=0.5, min_samples=2).astype(int)
+    array([[0, 0, 0, 0, 1],
+           [0, 0, 0, 0, 1]])
+    >>> dbscan_mask(heat, level=0.5, min_samples=2, min_area=3).astype(int)
+    array([[1, 1, 1, 0, 0],
+           [1, 1, 1, 0, 0]])
+    """
+    heat = _as_heat(heat)
+    if keep is not None:
+        _check_share("keep", keep)
+    if min_area < 0:
+        raise ValueError(f"min_area counts pixels of the map and cannot be negative, got {min_area}")
+
+    clusters = dbscan_clusters(heat, quantile, level, eps, min_samples)
+    numbers = [n for n in range(1, clusters.max() + 1) if (clusters == n).sum() >= min_area]
+    if not clusters.any():
+        _warn("no pixel of the heat map is bright (is it flat?): returning an empty mask")
+    elif clusters.max() < 1:
+        _warn(
+            f"all bright pixels are noise; raise eps={eps} or lower min_samples={min_samples}: returning an empty mask"
+        )
+    elif not numbers:
+        _warn(f"every cluster is smaller than min_area={min_area} pixels: returning an empty mask")
+    elif keep is None:
+        numbers = numbers[:1]
+    else:
+        means = {n: heat[clusters == n].mean() for n in numbers}
+        best = means[numbers[0]]
+        # Linear maps can be negative, and a share of a negative mean is larger than it: the best is always kept.
+        numbers = [n for n in numbers if means[n] >= min(keep * best, best)]
+    return np.isin(clusters, numbers)
+
+
+def random_walker_mask(
+    heat: ArrayLike, image: ArrayLike, low: float = 0.3, high: float = 0.7, beta: float = 130.0
+) -> np.ndarray:
+    """Mask whose border follows the edges of the image: a random walk from what the map is sure of (Grady 2006).
+
+    Parameters
+    ----------
+    heat : (row, column) array
+        Heat map, as large as the image.
+    image : (row, column, rgb) array
+        The image, uint8 or float in 0..1.
+    low, high : float in 0..1
+        Shares of the map's maximum: at most `low` is surely background, at least `high` surely the object, and the
+        pixels between are decided by the walk.
+    beta : float
+        How hard an edge is to cross; larger values follow weaker edges (scikit-image's default is 130).
+
+    Returns
+    -------
+    (row, column) bool array
+        The refined mask. Where there is no background to start from or the image is of one color, the walk has no
+        meaning: the result is ``threshold_mask(heat, (low + high) / 2)``, with a warning.
+
+    Raises
+    ------
+    ValueError
+        If the image is not RGB, is out of range, or differs from the map in size.
+    """
+    heat, image = _as_heat(heat), np.asarray(image)
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"low and high are shares of the maximum with 0 <= low < high <= 1, got {low} and {high}")
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}; 130 is a good start")
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"the image must be (row, column, rgb), got shape {image.shape}")
+    if image.shape[:2] != heat.shape:
+        raise ValueError(
+            f"the heat map is {heat.shape} and the image {image.shape[:2]} (rows, columns): "
+            "upscale the map to the image's size first, with HeatMaps.upscale(size) for example"
+        )
+    image = image / 255.0 if image.dtype == np.uint8 else image.astype(float)
+    if not (image.min() >= 0 and image.max() <= 1):
+        raise ValueError(f"a float image must lie in 0..1, got {image.min():g}..{image.max():g}")
+
+    object_seeds, background_seeds = _above(heat, high), heat <= low * max(heat.max(), 0)
+    unsure = ~(object_seeds | background_seeds)
+    if not object_seeds.any() or not background_seeds.any() or np.ptp(image) == 0:
+        _warn("nothing to walk between (map flat or without background, or image of one color): thresholding instead")
+        return _above(heat, (low + high) / 2)
+    if not unsure.any():
+        return object_seeds
+    with warnings.catch_warnings():
+        # The iterative solver stops at a tolerance, so a probability may leave 0..1 a little: no matter for a mask.
+        warnings.filterwarnings("ignore", message="The probability range is outside")
+        seeds = np.where(object_seeds, 2, np.where(background_seeds, 1, 0))
+        return random_walker(image, seeds, beta=beta, mode="cg_j", channel_axis=-1) == 2
+
+
+def _as_heat(heat: ArrayLike) -> np.ndarray:
+    """Heat map as a float64 (row, column) array, or a ValueError that says what is wrong with it."""
+    heat = np.asarray(heat, dtype=float)
+    if heat.ndim != 2:
+        raise ValueError(f"a heat map is 2-D (row, column), got shape {heat.shape}; pass one map at a time")
+    if heat.size == 0:
+        raise ValueError(f"the heat map is empty, its shape is {heat.shape}")
+    if not np.isfinite(heat).all():
+        count = np.count_nonzero(~np.isfinite(heat))
+        raise ValueError(f"{count} of {heat.size} pixels of the heat map are NaN or infinite; was it divided by zero?")
+    return heat
+
+
+def _above(heat: np.ndarray, level: float) -> np.ndarray:
+    """Pixels that reach a share of a positive maximum."""
+    return (heat >= level * heat.max()) & (heat.max() > 0)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is a share between 0 and 1, got {value}")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)  # points at the line that called attnlab

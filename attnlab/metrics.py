@@ -1,0 +1,214 @@
+"""How well maps and masks match a ground truth: IoU, mIoU-threshold curves, pointing game, bootstrap intervals.
+
+    ious = miou_curve(heats, truths)                       # (threshold, image)
+    ious.mean(axis=1)                                      # the mIoU-threshold curve
+    np.percentile(ious, [5, 95], axis=1)                   # its band
+    area_under_curve(THRESHOLDS, ious.mean(axis=1))        # its area
+    tau = best_threshold(THRESHOLDS, ious)                 # choose tau on some images, report on others
+
+A heat map is a float (row, column) array, a mask or truth a boolean array (or one of zeros and ones) of the same
+shape. IoU is a fraction in 0..1; published tables usually print it times 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+THRESHOLDS = np.linspace(0, 1, 101)
+"""Thresholds of the thesis's curves: 0, 0.01, ... 1, as shares of each map's maximum."""
+THRESHOLDS.setflags(write=False)
+
+
+def iou(mask: ArrayLike, truth: ArrayLike) -> float:
+    """Intersection over union (Jaccard index) of two masks, 0..1.
+
+    Both are arrays of one shape, with any number of axes. Two empty masks agree: their IoU is 1. ValueError if shapes
+    differ, or an array has no pixels or holds anything but booleans or zeros and ones.
+
+    >>> iou([[1, 1, 0, 0]], [[0, 1, 1, 0]])
+    0.3333333333333333
+    """
+    mask, truth = _as_mask(mask, "mask"), _as_mask(truth, "truth")
+    _check_same_shape(mask, truth)
+    union = np.count_nonzero(mask | truth)
+    return float(np.count_nonzero(mask & truth) / union) if union else 1.0
+
+
+def miou_curve(
+    heats: Sequence[ArrayLike], truths: Sequence[ArrayLike], thresholds: ArrayLike = THRESHOLDS
+) -> np.ndarray:
+    """IoU of every image at every threshold; the mean over images is the thesis's mIoU-threshold curve.
+
+    Each map is divided by its own maximum and its mask at tau is ``heat / heat.max() >= tau`` (Marcos-Manchón, thesis,
+    UAM 2023). A map without a positive value has an empty mask at every threshold.
+
+    Parameters
+    ----------
+    heats : sequence of (row, column) arrays
+        Heat maps, one an image. Sizes may differ between images.
+    truths : sequence of (row, column) bool arrays
+        Ground truth, each of the size of its map.
+    thresholds : (threshold,) array
+        Increasing shares of the maximum.
+
+    Returns
+    -------
+    (threshold, image) float array
+        IoU, 0..1; where mask and truth are both empty it is 1, as in `iou`.
+
+    Raises
+    ------
+    ValueError
+        If there are no maps, or not one truth for each, if sizes differ within a pair, a map is not 2-D or holds NaN
+        or infinity, or thresholds do not increase.
+    """
+    thresholds = np.asarray(thresholds, dtype=float)
+    if thresholds.ndim != 1 or thresholds.size == 0 or not (np.diff(thresholds) > 0).all():
+        raise ValueError("thresholds must be one row of increasing numbers, such as np.linspace(0, 1, 101)")
+    if len(heats) != len(truths) or len(heats) == 0:
+        raise ValueError(f"expected one truth for each heat map, got {len(heats)} maps and {len(truths)} truths")
+    return np.stack([_iou_at(h, t, thresholds) for h, t in zip(heats, truths, strict=True)], axis=1)
+
+
+def area_under_curve(thresholds: ArrayLike, values: ArrayLike) -> float | np.ndarray:
+    """Area under a curve by the trapezoid rule, in units of threshold times value.
+
+    Parameters
+    ----------
+    thresholds : (threshold,) array
+        Increasing positions.
+    values : (threshold,) or (threshold, image) array
+        Height at each position.
+
+    Returns
+    -------
+    float or (image,) float array
+        One area, or one for every image. From 0 to 1 it is also the mean height.
+
+    Examples
+    --------
+    >>> area_under_curve([0, 0.5, 1], [0, 1, 0])
+    0.5
+    """
+    thresholds, values = _as_curve(thresholds, values)
+    area = np.trapezoid(values, thresholds, axis=0)
+    return float(area) if values.ndim == 1 else area
+
+
+def best_threshold(thresholds: ArrayLike, ious: ArrayLike) -> float:
+    """Threshold with the highest mean IoU over images; the lowest one of equals.
+
+    Choose it on some images and report the IoU of others: the maximum over the images it is reported on, which
+    published tables often print, is optimistic.
+
+    Parameters
+    ----------
+    thresholds : (threshold,) array
+        The thresholds of the curve.
+    ious : (threshold, image) or (threshold,) array
+        IoU as `miou_curve` gives it, or its mean.
+    """
+    thresholds, ious = _as_curve(thresholds, ious)
+    return float(thresholds[ious.reshape(thresholds.size, -1).mean(axis=1).argmax()])
+
+
+def pointing_game(heat: ArrayLike, truth: ArrayLike) -> bool:
+    """Whether the map's maximum lies on the object (Zhang et al., ECCV 2016, without their 15-pixel tolerance).
+
+    Where several pixels share the maximum all of them must be on the object, so a flat map does not score by luck.
+
+    Parameters
+    ----------
+    heat : (row, column) array
+        Heat map.
+    truth : (row, column) bool array
+        Ground truth of the same size.
+    """
+    heat, truth = _as_pair(heat, truth)
+    return bool(truth[heat == heat.max()].all())
+
+
+def bootstrap_interval(
+    values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int | np.random.Generator = 0
+) -> tuple[float, float]:
+    """Confidence interval of the mean by the percentile bootstrap (Efron 1979).
+
+    Parameters
+    ----------
+    values : (image,) array
+        One number for each independent sample, an IoU for each image for example.
+    level : float in 0..1
+        Confidence.
+    resamples : int
+        Number of means drawn.
+    seed : int or numpy.random.Generator
+        An int gives the same interval every time.
+
+    Returns
+    -------
+    low, high : float
+        Ends of the interval, in the unit of `values`. A few dozen samples are needed for its width to be trusted.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+        raise ValueError(f"values must be a row of finite numbers, one a sample; got shape {values.shape}")
+    if not 0 < level < 1:
+        raise ValueError(f"level is a confidence between 0 and 1, such as 0.95; got {level}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}; 2000 is usual")
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(values, values.size).mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray) -> np.ndarray:
+    """IoU of one map at each threshold, (threshold,)."""
+    heat, truth = _as_pair(heat, truth)
+    # A pixel is in the masks of the first `reached` thresholds, so one histogram of `reached` serves all of them.
+    positive = heat.max() > 0
+    reached = np.searchsorted(thresholds, heat / heat.max(), side="right") if positive else np.zeros(heat.shape, int)
+    predicted, common = (
+        np.bincount(pixels, minlength=thresholds.size + 1)[::-1].cumsum()[::-1][1:]
+        for pixels in (reached.ravel(), reached[truth])
+    )
+    union = predicted + np.count_nonzero(truth) - common
+    return np.where(union > 0, common / np.maximum(union, 1), 1.0)
+
+
+def _as_pair(heat: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    heat, truth = np.asarray(heat, dtype=float), _as_mask(truth, "truth")
+    if heat.ndim != 2:
+        raise ValueError(f"a heat map is 2-D (row, column), got shape {heat.shape}; pass one map at a time")
+    _check_same_shape(heat, truth)
+    if not np.isfinite(heat).all():
+        raise ValueError("the heat map holds NaN or infinity; was it divided by zero?")
+    return heat, truth
+
+
+def _as_mask(mask: ArrayLike, name: str) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.size == 0:
+        raise ValueError(f"the {name} has no pixels, its shape is {mask.shape}")
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"the {name} must hold booleans or zeros and ones; for a 0/255 image write `{name} > 0`")
+    return mask.astype(bool)
+
+
+def _check_same_shape(first: np.ndarray, truth: np.ndarray) -> None:
+    if first.shape != truth.shape:
+        raise ValueError(f"sizes differ: {first.shape} against a truth of {truth.shape}; upscale the smaller one first")
+
+
+def _as_curve(thresholds: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    thresholds, values = np.asarray(thresholds, dtype=float), np.asarray(values, dtype=float)
+    if thresholds.ndim != 1 or values.ndim not in (1, 2) or len(values) != len(thresholds) or thresholds.size == 0:
+        raise ValueError(
+            f"expected (threshold,) and (threshold,) or (threshold, image), got {thresholds.shape} and {values.shape}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("the curve holds NaN or infinity")
+    return thresholds, values

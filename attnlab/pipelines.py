@@ -1,0 +1,98 @@
+"""Load a pipeline: the bundled model by name, a folder, or a model of the Hugging Face hub."""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+BUNDLED = Path(__file__).parent / "tiny" / "models"
+
+
+def load_pipeline(
+    name: str | Path = "tiny",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **options,
+) -> DiffusionPipeline:
+    """A diffusers pipeline, ready to generate.
+
+    Parameters
+    ----------
+    name : a bundled model ("tiny"), a folder saved by `save_pretrained`, or the hub id of a model
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5"). A bundled name goes before a folder: write "./tiny" for that
+    device : a GPU if there is one, else the CPU, unless given
+    dtype : float16 on a GPU and float32 on the CPU, unless given
+    options : passed on to `DiffusionPipeline.from_pretrained`, for example `revision=`, `safety_checker=None`
+
+    Raises
+    ------
+    FileNotFoundError : no such folder, or a folder that holds no pipeline
+    ConnectionError : the hub could not be reached and the model is not in the local cache
+    """
+    device = torch.device(device or best_device())
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
+    source = _source(name)
+    with _quiet():
+        try:
+            pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
+        except OSError as error:
+            if isinstance(source, Path):
+                raise
+            raise ConnectionError(_unreachable(source)) from error
+    return pipe.to(device)
+
+
+def seed(number: int) -> torch.Generator:
+    """A generator that repeats: `pipe(..., generator=seed(7))`; on the CPU, so that every device draws the same."""
+    return torch.Generator().manual_seed(number)
+
+
+def best_device() -> str:
+    """ "cuda", "mps" or "cpu": the first that works here."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _source(name: str | Path) -> Path | str:
+    """A folder that holds a pipeline, or a hub id as it is."""
+    bundled = {path.name: path for path in BUNDLED.glob("*/") if (path / "model_index.json").exists()}
+    if name in bundled:
+        return bundled[name]
+    folder, text = Path(name).expanduser(), str(name)
+    if folder.is_dir():
+        if not (folder / "model_index.json").exists():
+            raise FileNotFoundError(
+                f"{folder} holds no pipeline: model_index.json is missing (save one by pipe.save_pretrained)"
+            )
+        return folder
+    looks_like_hub_id = isinstance(name, str) and text.count("/") == 1 and text[0] not in "./~"
+    if looks_like_hub_id:
+        return text
+    raise FileNotFoundError(
+        f"no model {text!r}: neither bundled ({', '.join(sorted(bundled)) or 'none found'}), nor a folder, "
+        "nor a hub id of the form owner/name"
+    )
+
+
+def _unreachable(name):
+    return (
+        f"could not get {name!r} from the Hugging Face hub, and it is not whole in the local cache. "
+        "Check the spelling and the connection (a gated model needs `hf auth login`). Without a network, use "
+        'load_pipeline("tiny"), or the path of a folder to which the pipeline was saved.'
+    )
+
+
+@contextmanager
+def _quiet():
+    """Without torchvision, transformers falls back to PIL for images and warns of it: that is what is wanted here."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,6 @@
+"""Procedural worlds: rendered images with a caption and the exact mask of everything in them."""
+
+from . import street
+from .scene import Scene
+
+__all__ = ["Scene", "street"]

@@ -1,0 +1,94 @@
+"""One training loop for every bundled model: cosine schedule, moving average, curve, checkpoints, resume.
+
+A batch depends on the seed and the step number alone, so a run that was stopped and resumed draws the same batches.
+"""
+
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class Schedule:
+    steps: int  # optimizer steps in all
+    rate: float  # highest learning rate
+    warmup: int = 100  # steps of linear rise before the cosine
+    ema: float = 0.998  # decay of the moving average that is shipped
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest gradient norm
+    checkpoint: int = 250  # steps between checkpoints
+    seed: int = 0
+
+    def factor(self, step: int) -> float:
+        rise = min(1.0, (step + 1) / self.warmup)
+        return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))))
+
+
+Loss = Callable[[torch.nn.Module, torch.Generator], dict[str, torch.Tensor]]
+
+
+def train(model: torch.nn.Module, loss: Loss, schedule: Schedule, folder: Path) -> torch.nn.Module:
+    """Train `model` in place and return its moving average.
+
+    `loss(model, generator)` draws a batch with the generator and returns named terms; "loss" is minimized, all are
+    written to `folder/curve.csv`. A checkpoint in `folder` is continued from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
+    optimizer = torch.optim.AdamW(model.parameters(), schedule.rate, (0.9, 0.99), weight_decay=schedule.weight_decay)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
+    state = {"model": model, "average": average, "optimizer": optimizer, "rate": rate}
+    first = _resume(state, folder)
+    model.train()
+    device = next(model.parameters()).device
+    for step in (bar := tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name)):
+        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
+        with torch.autocast(device.type, torch.bfloat16):
+            terms = loss(model, generator)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
+        optimizer.step()
+        rate.step()
+        average.update_parameters(model)
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+        _log(folder / "curve.csv", step, values)
+        if (step + 1) % schedule.checkpoint == 0 or step + 1 == schedule.steps:
+            _save(state, step + 1, folder)
+    return average.module.eval()
+
+
+def _save(state, step, folder):
+    part = folder / "checkpoint.part"
+    torch.save({"step": step} | {name: part_.state_dict() for name, part_ in state.items()}, part)
+    part.replace(folder / "checkpoint.pt")
+
+
+def _resume(state, folder) -> int:
+    """Load the checkpoint, if any; drop the curve's lines behind it; return the step to begin with."""
+    path, curve = folder / "checkpoint.pt", folder / "curve.csv"
+    if not path.exists():
+        curve.unlink(missing_ok=True)
+        return 0
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    lines = curve.read_text().splitlines(keepends=True)
+    curve.write_text("".join(lines[: saved["step"] + 1]))
+    return saved["step"]
+
+
+def _log(path, step, values):
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["step", *values])
+        writer.writerow([step, *(f"{v:.5f}" for v in values.values())])

@@ -1,0 +1,95 @@
+"""What many tests share: the bundled pipeline, generated once, and small helpers."""
+
+import logging
+
+import pytest
+import torch
+
+import attnlab as al
+
+PROMPT = "a burning house with smoke"
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """The bundled model, on the CPU in float32."""
+    pipe = al.load_pipeline("tiny", device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def generate(pipe):
+    """generate(prompt, seed=…, **call): latents of one short generation, (image, channel, row, column)."""
+
+    def run(prompt=PROMPT, seed=7, steps=4, guidance=4.0, pipe=pipe, **call):
+        call = {"output_type": "latent"} | call
+        result = pipe(prompt, generator=al.seed(seed), num_inference_steps=steps, guidance_scale=guidance, **call)
+        return result.images
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def recording(pipe, generate):
+    """One recorded generation of PROMPT: 4 steps with guidance."""
+    with al.record(pipe) as recording:
+        generate()
+    return recording
+
+
+@pytest.fixture(autouse=True)
+def _no_stray_hooks(request):
+    """No test may leave a hook on the shared pipeline."""
+    yield
+    if "pipe" in request.fixturenames:
+        assert count_hooks(request.getfixturevalue("pipe")) == 0
+
+
+def count_hooks(pipe) -> int:
+    """attnlab's hooks on any module of the denoiser and the text encoder; libraries keep some of their own."""
+    modules = [*pipe.unet.modules(), *pipe.text_encoder.modules()]
+    hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    return sum(hook.__module__.startswith("attnlab") for hook in hooks)
+
+
+class PlainAttention:
+    """Attention written out in float64, one probability tensor (batch, head, pixel, token) kept a call.
+
+    An independent answer for what the maps should be: the model's own probabilities, as it generates.
+    """
+
+    def __init__(self, store):
+        self.store = store
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        q, k, v = (f(x).double() for f, x in ((attn.to_q, hidden_states), (attn.to_k, text), (attn.to_v, text)))
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        if attention_mask is not None:
+            scores = scores + attention_mask[:, None].double()
+        probabilities = scores.softmax(-1)
+        if encoder_hidden_states is not None:
+            self.store.append(probabilities)
+        mixed = (probabilities @ v).transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        return attn.to_out[1](attn.to_out[0](mixed))
+
+
+@pytest.fixture
+def plain_attention(pipe):
+    """Swap PlainAttention into every cross-attention; gives {layer name: [probabilities of each step]}."""
+    layers = {n: m for n, m in pipe.unet.named_modules() if n.endswith("attn2")}
+    before = {n: m.processor for n, m in layers.items()}
+    stores = {n: [] for n in layers}
+    for name, module in layers.items():
+        module.set_processor(PlainAttention(stores[name]))
+    yield stores
+    for name, module in layers.items():
+        module.set_processor(before[name])
+
+
+@pytest.fixture(autouse=True)
+def _quiet_libraries():
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    torch.manual_seed(0)  # nothing may depend on it; this makes it visible if something does

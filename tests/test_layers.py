@@ -1,0 +1,105 @@
+"""The house: a module imports only from floors below its own, and importing attnlab does nothing else."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnlab
+
+ROOT = Path(attnlab.__file__).parent
+FLOORS = {
+    **dict.fromkeys(["scenes", "words", "masks", "metrics", "plots"], 0),
+    **dict.fromkeys(["pipelines", "recording"], 1),
+    **dict.fromkeys(["hooks", "maps"], 2),
+    "tokens": 3,
+    "dataset": 4,
+    **dict.fromkeys(["segment", "joint"], 5),
+    **dict.fromkeys(["thesis", "widgets", "notebooks"], 6),
+    "cli": 7,
+}
+# tiny/ stands beside the stack: its files are data to load_pipeline, its scripts train on any floor's code.
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def imports_of(path):
+    """(line, dotted name inside attnlab) of each import of the package, those inside functions too."""
+    package = ("attnlab", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] == "attnlab":
+                    yield node.lineno, name.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            dotted = ".".join([*base, *([node.module] if node.module else [])])
+            if dotted == "attnlab":
+                yield from ((node.lineno, f"attnlab.{name.name}") for name in node.names)
+            elif dotted.startswith("attnlab."):
+                yield node.lineno, dotted
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_from_floors_below(path):
+    own = path.relative_to(ROOT).with_suffix("").parts[0]
+    if own == "tiny":
+        return
+    assert own in FLOORS, (
+        f"attnlab/{own} has no floor: give it one in tests/test_layers.py and in the table of the house"
+    )
+    for line, name in imports_of(path):
+        other = name.removeprefix("attnlab").strip(".").split(".")[0]
+        if other == own and path.parent != ROOT:
+            continue  # siblings in a folder
+        where = f"{path.relative_to(ROOT)}:{line} imports {name}"
+        assert other in FLOORS, f"{where}: from attnlab's own modules only, none of tiny/, not the package as a whole"
+        assert FLOORS[other] < FLOORS[own], f"{where}: floor {FLOORS[other]} is not below floor {FLOORS[own]}"
+
+
+def test_imports_are_read_in_all_their_spellings(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "scenes").mkdir()
+    top, inner = tmp_path / "maps.py", tmp_path / "scenes/street.py"
+    top.write_text(
+        "import attnlab.cli\nfrom attnlab import words\nfrom . import masks\ndef f():\n    from .tokens import T\n"
+    )
+    inner.write_text("from .scene import Scene\nfrom ..maps import daam\nfrom .. import plots\nimport numpy\n")
+    assert {name for _, name in imports_of(top)} == {"attnlab." + n for n in ("cli", "words", "masks", "tokens")}
+    assert {name for _, name in imports_of(inner)} == {"attnlab." + n for n in ("scenes.scene", "maps", "plots")}
+
+
+QUIET = """
+import socket, sys
+import numpy, torch
+state = numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), torch.get_num_threads()
+def refuse(*args):
+    raise AssertionError("import attnlab opened a connection")
+socket.socket.connect = refuse
+import attnlab
+after = numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), torch.get_num_threads()
+assert state == after, "import attnlab changed a global random state or the number of threads"
+assert "torchvision" not in sys.modules
+"""
+
+UNSTYLED = """
+import matplotlib
+before = matplotlib.rcParams.copy()
+import attnlab
+assert matplotlib.rcParams == before, "import attnlab changed rcParams"
+"""
+
+
+@pytest.mark.parametrize("code", [QUIET, UNSTYLED], ids=["quiet", "unstyled"])
+def test_import_does_nothing(tmp_path, code):
+    """No output, no folder (a home of its own shows them), no connection, no global state."""
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "HF_", "MPL", "TORCH"))}
+    environment = {**kept, "HOME": str(home), "USERPROFILE": str(home), "TMPDIR": str(home), "MPLBACKEND": "agg"}
+    done = subprocess.run([sys.executable, "-B", "-c", code], cwd=home, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    if code is QUIET:  # importing matplotlib makes a folder of its own
+        assert list(home.iterdir()) == []

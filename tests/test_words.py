@@ -1,0 +1,58 @@
+"""Words are found by their characters: pieces of one stay together, equal ones stay apart."""
+
+import pytest
+
+from attnlab.words import Word, find, split, text_span
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pipe):
+    return pipe.tokenizer
+
+
+def words_of(tokenizer, text):
+    return split(tokenizer, tokenizer(text, padding="max_length").input_ids)
+
+
+def test_every_domain_word_is_one_token(tokenizer):
+    words = words_of(tokenizer, "a burning house, with smoke")
+    assert words == [Word(w, (i + 1,)) for i, w in enumerate(("a", "burning", "house", ",", "with", "smoke"))]
+
+
+@pytest.mark.parametrize("text", ["umbrella", "Été", "don't", "traffic-light 42", "ω", "🔥 fire"])
+def test_unknown_text_falls_to_pieces_and_comes_back_whole(tokenizer, text):
+    words = words_of(tokenizer, f"a {text} car")
+    tokens = find(words, text)
+    assert tokens == tuple(range(2, 2 + len(tokens)))
+    assert words[-1] == Word("car", (2 + len(tokens),))
+
+
+def test_padding_is_not_text(tokenizer):
+    ids = tokenizer("a car", padding="max_length").input_ids
+    assert list(text_span(tokenizer, ids)) == [1, 2]
+    assert split(tokenizer, tokenizer("", padding="max_length").input_ids) == []
+    assert list(text_span(tokenizer, ids[1:3])) == [0, 1]
+
+
+def test_find():
+    words = [Word(t, (i + 1,)) for i, t in enumerate("a red car and a blue car".split())]
+    assert find(words, "blue car") == (6, 7) and find(words, "Blue  Car") == (6, 7)
+    assert find(words, ("car", 0)) == (3,) and find(words, ("car", 1)) == (7,)
+    assert find(words, 1) == (2,) and find(words, -1) == (7,)
+
+
+@pytest.mark.parametrize(
+    ("query", "error", "message"),
+    [
+        ("car", KeyError, r"occurs 2 times; ask for \('car', 0\) or \('car', 1\)"),
+        ("ca", KeyError, "is not in the text; its words are 'a', 'red', 'car'"),
+        ("", KeyError, "is not in the text"),
+        ("red and", KeyError, "is not in the text"),
+        (("car", 2), KeyError, r"there is no \('car', 2\)"),
+        (7, IndexError, "has 7 words"),
+    ],
+)
+def test_what_is_not_there_is_named(query, error, message):
+    words = [Word(t, (i + 1,)) for i, t in enumerate("a red car and a blue car".split())]
+    with pytest.raises(error, match=message):
+        find(words, query)
