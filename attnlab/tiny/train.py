@@ -9,6 +9,7 @@ On 2 cores set GOMP_CPU_AFFINITY="0 1" OMP_PROC_BIND=true.
 
 import argparse
 import logging
+import shutil
 from pathlib import Path
 
 import torch
@@ -60,6 +61,8 @@ def export(work: Path) -> None:
         requires_safety_checker=False,
     ).to(torch.float16)
     pipe.save_pretrained(MODELS / "tiny")
+    for name in ("vocab.json", "merges.txt"):  # for readers that do not know tokenizer.json
+        shutil.copy(work / "tokenizer" / name, MODELS / "tiny" / "tokenizer" / name)
 
 
 def main() -> None:
