@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib Axes out: one style, and one color for each class, in every figure of the project.
+"""Arrays in, matplotlib Axes out, in the style and the class colors of `attnlab.figures`.
 
     fig, axes = grid(1, 3, column_titles=["image", "smoke", "mask"])
     show_image(axes[0, 0], image)
@@ -14,109 +14,39 @@ ValueError says which array has the wrong shape or range.
 
 from __future__ import annotations
 
-import os
-import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colors, patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import AutoLocator
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from .figures import CLASS_COLORS, STYLE, brightness, class_color, color_of, grid, no_frame, save_figure, styled
+
+__all__ = [
+    "CLASS_COLORS", "STYLE", "curves", "grid", "matrix", "outline", "overlay", "save_figure", "show_clusters",
+    "show_heat", "show_image", "show_labels", "show_mask",
+]  # fmt: skip
+
 ImageLike = ArrayLike | Image.Image
-
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.6,
-}
-"""The one style. It holds while a function here runs, and in a block `with plt.rc_context(STYLE):` of your own."""
-
-CLASS_COLORS = {  # dark to light, even steps of brightness, so that a grey print keeps the classes of a scene apart
-    "background": "#1c1c1c",
-    "car": "#4b1587",
-    "road": "#43434a",
-    "water": "#1a5dbd",
-    "house": "#bd4a30",
-    "tree": "#36a853",
-    "mountain": "#98879f",
-    "fire": "#ff8c00",
-    "person": "#ff84c8",
-    "ground": "#e3bf78",
-    "smoke": "#d2d2d5",
-    "sky": "#c4ebff",
-}
-CLASS_COLORS |= {  # seen from the air
-    "vehicle": CLASS_COLORS["car"],
-    "building": CLASS_COLORS["house"],
-    "bare": CLASS_COLORS["ground"],
-    "grass": "#9ccc5a",
-}
-"""Color of each class, the same in every figure. Other names take the colors of matplotlib's tab10 in turn."""
 
 _HEAT_COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in grey
 _BLEND = 0.5  # share of the heat map's color where it lies over an image
-_styled = plt.rc_context(STYLE)  # used as a decorator: every call opens a context of its own
 
 
-@_styled
-def grid(
-    rows: int,
-    columns: int,
-    cell: float = 1.6,
-    aspect: float = 1.0,
-    column_titles: Sequence[str] = (),
-    row_titles: Sequence[str] = (),
-) -> tuple[Figure, np.ndarray]:
-    """Figure of equal cells without ticks, and its (row, column) array of Axes, two-dimensional also for one cell.
-
-    A cell is `cell` inches wide and `cell` times `aspect` high. Titles stand above the first row and left of the
-    first column, broken into lines where they are longer than a cell.
-    """
-    for name, titles, count in (("column_titles", column_titles, columns), ("row_titles", row_titles, rows)):
-        if len(titles) not in (0, count):
-            raise ValueError(f"{name} has {len(titles)} entries for {count} {name.split('_')[0]}s")
-    column_titles, row_titles = (
-        [textwrap.fill(str(title), max(8, int(12 * inches))) for title in titles]  # 9 points: 12 characters an inch
-        for titles, inches in ((column_titles, cell), (row_titles, cell * aspect))
-    )
-    lines_above, lines_left = (
-        max((t.count("\n") + 1 for t in titles), default=0) for titles in (column_titles, row_titles)
-    )
-    size = (columns * cell + 0.17 * lines_left, rows * cell * aspect + 0.17 * lines_above)
-    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    for ax in axes.flat:
-        _no_frame(ax)
-    for ax, title in zip(axes[0], column_titles, strict=False):
-        ax.set_title(title)
-    for ax, title in zip(axes[:, 0], row_titles, strict=False):
-        ax.set_ylabel(title)
-    return fig, axes
-
-
-@_styled
+@styled
 def show_image(ax: Axes, image: ImageLike, title: str | None = None) -> Axes:
     """Image without ticks."""
     ax.imshow(_as_rgb(image), interpolation="nearest")
-    return _no_frame(ax, title)
+    return no_frame(ax, title)
 
 
-@_styled
+@styled
 def show_heat(
     ax: Axes,
     heat: ArrayLike,
@@ -144,19 +74,19 @@ def show_heat(
     )
     if colorbar:
         _add_colorbar(ax, drawn)
-    return _no_frame(ax, title)
+    return no_frame(ax, title)
 
 
-@_styled
+@styled
 def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = "fire", title: str | None = None) -> Axes:
     """Image with the pixels of a mask tinted and outlined."""
     mask = _as_plane(mask, "mask").astype(bool)
     show_image(ax, image, title)
-    ax.imshow(_painted(mask, {1: _color(color)}, alpha=0.45), extent=_extent(ax, mask), interpolation="nearest")
+    ax.imshow(_painted(mask, {1: color_of(color)}, alpha=0.45), extent=_extent(ax, mask), interpolation="nearest")
     return outline(ax, mask, color)
 
 
-@_styled
+@styled
 def outline(ax: Axes, mask: ArrayLike, color: str = "fire", linewidth: float = 1.2) -> Axes:
     """Border of a mask, along the edges of its own pixels, over the picture that the axes show already."""
     mask = _as_plane(mask, "mask").astype(bool)
@@ -169,12 +99,12 @@ def outline(ax: Axes, mask: ArrayLike, color: str = "fire", linewidth: float = 1
     scale = np.array([right - left, bottom - top]) / mask.shape[::-1]
     halo = [patheffects.withStroke(linewidth=linewidth + 1, foreground="white"), patheffects.Normal()]
     edges = LineCollection(np.concatenate([upright, level]) * scale + (left, top), path_effects=halo)
-    edges.set(color=_color(color), linewidth=linewidth, capstyle="round")
+    edges.set(color=color_of(color), linewidth=linewidth, capstyle="round")
     ax.add_collection(edges, autolim=False)
     return ax
 
 
-@_styled
+@styled
 def show_labels(
     ax: Axes, labels: ArrayLike, names: Sequence[str], legend: bool = True, title: str | None = None
 ) -> Axes:
@@ -182,21 +112,21 @@ def show_labels(
     labels = _as_plane(labels, "label map").astype(int)
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but names has {len(names)} entries")
-    palette = {i: _class_color(names[i], i) for i in np.unique(labels)}
+    palette = {i: class_color(names[i], i) for i in np.unique(labels)}
     ax.imshow(_painted(labels, palette), extent=_extent(ax, labels), interpolation="nearest")
     if legend:
         _legend_beside(ax, {names[i]: color for i, color in palette.items()})
-    return _no_frame(ax, title)
+    return no_frame(ax, title)
 
 
-@_styled
+@styled
 def show_clusters(
     ax: Axes, clusters: ArrayLike, image: ImageLike | None = None, legend: bool = True, title: str | None = None
 ) -> Axes:
     """Clusters as `attnlab.masks.dbscan_clusters` numbers them: 0 nothing, -1 noise (grey), 1..n one color each."""
     clusters = _as_plane(clusters, "cluster map").astype(int)
     found = np.unique(clusters)
-    palette = {n: _class_color("", n - 1) for n in found[found > 0]} | {n: (0.6, 0.6, 0.6) for n in found[found < 0]}
+    palette = {n: class_color("", n - 1) for n in found[found > 0]} | {n: (0.6, 0.6, 0.6) for n in found[found < 0]}
     show_image(ax, np.full((*clusters.shape, 3), 0.95) if image is None else image, title)
     ax.imshow(_painted(clusters, palette, alpha=0.85), extent=_extent(ax, clusters), interpolation="nearest")
     if legend:
@@ -204,7 +134,7 @@ def show_clusters(
     return ax
 
 
-@_styled
+@styled
 def curves(
     ax: Axes,
     x: ArrayLike,
@@ -222,9 +152,9 @@ def curves(
     if unknown := set(bands or {}) - set(ys):
         raise ValueError(f"bands for {sorted(unknown)}, but the curves are {list(ys)}")
     for index, (name, y) in enumerate(ys.items()):
-        color, dashes = ("black", "--") if name == "all" else (_class_color(name, index), "-")
-        if _brightness(color) > 0.65:  # smoke and sky would be lost on white paper
-            color = np.multiply(color, 0.65 / _brightness(color))
+        color, dashes = ("black", "--") if name == "all" else (class_color(name, index), "-")
+        if brightness(color) > 0.65:  # smoke and sky would be lost on white paper
+            color = np.multiply(color, 0.65 / brightness(color))
         if bands and name in bands:
             ax.fill_between(x, *bands[name], color=color, alpha=0.18, linewidth=0)
         ax.plot(x, y, color=color, linestyle=dashes, label=name)
@@ -239,7 +169,7 @@ def curves(
     return _with_labels(ax, xlabel, ylabel, title)
 
 
-@_styled
+@styled
 def matrix(
     ax: Axes,
     values: ArrayLike,
@@ -269,7 +199,7 @@ def matrix(
         _add_colorbar(ax, drawn)
     else:
         for i, j in np.argwhere(np.isfinite(values)):
-            ink = "black" if _brightness(drawn.to_rgba(values[i, j])) > 0.5 else "white"
+            ink = "black" if brightness(drawn.to_rgba(values[i, j])) > 0.5 else "white"
             ax.text(j, i, format(values[i, j], fmt), ha="center", va="center", fontsize=8, color=ink)
     if highlight is not None:
         corner = (highlight[1] - 0.5, highlight[0] - 0.5)
@@ -290,27 +220,6 @@ def overlay(
     stretched = np.asarray(Image.fromarray(heat).resize((columns, rows), Image.Resampling.BILINEAR))
     colored = 255 * plt.colormaps[_HEAT_COLORMAP](_heat_scale(heat, vmax)(stretched))[..., :3]
     return np.rint((1 - _BLEND) * picture + _BLEND * colored).astype(np.uint8)
-
-
-@_styled
-def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150) -> Path:
-    """Write a figure as .png or .pdf, with the same bytes every time, and return where it is.
-
-    The file carries no date and no program version. It is written beside its place and then renamed, so that an
-    interrupted run leaves the old figure. Missing folders are made. `dpi` is in pixels an inch.
-    """
-    path = Path(path)
-    metadata = {".png": {"Software": None}, ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate"))}
-    if path.suffix not in metadata:
-        raise ValueError(f"a figure is saved as .png or .pdf, got {path.name!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        fig.savefig(unfinished, dpi=dpi, bbox_inches="tight", pad_inches=0.05, metadata=metadata[path.suffix])
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:
@@ -356,33 +265,11 @@ def _heat_scale(heat: np.ndarray, vmax: float | None) -> colors.Normalize:
     return colors.Normalize(0 if highest > 0 else heat.min(), highest if vmax is None else vmax, clip=True)
 
 
-def _color(color: str) -> tuple[float, float, float]:
-    return colors.to_rgb(CLASS_COLORS.get(color, color))
-
-
-def _class_color(name: str, index: int) -> tuple[float, float, float]:
-    return _color(name) if name in CLASS_COLORS else plt.colormaps["tab10"](index % 10)[:3]
-
-
-def _brightness(color: Sequence[float]) -> float:
-    """How bright a color (red, green, blue, ...) is in a grey print, 0..1 (ITU-R BT.601)."""
-    return float(np.dot(colors.to_rgb(color), (0.299, 0.587, 0.114)))
-
-
 def _with_labels(ax: Axes, xlabel: str, ylabel: str, title: str) -> Axes:
     """Texts in the project's sizes, also on axes made in another style; an empty one leaves what `grid` wrote."""
     for text, label in ((xlabel, ax.xaxis.label), (ylabel, ax.yaxis.label), (title, ax.title)):
         label.set(text=text or label.get_text(), size=STYLE["axes.labelsize"])
     ax.tick_params(labelsize=STYLE["xtick.labelsize"])
-    return ax
-
-
-def _no_frame(ax: Axes, title: str | None = None) -> Axes:
-    """Without ticks and frame, but with axis labels, which `set_axis_off` would hide."""
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    if title is not None:
-        ax.set_title(title, fontsize=STYLE["axes.titlesize"])
     return ax
 
 

@@ -12,8 +12,8 @@ import attnlab
 
 ROOT = Path(attnlab.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["scenes", "words", "masks", "metrics", "plots"], 0),
-    **dict.fromkeys(["pipelines", "recording"], 1),
+    **dict.fromkeys(["scenes", "words", "masks", "metrics", "figures"], 0),
+    **dict.fromkeys(["pipelines", "recording", "plots"], 1),
     **dict.fromkeys(["hooks", "maps"], 2),
     "tokens": 3,
     "dataset": 4,

@@ -123,7 +123,7 @@ def test_images_of_every_kind_look_the_same(image):
     ("bad", "message"),
     [
         (np.zeros((3, 64, 96)), "channels last"),
-        (np.zeros((64, 96)), "rgb"),
+        (np.zeros(64), "rgb"),
         (np.full((4, 4, 3), 255.0), r"float in 0\.\.1"),
         (np.zeros((4, 4, 3), int), "uint8"),
         (np.full((4, 4, 3), np.nan), "nan"),
@@ -132,6 +132,11 @@ def test_images_of_every_kind_look_the_same(image):
 def test_an_array_that_is_no_image_is_refused(ax, bad, message):
     with pytest.raises(ValueError, match=message):
         plots.show_image(ax, bad)
+
+
+def test_a_grey_image_is_shown_in_grey(ax):
+    plots.show_image(ax, np.array([[0.0, 1.0]]))
+    assert ax.images[0].get_array().tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
 def test_a_mask_is_tinted_where_it_is(ax, image):

@@ -1,0 +1,131 @@
+"""Figures of the project: one style, one color for each class, equal cells, files with the same bytes every time."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import colors
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.6,
+}
+"""The one style. It holds while a function here runs, and in a block `with plt.rc_context(STYLE):` of your own."""
+
+CLASS_COLORS = {  # dark to light, even steps of brightness, so that a grey print keeps the classes of a scene apart
+    "background": "#1c1c1c",
+    "car": "#4b1587",
+    "road": "#43434a",
+    "water": "#1a5dbd",
+    "house": "#bd4a30",
+    "tree": "#36a853",
+    "mountain": "#98879f",
+    "fire": "#ff8c00",
+    "person": "#ff84c8",
+    "ground": "#e3bf78",
+    "smoke": "#d2d2d5",
+    "sky": "#c4ebff",
+}
+CLASS_COLORS |= {  # seen from the air
+    "vehicle": CLASS_COLORS["car"],
+    "building": CLASS_COLORS["house"],
+    "bare": CLASS_COLORS["ground"],
+    "grass": "#9ccc5a",
+}
+"""Color of each class, the same in every figure. Other names take the colors of matplotlib's tab10 in turn."""
+
+styled = plt.rc_context(STYLE)  # used as a decorator: every call opens a context of its own
+
+
+@styled
+def grid(
+    rows: int,
+    columns: int,
+    cell: float = 1.6,
+    aspect: float = 1.0,
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+) -> tuple[Figure, np.ndarray]:
+    """Figure of equal cells without ticks, and its (row, column) array of Axes, two-dimensional also for one cell.
+
+    A cell is `cell` inches wide and `cell` times `aspect` high. Titles stand above the first row and left of the
+    first column, broken into lines where they are longer than a cell.
+    """
+    for name, titles, count in (("column_titles", column_titles, columns), ("row_titles", row_titles, rows)):
+        if len(titles) not in (0, count):
+            raise ValueError(f"{name} has {len(titles)} entries for {count} {name.split('_')[0]}s")
+    column_titles, row_titles = (
+        [textwrap.fill(str(title), max(8, int(12 * inches))) for title in titles]  # 9 points: 12 characters an inch
+        for titles, inches in ((column_titles, cell), (row_titles, cell * aspect))
+    )
+    lines_above, lines_left = (
+        max((t.count("\n") + 1 for t in titles), default=0) for titles in (column_titles, row_titles)
+    )
+    size = (columns * cell + 0.17 * lines_left, rows * cell * aspect + 0.17 * lines_above)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    for ax in axes.flat:
+        no_frame(ax)
+    for ax, title in zip(axes[0], column_titles, strict=False):
+        ax.set_title(title)
+    for ax, title in zip(axes[:, 0], row_titles, strict=False):
+        ax.set_ylabel(title)
+    return fig, axes
+
+
+@styled
+def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150) -> Path:
+    """Write a figure as .png or .pdf, with the same bytes every time, and return where it is.
+
+    The file carries no date and no program version. It is written beside its place and then renamed, so that an
+    interrupted run leaves the old figure. Missing folders are made. `dpi` is in pixels an inch.
+    """
+    path = Path(path)
+    metadata = {".png": {"Software": None}, ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate"))}
+    if path.suffix not in metadata:
+        raise ValueError(f"a figure is saved as .png or .pdf, got {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        fig.savefig(unfinished, dpi=dpi, bbox_inches="tight", pad_inches=0.05, metadata=metadata[path.suffix])
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def no_frame(ax: Axes, title: str | None = None) -> Axes:
+    """Without ticks and frame, but with axis labels, which `set_axis_off` would hide."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    if title is not None:
+        ax.set_title(title, fontsize=STYLE["axes.titlesize"])
+    return ax
+
+
+def color_of(color: str) -> tuple[float, float, float]:
+    return colors.to_rgb(CLASS_COLORS.get(color, color))
+
+
+def class_color(name: str, index: int) -> tuple[float, float, float]:
+    return color_of(name) if name in CLASS_COLORS else plt.colormaps["tab10"](index % 10)[:3]
+
+
+def brightness(color: Sequence[float]) -> float:
+    """How bright a color (red, green, blue, ...) is in a grey print, 0..1 (ITU-R BT.601)."""
+    return float(np.dot(colors.to_rgb(color), (0.299, 0.587, 0.114)))
