@@ -20,7 +20,7 @@ test: .venv/installed ## lint, format check, every test and every notebook
 
 lab: .venv/installed ## open the notebooks in JupyterLab
 	@echo "make lab: JupyterLab on the notebooks; Ctrl-C here ends it"
-	@$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+	@$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 figures: .venv/installed ## run every notebook and copy its figures to figures/
 	@echo "make figures: every notebook runs, then figures/ gets the PNG files of runs/"

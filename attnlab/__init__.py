@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "pipelines": ("load_pipeline", "seed"),
-    "hooks": ("record", "record_image"),
+    "hooks": ("record",),
+    "pictures": ("record_image",),
     "recording": ("Recording",),
     "maps": ("HeatMaps", "daam"),
     "masks": ("dbscan_clusters", "dbscan_mask", "otsu_mask", "random_walker_mask", "threshold_mask"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,7 +26,7 @@ STYLE = {
     "axes.spines.right": False,
     "lines.linewidth": 1.6,
 }
-"""The one style. It holds while a function here runs, and in a block `with plt.rc_context(STYLE):` of your own."""
+"""The one style. It holds while a function that draws runs, and in a block `with style():` of your own."""
 
 CLASS_COLORS = {  # dark to light, even steps of brightness, so that a grey print keeps the classes of a scene apart
     "background": "#1c1c1c",
@@ -49,10 +50,19 @@ CLASS_COLORS |= {  # seen from the air
 }
 """Color of each class, the same in every figure. Other names take the colors of matplotlib's tab10 in turn."""
 
-styled = plt.rc_context(STYLE)  # used as a decorator: every call opens a context of its own
+
+@contextmanager
+def style():
+    """`STYLE` within the block. Unlike `plt.rc_context` it leaves alone what else changes: a notebook's backend."""
+    before = {name: plt.rcParams[name] for name in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
+        yield
+    finally:
+        plt.rcParams.update(before)
 
 
-@styled
+@style()
 def grid(
     rows: int,
     columns: int,
@@ -60,11 +70,12 @@ def grid(
     aspect: float = 1.0,
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
+    title: str = "",
 ) -> tuple[Figure, np.ndarray]:
     """Figure of equal cells without ticks, and its (row, column) array of Axes, two-dimensional also for one cell.
 
     A cell is `cell` inches wide and `cell` times `aspect` high. Titles stand above the first row and left of the
-    first column, broken into lines where they are longer than a cell.
+    first column, broken into lines where they are longer than a cell; `title` stands above the whole figure.
     """
     for name, titles, count in (("column_titles", column_titles, columns), ("row_titles", row_titles, rows)):
         if len(titles) not in (0, count):
@@ -76,9 +87,11 @@ def grid(
     lines_above, lines_left = (
         max((t.count("\n") + 1 for t in titles), default=0) for titles in (column_titles, row_titles)
     )
-    size = (columns * cell + 0.17 * lines_left, rows * cell * aspect + 0.17 * lines_above)
+    size = (columns * cell + 0.17 * lines_left, rows * cell * aspect + 0.17 * lines_above + 0.3 * bool(title))
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    if title:
+        fig.suptitle(title, fontsize=11)
     for ax in axes.flat:
         no_frame(ax)
     for ax, title in zip(axes[0], column_titles, strict=False):
@@ -88,7 +101,7 @@ def grid(
     return fig, axes
 
 
-@styled
+@style()
 def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150) -> Path:
     """Write a figure as .png or .pdf, with the same bytes every time, and return where it is.
 

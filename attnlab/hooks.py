@@ -16,9 +16,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
-from .recording import Layer, Layers, Recording, Trace, choose_layers, map_size
+from .recording import Generation, Layer, Layers, Recording, Trace, as_list, choose_layers, map_size
 
 BRANCHES = ("conditional", "negative")
+PARTS = {"StableDiffusionInstructPix2PixPipeline": ("conditional", "image", "negative")}
+"""Order of the parts of a guided batch, by pipeline class; diffusers' usual one is ("negative", "conditional")."""
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def record(
     pipe,
     *,
     layers: Layers = None,
-    steps: Collection[int] | None = None,
+    steps: int | Collection[int] | None = None,
     branch: str = "conditional",
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -36,13 +38,13 @@ def record(
 
     Parameters
     ----------
-    pipe : diffusers pipeline whose denoiser is a UNet2DConditionModel
+    pipe : diffusers pipeline with one text encoder and a UNet2DConditionModel
     layers : None for every cross-attention of the down and up blocks (as DAAM and OVAM), "all" for the middle too, or
         names, beginnings of names ("up_blocks.1") and map heights (16), one or several
     steps : which calls of the denoiser to record, counted from 0; None for all
-    branch : with guidance, the half of the batch to keep: "conditional" or "negative"
+    branch : with guidance, the part of the batch to keep: "conditional" or "negative"
     dtype, device : how queries are kept; the pipeline's dtype and main memory unless given
-    generator : noted, so that the recording knows its seed; hooks cannot see it
+    generator : noted, so that the recording knows its seed; hooks cannot see it. One, or one an image
 
     Yields
     ------
@@ -51,8 +53,9 @@ def record(
     Raises
     ------
     TypeError : a pipeline that cannot be recorded
-    ValueError : an unknown layer or branch, or a negative branch asked for without guidance
-    RuntimeError : at the end of the block, where nothing was recorded; the message says why
+    ValueError : an unknown layer, branch or dtype, or a negative branch asked for without guidance
+    RuntimeError : an attention whose queries cannot be seen, a text that changes during a generation, or, at the end of
+        the block, nothing recorded; the message says why
     """
     recorder = Recorder(pipe, layers, steps, branch, dtype, device, generator)
     with recorder:
@@ -60,94 +63,47 @@ def record(
     recorder.check()
 
 
-@torch.no_grad()
-def record_image(
-    pipe,
-    image,
-    prompt: str | Sequence[str],
-    *,
-    timesteps: Sequence[int] = (500, 300, 100),
-    layers: Layers = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    generator: torch.Generator | None = None,
-) -> Recording:
-    """Record what the denoiser asks of an existing picture: encode it, add noise, look once at every timestep.
-
-    Parameters
-    ----------
-    pipe : as for `record`, with a VAE
-    image : one image or several of one size: PIL images, or float arrays (row, column, rgb) in 0..1
-    prompt : a text an image
-    timesteps : in 0..999 for the usual 1000 training steps; more noise the higher
-    layers, dtype, device : as for `record`
-    generator : draws the noise; give one for a result that repeats
-
-    Returns
-    -------
-    Recording : of every image, conditional branch, without guidance
-
-    Raises
-    ------
-    ValueError : not as many prompts as images, or a timestep that the scheduler does not have
-    """
-    images, prompts = (list(x) if isinstance(x, list | tuple) else [x] for x in (image, prompt))
-    if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} images but {len(prompts)} prompts: give one prompt an image")
-    alphas = pipe.scheduler.alphas_cumprod
-    if not timesteps or not all(0 <= t < len(alphas) for t in timesteps):
-        raise ValueError(f"timesteps={tuple(timesteps)}: give one or more whole numbers in 0..{len(alphas) - 1}")
-    where = {"device": pipe.device, "dtype": pipe.unet.dtype}
-    pixels = pipe.image_processor.preprocess(images).to(**where)
-    latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-    with Recorder(pipe, layers, None, "conditional", dtype, device, generator, guided=False) as recorder:
-        text, _ = pipe.encode_prompt(prompts, pipe.device, 1, False)
-        for timestep in sorted(timesteps, reverse=True):
-            noise = torch.randn(latents.shape, generator=generator, device=generator.device if generator else "cpu")
-            signal = float(alphas[timestep])
-            noisy = signal**0.5 * latents + (1 - signal) ** 0.5 * noise.to(**where)
-            pipe.unet(noisy, torch.tensor(timestep, device=pipe.device), encoder_hidden_states=text)
-    return recorder.recording
-
-
 class Recorder:
-    """The hooks behind `record`, for as long as its own `with` block lasts."""
+    """The hooks behind `record`, for as long as its own `with` block lasts.
 
-    def __init__(self, pipe, layers, steps, branch, dtype, device, generator=None, guided: bool | None = None):
-        self.denoiser = _denoiser(pipe)
+    `parts` names the parts of a batch where the pipeline cannot be asked, because its denoiser is called from outside.
+    """
+
+    def __init__(self, pipe, layers, steps, branch, dtype, device, generator=None, parts=None):
+        self.attentions = _attentions(pipe)
         if branch not in BRANCHES:
             raise ValueError(f"branch={branch!r}: choose one of {', '.join(BRANCHES)}")
-        self.attentions = {
-            name: module
-            for name, module in self.denoiser.named_modules()
-            if isinstance(module, Attention) and module.is_cross_attention
-        }
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
         choose_layers(dict.fromkeys(self.attentions), layers)  # names are known now, map heights at the first step
-        self.pipe, self.wanted, self.steps, self.branch = pipe, layers, steps, branch
-        self.dtype, self.device, self.guided = dtype, device, guided
+        self.pipe, self.wanted, self.branch, self.parts = pipe, layers, branch, parts
+        self.steps = None if steps is None else as_list(steps)
+        self.dtype, self.device = dtype, device
         generators = [generator] if isinstance(generator, torch.Generator) else generator or []
         self.seeds = [g.initial_seed() for g in generators]
-        self.signature = inspect.signature(type(self.denoiser).forward)
-        self.recording = Recording(getattr(pipe, "tokenizer", None))
+        self.signature = inspect.signature(type(pipe.unet).forward)
+        self.recording = Recording(pipe.tokenizer)
         self.texts: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # token ids, and what the encoder made of them
+        self.layers: dict[str, Layer] = {}  # of the last generation
         self.current: list[Trace] = []  # the images being generated
-        self.calls, self.last_timestep, self.text_is_new = 0, None, False
+        self.schedule = self.shape = self.text = self.chosen = None
+        self.calls = 0
 
     def __enter__(self):
-        encoder = getattr(self.pipe, "text_encoder", None)
+        unet = self.pipe.unet
         self.handles = [
-            self.denoiser.register_forward_pre_hook(self._before_step, with_kwargs=True),
-            self.denoiser.register_forward_hook(self._after_step),
+            unet.register_forward_pre_hook(self._before_step, with_kwargs=True),
+            unet.register_forward_hook(self._after_step),
             *(m.to_q.register_forward_hook(self._on_query(name)) for name, m in self.attentions.items()),
         ]
-        if encoder is not None:
-            self.handles.append(encoder.register_forward_hook(self._after_text, with_kwargs=True))
+        if self.pipe.text_encoder is not None:
+            self.handles.append(self.pipe.text_encoder.register_forward_hook(self._after_text, with_kwargs=True))
         return self
 
     def __exit__(self, *error):
         for handle in self.handles:
             handle.remove()
-        self.texts, self.current = [], []
+        self.texts, self.current, self.text = [], [], None
 
     def check(self):
         """RuntimeError where the block ended well but nothing was recorded."""
@@ -167,58 +123,60 @@ class Recorder:
             norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", torch.nn.Identity())
             skipped = [norm(h) for h in getattr(output, "hidden_states", None) or ()]  # what clip_skip= takes
             self.texts.append((ids.cpu(), [output[0], *skipped]))
-            self.text_is_new = True
 
-    def _before_step(self, denoiser, args, kwargs):
-        call = self.signature.bind(denoiser, *args, **kwargs).arguments
-        timestep = float(torch.as_tensor(call["timestep"]).flatten()[0])
-        if self._begins(timestep, call["sample"]):
-            self._begin(call["sample"], call["encoder_hidden_states"], call.get("encoder_attention_mask"))
-        self.last_timestep, self.pending = timestep, {}
+    def _before_step(self, unet, args, kwargs):
+        call = self.signature.bind(unet, *args, **kwargs).arguments
+        sample, text = call["sample"], call["encoder_hidden_states"]
+        self.rows = self._rows(sample.shape[0])
+        # a pipeline sets its timesteps anew for every generation
+        if not self.current or self.pipe.scheduler.timesteps is not self.schedule or sample.shape[1:] != self.shape:
+            self._begin(sample, text, call.get("encoder_attention_mask"))
+        elif text is not self.text:
+            self._check_text(text)
+        self.text, self.pending = text, {}
+        self.timestep = round(float(torch.as_tensor(call["timestep"]).flatten()[0]))
         self.active = self.steps is None or self.calls in self.steps
 
-    def _begins(self, timestep, sample):
-        """Whether this call of the denoiser is the first of a new generation."""
-        if not self.current or self.text_is_new or self.calls == self.current[0].info["planned"]:
-            return True
-        return timestep > self.last_timestep or tuple(sample.shape) != self.shape
+    def _rows(self, batch: int) -> range:
+        """Rows of the batch that belong to the branch; callbacks may turn guidance off on the way."""
+        parts = self.parts or _parts(self.pipe)
+        if self.branch not in parts:
+            raise ValueError("branch='negative' needs guidance: call the pipeline with a guidance_scale above 1")
+        images, rest = divmod(batch, len(parts))
+        if rest:
+            raise ValueError(f"a batch of {batch} does not divide into the parts {parts} of {type(self.pipe).__name__}")
+        first = parts.index(self.branch) * images
+        return range(first, first + images)
 
     def _begin(self, sample, text, visible):
-        guided = self.guided if self.guided is not None else self.pipe.do_classifier_free_guidance
-        branches = ("negative", "conditional") if guided else ("conditional",)  # the order of diffusers' batches
-        if self.branch not in branches:
-            raise ValueError("branch='negative' needs guidance: call the pipeline with a guidance_scale above 1")
-        images = sample.shape[0] // len(branches)
-        first = branches.index(self.branch) * images
-        self.rows = range(first, first + images)
-        self.shape, self.calls, self.text_is_new = tuple(sample.shape), 0, False
-        if not self.recording.layers:
-            self.recording.layers = {name: Layer.of(name, m) for name, m in self.attentions.items()}
-        self.chosen = None
+        first = not self.recording.traces
+        seeds = self.seeds if first and len(self.seeds) == len(self.rows) else [None] * len(self.rows)
+        self.schedule, self.shape = self.pipe.scheduler.timesteps, sample.shape[1:]
+        self.calls, self.chosen, self.known, self.layers = 0, None, self.layers, {}
         self.current = [
             Trace(
                 text=text[row].detach().to("cpu", copy=True),
                 token_ids=self._token_ids(text[row]),
                 visible=None if visible is None else visible[row].detach().bool().cpu(),
-                info=self._info(sample, i),
+                generation=self._generation(seed),
+                layers=self.layers,
             )
-            for i, row in enumerate(self.rows)
+            for row, seed in zip(self.rows, seeds, strict=True)
         ]
         self.recording.traces.extend(self.current)
 
-    def _info(self, sample, i):
-        pipe, known = self.pipe, self.guided is None
-        seed = self.seeds[i] if len(self.seeds) > 1 else (self.seeds or [None])[0]
-        return {
-            "model": getattr(pipe, "name_or_path", None),
-            "scheduler": type(pipe.scheduler).__name__,
-            "guidance_scale": pipe.guidance_scale if known else None,
-            "branch": self.branch,
-            "latent_size": tuple(sample.shape[-2:]),
-            "seed": seed,
-            "planned": getattr(pipe, "num_timesteps", None) if known else None,
-            "ran": 0,
-        }
+    def _generation(self, seed) -> Generation:
+        pipe = self.pipe
+        asked = self.parts is None  # otherwise what the pipeline says is about an earlier call
+        return Generation(
+            model=getattr(pipe, "name_or_path", None),
+            scheduler=type(pipe.scheduler).__name__,
+            guidance_scale=getattr(pipe, "guidance_scale", None) if asked else None,
+            branch=self.branch,
+            latent_size=tuple(self.shape[-2:]),
+            seed=seed,
+            planned=getattr(pipe, "num_timesteps", None) if asked else None,
+        )
 
     def _token_ids(self, text):
         """The token ids that the text encoder turned into `text` (token, text width), told by the result itself."""
@@ -230,41 +188,83 @@ class Recorder:
                         return ids[row].tolist()
         return None
 
+    def _check_text(self, text):
+        same = len(self.rows) == len(self.current) and all(
+            torch.equal(text[row].cpu(), trace.text) for row, trace in zip(self.rows, self.current, strict=True)
+        )
+        if not same:
+            raise RuntimeError("the text or the batch changed during a generation: a recording has one text an image")
+
     def _on_query(self, name):
         def hook(module, args, output):
-            if self.active and (self.chosen is None or name in self.chosen):
-                dtype = self.dtype or output.dtype
-                # a copy of each row: a view would keep the whole batch, both halves of it, alive
-                self.pending[name] = [output[row].detach().to(self.device, dtype, copy=True) for row in self.rows]
+            if not self.active or (self.chosen is not None and name not in self.chosen):
+                return
+            if name not in self.layers:  # inside the forward: only here does a LoRA have its scale
+                layer = Layer.of(name, self.attentions[name])
+                self.layers[name] = self.known[name] if layer.same(self.known.get(name)) else layer
+            dtype = self.dtype or output.dtype
+            # a copy of each row: a view would keep the whole batch, both halves of it, alive
+            self.pending[name] = [output[row].detach().to(self.device, dtype, copy=True) for row in self.rows]
 
         return hook
 
-    def _after_step(self, denoiser, args, output):
+    def _after_step(self, unet, args, output):
         """The step is whole only now: one that was interrupted half-way leaves nothing behind."""
         if self.active and self.chosen is None:
-            latent = self.current[0].info["latent_size"]
-            sizes = {name: map_size(queries[0].shape[0], latent) for name, queries in self.pending.items()}
-            self.chosen = choose_layers(sizes, self.wanted)
-            for trace in self.current:
-                trace.sizes = {name: sizes[name] for name in self.chosen}
-                trace.queries = {name: [] for name in self.chosen}
+            self._choose()
         for i, trace in enumerate(self.current):
-            trace.info["ran"] = self.calls + 1
+            trace.generation.ran = self.calls + 1
             if self.active:
                 trace.steps.append(self.calls)
-                trace.timesteps.append(round(self.last_timestep))
+                trace.timesteps.append(self.timestep)
                 for name in self.chosen:
                     trace.queries[name].append(self.pending[name][i])
         self.calls += 1
 
+    def _choose(self):
+        """The layers to keep, once the first recorded step has told their sizes."""
+        if missing := [name for name in self.attentions if name not in self.pending]:
+            raise RuntimeError(
+                f"{len(missing)} of {len(self.attentions)} cross-attentions gave no query, {missing[0]} for one: "
+                "its block is compiled, or its attention processor does not call to_q; record without that"
+            )
+        latent = self.current[0].generation.latent_size
+        sizes = {name: map_size(queries[0].shape[0], latent) for name, queries in self.pending.items()}
+        self.chosen = choose_layers(sizes, self.wanted)
+        for name in set(self.layers) - set(self.chosen):
+            del self.layers[name]
+        for trace in self.current:
+            trace.sizes = {name: sizes[name] for name in self.chosen}
+            trace.queries = {name: [] for name in self.chosen}
 
-def _denoiser(pipe) -> UNet2DConditionModel:
-    unet = getattr(pipe, "unet", None)
-    if hasattr(unet, "_orig_mod"):
+
+def _parts(pipe) -> tuple[str, ...]:
+    """What the parts of the pipeline's batch are, in order."""
+    guided = getattr(pipe, "do_classifier_free_guidance", None)
+    if guided is None or getattr(pipe, "do_perturbed_attention_guidance", False):
         raise TypeError(
-            "the denoiser is compiled, and hooks are not called inside it: record before torch.compile(pipe.unet)"
+            f"{type(pipe).__name__} does not say how it guides, so its images cannot be told from what guides them; "
+            "supported: pipelines with classifier-free guidance, called as pipe(...)"
         )
+    return PARTS.get(type(pipe).__name__, ("negative", "conditional")) if guided else ("conditional",)
+
+
+def _attentions(pipe) -> dict[str, Attention]:
+    """The cross-attentions of a pipeline's denoiser; TypeError where they cannot be recorded."""
+    name, unet = type(pipe).__name__, getattr(pipe, "unet", None)
+    if hasattr(unet, "_orig_mod") or any(m._compiled_call_impl for m in getattr(unet, "modules", list)()):
+        raise TypeError("the denoiser is compiled, and hooks are not called inside it: record before compiling it")
     if not isinstance(unet, UNet2DConditionModel):
         found = "no unet" if unet is None else type(unet).__name__
-        raise TypeError(f"record() needs a pipeline with a UNet2DConditionModel; {type(pipe).__name__} has {found}")
-    return unet
+        raise TypeError(f"record() needs a pipeline with a UNet2DConditionModel; {name} has {found}")
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        raise TypeError(f"record() reads one text encoder; {name} has two")
+    if unet.config.encoder_hid_dim_type not in (None, "ip_image_proj"):
+        raise TypeError(
+            f"record() cannot follow a text through {unet.config.encoder_hid_dim_type!r} (encoder_hid_dim_type)"
+        )
+    found = {n: m for n, m in unet.named_modules() if isinstance(m, Attention) and m.is_cross_attention}
+    for layer, module in found.items():
+        if module.norm_cross is not None or module.added_kv_proj_dim is not None:
+            raise TypeError(f"record() cannot follow the text of {name}: {layer} normalizes or extends it")
+    return found

@@ -4,19 +4,19 @@ Axes: step, head, token, pixel (row-major), then row, column. Tokens never stand
 the softmax over tokens runs along rows of memory, several times faster on a CPU.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from . import plots, words
-from .recording import Layers, Recording, Trace
+from .recording import Layers, Recording, Trace, as_list
 
 CHUNK = 2**24  # most scores held at once: steps are taken in groups of this size
 
 
-class HeatMaps(Mapping):
+class HeatMaps:
     """The heat maps of a text: `maps["smoke"]` is float32 (row, column), a share of attention in 0..1.
 
     A word is asked for by name, `maps["red car"]` by phrase, `maps["car", 1]` as the second "car", `maps[3]` as the
@@ -44,6 +44,10 @@ class HeatMaps(Mapping):
 
     def __len__(self) -> int:
         return len(self.words)
+
+    def __contains__(self, query: words.Query) -> bool:
+        """Whether the text has such a word, once or more often."""
+        return bool(words.matches(self.words, query))
 
     def __repr__(self) -> str:
         tokens, height, width = self.values.shape
@@ -74,8 +78,8 @@ def daam(
     recording: Recording,
     *,
     layers: Layers = None,
-    steps: Collection[int] | None = None,
-    heads: Collection[int] | None = None,
+    steps: int | Collection[int] | None = None,
+    heads: int | Collection[int] | None = None,
     per: str | None = None,
     mode: str = "bicubic",
 ) -> HeatMaps | dict[object, HeatMaps]:
@@ -103,13 +107,15 @@ def daam(
     ValueError : several images, a prompt given as embeddings, an unknown layer, step, head, `per` or `mode`
     """
     trace, text = recording.trace, recording.words
-    names, steps = recording.choose_layers(layers), _choose_steps(trace, steps)
+    names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     end = max((p for word in text for p in word.tokens), default=0) + 1
     tokens = list(range(end + 1))  # start, text and the first end token
     size = max((trace.sizes[name] for name in names), key=lambda s: s[0] * s[1])
 
     def layer_maps(name, steps):
-        return _layer_maps(recording, name, steps, heads, tokens, size, mode)
+        share = _softmax_share(trace, name, steps, trace.text, trace.visible)
+        chosen = _choose_heads(heads, len(share), name)
+        return resize(share[chosen][:, tokens].unflatten(-1, trace.sizes[name]), size, mode)
 
     def reduced(maps):
         return HeatMaps(torch.cat(maps).mean(0).numpy(), text)
@@ -124,7 +130,9 @@ def daam(
         return {
             (name, head): HeatMaps(values.numpy(), text)
             for name in names
-            for head, values in zip(heads or range(10**6), layer_maps(name, steps), strict=False)
+            for head, values in zip(
+                _choose_heads(heads, trace.layers[name].heads, name), layer_maps(name, steps), strict=True
+            )
         }
     raise ValueError(f"per={per!r}: choose 'step', 'layer' or 'head', or leave it out")
 
@@ -139,41 +147,26 @@ def resize(maps: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor
     return resized.clamp_(min=0) if mode == "bicubic" else resized
 
 
-def _layer_maps(recording, name, steps, heads, tokens, size, mode):
-    """One layer's maps, mean over steps: (head, token, row, column) at `size`."""
-    share = _softmax_share(recording, name, steps, recording.trace.text, recording.trace.visible)
-    if heads is not None:
-        unknown = set(heads) - set(range(len(share)))
-        if unknown:
-            raise ValueError(f"heads {sorted(unknown)}: {name} has {len(share)}, numbered from 0")
-        share = share[list(heads)]
-    return resize(share[:, tokens].unflatten(-1, recording.trace.sizes[name]), size, mode)
-
-
 @torch.no_grad()
-def _softmax_share(recording: Recording, name: str, steps, text, visible) -> torch.Tensor:
+def _softmax_share(trace: Trace, name: str, steps, text, visible) -> torch.Tensor:
     """Share of attention that each token of `text` gets, mean over steps: float32 (head, token, pixel)."""
-    layer, recorded = recording.layers[name], recording.trace.queries[name]
+    layer, recorded = trace.layers[name], trace.queries[name]
     keys = layer.keys(text) * layer.scale  # (head, token, width)
-    if visible is not None:
-        hidden = ~visible[: len(text), None]
-    index = [recording.trace.steps.index(step) for step in steps]
+    index = [trace.steps.index(step) for step in steps]
     group = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * recorded[0].shape[0]))
     total = 0
     for i in range(0, len(index), group):
         queries = layer.queries(torch.stack([recorded[k] for k in index[i : i + group]]).cpu())
         scores = keys @ queries.mT  # (step, head, token, pixel)
         if visible is not None:
-            scores.masked_fill_(hidden, -torch.inf)
+            scores.masked_fill_(~visible[:, None], -torch.inf)
         total = total + scores.softmax(-2).sum(0)
     return total / len(index)
 
 
-def _choose_steps(trace: Trace, steps) -> list[int]:
-    if steps is None:
-        return trace.steps
-    steps = [steps] if isinstance(steps, int) else list(steps)
-    unknown = sorted(set(steps) - set(trace.steps))
-    if unknown or not steps:
-        raise ValueError(f"steps {unknown or '[]'} were not recorded; recorded: {trace.steps}")
-    return steps
+def _choose_heads(heads, count: int, name: str) -> list[int]:
+    chosen = list(range(count)) if heads is None else as_list(heads)
+    unknown = sorted(set(chosen) - set(range(count)))
+    if unknown or not chosen:
+        raise ValueError(f"heads={unknown or []} cannot be chosen: {name} has {count}, numbered from 0")
+    return chosen

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 BUNDLED = Path(__file__).parent / "tiny" / "models"
 
@@ -35,7 +37,7 @@ def load_pipeline(
     device = torch.device(device or best_device())
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     source = _source(name)
-    with _quiet():
+    with _quiet(bars=not isinstance(source, Path)):  # a download takes long and shows its progress, a folder does not
         try:
             pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
         except OSError as error:
@@ -87,12 +89,17 @@ def _unreachable(name):
 
 
 @contextmanager
-def _quiet():
-    """Without torchvision, transformers falls back to PIL for images and warns of it: that is what is wanted here."""
+def _quiet(bars: bool):
+    """No word of torchvision, which is not wanted here; without `bars`, no progress bars either."""
     logger = logging.getLogger("transformers")
     before = logger.level
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled() and not bars]
     logger.setLevel(logging.ERROR)
+    for log in shown:
+        log.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(before)
+        for log in shown:
+            log.enable_progress_bar()

@@ -26,27 +26,28 @@ from matplotlib.ticker import AutoLocator
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from .figures import CLASS_COLORS, STYLE, brightness, class_color, color_of, grid, no_frame, save_figure, styled
+from .figures import CLASS_COLORS, STYLE, brightness, class_color, color_of, grid, no_frame, save_figure, style
 
 __all__ = [
     "CLASS_COLORS", "STYLE", "curves", "grid", "matrix", "outline", "overlay", "save_figure", "show_clusters",
-    "show_heat", "show_image", "show_labels", "show_mask",
+    "show_heat", "show_image", "show_labels", "show_mask", "style",
 ]  # fmt: skip
 
 ImageLike = ArrayLike | Image.Image
 
 _HEAT_COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in grey
+MASK_COLOR = "#ff1fd1"  # a color that neither fire nor sky nor grass has
 _BLEND = 0.5  # share of the heat map's color where it lies over an image
 
 
-@styled
+@style()
 def show_image(ax: Axes, image: ImageLike, title: str | None = None) -> Axes:
     """Image without ticks."""
     ax.imshow(_as_rgb(image), interpolation="nearest")
     return no_frame(ax, title)
 
 
-@styled
+@style()
 def show_heat(
     ax: Axes,
     heat: ArrayLike,
@@ -77,8 +78,8 @@ def show_heat(
     return no_frame(ax, title)
 
 
-@styled
-def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = "fire", title: str | None = None) -> Axes:
+@style()
+def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = MASK_COLOR, title: str | None = None) -> Axes:
     """Image with the pixels of a mask tinted and outlined."""
     mask = _as_plane(mask, "mask").astype(bool)
     show_image(ax, image, title)
@@ -86,8 +87,8 @@ def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = "fire", 
     return outline(ax, mask, color)
 
 
-@styled
-def outline(ax: Axes, mask: ArrayLike, color: str = "fire", linewidth: float = 1.2) -> Axes:
+@style()
+def outline(ax: Axes, mask: ArrayLike, color: str = MASK_COLOR, linewidth: float = 1.2) -> Axes:
     """Border of a mask, along the edges of its own pixels, over the picture that the axes show already."""
     mask = _as_plane(mask, "mask").astype(bool)
     padded = np.pad(mask, 1)
@@ -104,7 +105,7 @@ def outline(ax: Axes, mask: ArrayLike, color: str = "fire", linewidth: float = 1
     return ax
 
 
-@styled
+@style()
 def show_labels(
     ax: Axes, labels: ArrayLike, names: Sequence[str], legend: bool = True, title: str | None = None
 ) -> Axes:
@@ -119,7 +120,7 @@ def show_labels(
     return no_frame(ax, title)
 
 
-@styled
+@style()
 def show_clusters(
     ax: Axes, clusters: ArrayLike, image: ImageLike | None = None, legend: bool = True, title: str | None = None
 ) -> Axes:
@@ -134,7 +135,7 @@ def show_clusters(
     return ax
 
 
-@styled
+@style()
 def curves(
     ax: Axes,
     x: ArrayLike,
@@ -169,7 +170,7 @@ def curves(
     return _with_labels(ax, xlabel, ylabel, title)
 
 
-@styled
+@style()
 def matrix(
     ax: Axes,
     values: ArrayLike,

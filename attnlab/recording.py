@@ -3,7 +3,8 @@
 Axes: step, head, pixel (row-major), token, width (channels of one head, or of the text).
 """
 
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,20 +18,34 @@ Layers = str | int | Collection[str | int] | None
 
 @dataclass(frozen=True)
 class Layer:
-    """What turns one layer's queries and a text into scores: its own copy of the key weights, heads and scale."""
+    """What turns one layer's queries and a text into scores: copies of its key weights, its heads and its scale."""
 
     name: str
     heads: int
     scale: float
     weight: torch.Tensor  # (head x width, text width)
     bias: torch.Tensor | None
-    norm_q: nn.Module | None = None
-    norm_k: nn.Module | None = None
+    norm_q: nn.Module | None
+    norm_k: nn.Module | None
 
     @classmethod
     def of(cls, name: str, attention: Attention) -> "Layer":
         weight, bias = _linear_map(attention.to_k)
-        return cls(name, attention.heads, attention.scale, weight, bias, attention.norm_q, attention.norm_k)
+        norms = copy.deepcopy((attention.norm_q, attention.norm_k))
+        return cls(name, attention.heads, attention.scale, weight, bias, *norms)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def same(self, other: "Layer | None") -> bool:
+        """Whether both give the same keys."""
+        if other is None or self.norm_k is not None:
+            return False
+        biases = (self.bias is None, other.bias is None)
+        return torch.equal(self.weight, other.weight) and (
+            all(biases) or (not any(biases) and torch.equal(self.bias, other.bias))
+        )
 
     def queries(self, recorded: torch.Tensor) -> torch.Tensor:
         """Recorded (..., pixel, head x width) to float32 (..., head, pixel, width), normalized where the model does."""
@@ -51,24 +66,42 @@ class Layer:
 
 
 @dataclass
+class Generation:
+    """What is known of how an image came about; None where it is not.
+
+    planned, ran : calls of the denoiser, by the schedule and in fact; fewer where the generation was interrupted
+    """
+
+    model: str | None
+    scheduler: str
+    guidance_scale: float | None
+    branch: str
+    latent_size: tuple[int, int]  # (height, width)
+    seed: int | None
+    planned: int | None
+    ran: int = 0
+
+
+@dataclass
 class Trace:
     """What was recorded of one image.
 
-    queries : of each layer, one tensor (pixel, head x width) a step
-    sizes : of each layer, (height, width) of its maps
     text : (token, text width), the text as the denoiser saw it
     token_ids : its tokens; None where it did not come from the pipeline's text encoder (`prompt_embeds=`)
     visible : bool (token,), False for tokens that the model masks; None where it masks none
+    queries : of each layer, one tensor (pixel, head x width) a recorded step
+    sizes : of each layer, (height, width) of its maps
+    layers : of each layer, what turns queries and text into scores
     steps, timesteps : which calls of the denoiser were recorded, and their timesteps
-    info : what is known of the generation
     """
 
     text: torch.Tensor
     token_ids: list[int] | None
     visible: torch.Tensor | None
-    info: dict
+    generation: Generation
     queries: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
 
@@ -76,44 +109,43 @@ class Trace:
 class Recording(Sequence):
     """One or more recorded images: `len(recording)` of them, `recording[i]` one, as a recording of its own."""
 
-    def __init__(self, tokenizer=None, layers: dict[str, Layer] | None = None, traces: list[Trace] | None = None):
+    def __init__(self, tokenizer=None, traces: Sequence[Trace] = ()):
         self.tokenizer = tokenizer
-        self.layers = {} if layers is None else layers
-        self.traces = [] if traces is None else traces
+        self.traces = list(traces)
 
     def __len__(self) -> int:
         return len(self.traces)
 
-    def __getitem__(self, i: int) -> "Recording":
-        return Recording(self.tokenizer, self.layers, [self.traces[i]])
+    def __getitem__(self, i: int | slice) -> "Recording":
+        return Recording(self.tokenizer, self.traces[i] if isinstance(i, slice) else [self.traces[i]])
 
     def __repr__(self) -> str:
         if len(self) != 1:
             return f"<Recording of {len(self)} images, {self.nbytes / 1e6:.1f} MB>"
-        t = self.trace
-        text = repr(self.prompt) if t.token_ids is not None else "a text given as embeddings"
-        state = "" if self.complete else f", interrupted after {t.info['ran']} of {t.info['planned']} steps"
-        return (
-            f"<Recording of {text}: {len(t.queries)} layers, {len(t.steps)} steps, {self.nbytes / 1e6:.1f} MB{state}>"
-        )
+        t, g = self.traces[0], self.traces[0].generation
+        known = t.token_ids is not None
+        text = repr(" ".join(w.text for w in words.split(self.tokenizer, t.token_ids))) if known else "embeddings"
+        state = "" if self.complete else f", interrupted after {g.ran} of {g.planned} steps"
+        size = f"{len(t.queries)} layers, {len(t.steps)} steps, {self.nbytes / 1e6:.1f} MB"
+        return f"<Recording of {text}: {size}{state}>"
 
     @property
     def trace(self) -> Trace:
-        """The trace of the only image; ValueError where there are several, or none."""
-        if len(self) == 1:
-            return self.traces[0]
+        """The trace of the only image; ValueError where there are several, none, or nothing recorded of it."""
         if not self.traces:
             raise ValueError("the recording is empty: nothing has been generated yet inside the record() block")
-        raise ValueError(f"the recording holds {len(self)} images; choose one, for example recording[0]")
+        if len(self) > 1:
+            raise ValueError(f"the recording holds {len(self)} images; choose one, for example recording[0]")
+        if not self.traces[0].steps:
+            raise ValueError("no step of this image was recorded: those asked of record(steps=...) did not occur in it")
+        return self.traces[0]
 
     @property
     def words(self) -> list[words.Word]:
         """The words of the prompt, each with its token positions."""
         ids = self.trace.token_ids
         if ids is None:
-            raise ValueError(
-                "the prompt's words are unknown: it was given as embeddings, not as text, inside the block"
-            )
+            raise ValueError("the prompt's words are unknown: in the block it was given as embeddings, not as text")
         return words.split(self.tokenizer, ids)
 
     @property
@@ -124,16 +156,32 @@ class Recording(Sequence):
     @property
     def complete(self) -> bool:
         """False where a generation was interrupted."""
-        return all(t.info["planned"] in (None, t.info["ran"]) for t in self.traces)
+        return all(t.generation.planned in (None, t.generation.ran) for t in self.traces)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the recorded queries."""
-        return sum(q.numel() * q.element_size() for t in self.traces for steps in t.queries.values() for q in steps)
+        """Bytes held: queries, texts, and key weights (once where images share them)."""
+        layers = {id(layer): layer.nbytes for t in self.traces for layer in t.layers.values()}
+        queries = sum(q.nbytes for t in self.traces for steps in t.queries.values() for q in steps)
+        return queries + sum(t.text.nbytes for t in self.traces) + sum(layers.values())
 
     def choose_layers(self, layers: Layers = None) -> list[str]:
         """Names of recorded layers: all (None, "all"), or those of given names, name prefixes or map heights."""
         return choose_layers(self.trace.sizes, layers, default=lambda name: True)
+
+    def choose_steps(self, steps: int | Collection[int] | None = None) -> list[int]:
+        """Recorded steps: all (None), or the given ones; ValueError where one was not recorded."""
+        recorded = self.trace.steps
+        chosen = recorded if steps is None else as_list(steps)
+        unknown = [step for step in chosen if step not in recorded]
+        if unknown or not chosen:
+            raise ValueError(f"steps={unknown or []} cannot be chosen; recorded: {recorded}")
+        return chosen
+
+
+def as_list(choice) -> list:
+    """One number or name as a list of one; several as a list."""
+    return [choice] if isinstance(choice, str | int) else list(choice)
 
 
 def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
@@ -146,29 +194,35 @@ def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def choose_layers(sizes: dict, layers: Layers, default=lambda name: "mid_block" not in name) -> list[str]:
-    """Those names in `sizes` (name -> (height, width) or None where not yet known) that `layers` asks for.
+def in_down_or_up_block(name: str) -> bool:
+    """DAAM's and OVAM's layers: every cross-attention but that of the middle."""
+    return "mid_block" not in name
+
+
+def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool] = in_down_or_up_block) -> list[str]:
+    """Those names in `sizes` (name -> (height, width), or None where not yet known) that `layers` asks for.
 
     Raises
     ------
-    ValueError : something in `layers` fits no layer; the message lists what would
+    ValueError : nothing asked for, or something that fits no layer; the message lists what would
     """
     if layers is None:
         return [name for name in sizes if default(name)]
     if layers == "all":
         return list(sizes)
+    heights = sorted({size[0] for size in sizes.values() if size}, reverse=True)
+    known = f"layers: {', '.join(sizes)}" + (f"; map heights: {heights}" if heights else "")
     chosen = set()
-    for wanted in [layers] if isinstance(layers, str | int) else layers:
+    for wanted in as_list(layers):
         if isinstance(wanted, str):
             fits = {name for name in sizes if name == wanted or name.startswith(wanted + ".")}
         else:
             fits = {name for name, size in sizes.items() if size is None or size[0] == wanted}
         if not fits:
-            heights = sorted({size[0] for size in sizes.values() if size}, reverse=True)
-            raise ValueError(
-                f"no layer fits {wanted!r}; layers: {', '.join(sizes)}" + f"; map heights: {heights}" * bool(heights)
-            )
+            raise ValueError(f"no layer fits {wanted!r}; {known}")
         chosen |= fits
+    if not chosen:
+        raise ValueError(f"layers={layers!r} chooses nothing; {known}")
     return [name for name in sizes if name in chosen]
 
 
@@ -177,10 +231,10 @@ def _linear_map(module) -> tuple[torch.Tensor, torch.Tensor | None]:
     if type(module) is nn.Linear and module.weight.device.type != "meta":
         bias = module.bias
         return module.weight.detach().to("cpu", copy=True), None if bias is None else bias.detach().to("cpu", copy=True)
-    parameter = next(p for p in module.parameters())
-    device = "cpu" if parameter.device.type == "meta" else parameter.device
+    parameter = next(module.parameters())
+    device = torch.device("cpu" if parameter.device.type == "meta" else parameter.device)
     inputs = torch.eye(module.in_features, dtype=parameter.dtype, device=device)
-    with torch.no_grad(), torch.autocast(torch.device(device).type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         bias = module(torch.zeros_like(inputs[:1])).cpu()
         weight = module(inputs).cpu() - bias
     return weight.T.contiguous(), bias[0] if bias.any() else None

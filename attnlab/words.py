@@ -1,8 +1,10 @@
-"""From a prompt's token ids to its words, and from a word to its tokens. Words are found by their characters."""
+"""From a prompt's token ids to its words, and from a word to its tokens, by place and spelling, never by token id."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
+END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
 Query = str | int | tuple[str, int]  # "smoke", "red car"; the n-th word; ("car", 1): the second "car"
 
 
@@ -25,23 +27,20 @@ def text_span(tokenizer, ids: Sequence[int]) -> range:
 def split(tokenizer, ids: Sequence[int]) -> list[Word]:
     """The words of tokenized text, in order, as the tokenizer writes them (CLIP's in lower case).
 
-    A token belongs to the word to which it adds characters when the text is decoded token by token, so that pieces of
-    one word stay together and equal words stay apart.
+    Tokens are grouped in the order of the text by the word they are pieces of: pieces of a word stay together, equal
+    words stay apart. A learned token (textual inversion) is a word, with all its vectors.
     """
     span = text_span(tokenizer, ids)
+    learned = tokenizer.get_added_vocab()
     groups: list[list[int]] = []
-    done = ""
-    for position in span:
-        text = _decode(tokenizer, ids[span.start : position + 1])
-        if not groups or text[len(done) :][:1].isspace():
+    ended = True  # whether the last piece ended its word
+    for position, piece in zip(span, tokenizer.convert_ids_to_tokens([ids[p] for p in span]), strict=True):
+        continues = piece in learned and piece.rpartition("_")[0] in learned  # "<cat>_1": a further vector of "<cat>"
+        if (ended or piece in learned) and not continues:
             groups.append([])
         groups[-1].append(position)
-        done = text
-    return [Word(_decode(tokenizer, [ids[p] for p in group]).strip(), tuple(group)) for group in groups]
-
-
-def _decode(tokenizer, ids):
-    return tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        ended = piece in learned or piece.endswith(END_OF_WORD)
+    return [Word(_spell(tokenizer, [ids[p] for p in group], learned), tuple(group)) for group in groups]
 
 
 def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
@@ -52,25 +51,31 @@ def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
     KeyError : no such word, or one that occurs more than once; the message names what can be asked for
     IndexError : no n-th word
     """
-    if isinstance(query, int):
-        if not -len(words) <= query < len(words):
+    found = matches(words, query)
+    if isinstance(query, Integral):
+        if not found:
             raise IndexError(f"there is no word {query}: the text has {len(words)} words, {_list(words)}")
-        return words[query].tokens
+        return found[0]
     text, which = query if isinstance(query, tuple) else (query, None)
-    matches = _matches(words, "".join(text.lower().split()))
-    if not matches:
+    every = matches(words, text)
+    if not every:
         raise KeyError(f"{text!r} is not in the text; its words are {_list(words)}")
-    if which is None and len(matches) > 1:
-        choices = " or ".join(f"({text!r}, {i})" for i in range(len(matches)))
-        raise KeyError(f"{text!r} occurs {len(matches)} times; ask for {choices}")
-    if which is not None and not 0 <= which < len(matches):
-        raise KeyError(f"{text!r} occurs {len(matches)} times, counted from 0; there is no ({text!r}, {which})")
-    return matches[which or 0]
+    if not found:
+        raise KeyError(f"{text!r} occurs {len(every)} times, counted from 0; there is no ({text!r}, {which})")
+    if len(found) > 1:
+        choices = " or ".join(f"({text!r}, {i})" for i in range(len(found)))
+        raise KeyError(f"{text!r} occurs {len(found)} times; ask for {choices}")
+    return found[0]
 
 
-def _matches(words, letters):
-    """Token positions of every run of whole words whose letters, spaces left out, are `letters`."""
-    found = []
+def matches(words: Sequence[Word], query: Query) -> list[tuple[int, ...]]:
+    """Token positions of everything in the text that `query` could mean, none to several."""
+    if isinstance(query, Integral):
+        return [words[query].tokens] if -len(words) <= query < len(words) else []
+    if isinstance(query, tuple):
+        text, which = query
+        return matches(words, text)[which : which + 1] if which >= 0 else []
+    letters, found = "".join(query.lower().split()), []
     for first in range(len(words)):
         joined, tokens = "", ()
         for word in words[first:]:
@@ -80,6 +85,14 @@ def _matches(words, letters):
             if not letters.startswith(joined):
                 break
     return found
+
+
+def _spell(tokenizer, ids, learned) -> str:
+    first = tokenizer.convert_ids_to_tokens(ids[0])
+    if first in learned:
+        return first
+    text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text.replace(END_OF_WORD, "").strip()  # a copied tokenizer leaves the marks in
 
 
 def _list(words):

@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(["scenes", "words", "masks", "metrics", "figures"], 0),
     **dict.fromkeys(["pipelines", "recording", "plots"], 1),
     **dict.fromkeys(["hooks", "maps"], 2),
-    "tokens": 3,
+    **dict.fromkeys(["pictures", "tokens"], 3),
     "dataset": 4,
     **dict.fromkeys(["segment", "joint"], 5),
     **dict.fromkeys(["thesis", "widgets", "notebooks"], 6),

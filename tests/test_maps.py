@@ -4,19 +4,25 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROMPT
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 
 import attnlab as al
 from attnlab.maps import HeatMaps, resize
+from attnlab.recording import Layer
 from attnlab.words import Word
 
 
-def reference_daam(stores, sizes, largest):
-    """DAAM written out with plain loops in float64: (token, row, column), from the probabilities of every step."""
+def reference_daam(stores, sizes, largest, row=-1):
+    """DAAM written out with plain loops in float64: (token, row, column), from the probabilities of every step.
+
+    `row` is the image's place in the batch; the conditional half comes last.
+    """
     total, count = 0, 0
     for name, steps in stores.items():
         if name not in sizes:
             continue
-        heads = sum(p[-1] for p in steps) / len(steps)  # conditional: the last of the batch; (head, pixel, token)
+        heads = sum(p[row] for p in steps) / len(steps)  # (head, pixel, token)
         for head in heads:
             maps = head.T.reshape(1, -1, *sizes[name])
             total = total + torch.nn.functional.interpolate(maps, largest, mode="bicubic").clamp(min=0)[0]
@@ -36,11 +42,57 @@ def test_daam_equals_the_models_own_attention(pipe, generate, plain_attention, s
     assert maps.values.shape[0] == 7  # ..., end
 
 
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_every_image_of_a_batch_has_its_own_attention(pipe, generate, plain_attention, guidance):
+    prompts = [PROMPT, "a red car", "two trees near water", "smoke"]
+    with al.record(pipe) as recording:
+        generate(prompts, guidance=guidance, steps=2)
+    for i in range(4):
+        expected = reference_daam(plain_attention, recording[i].trace.sizes, (16, 16), row=i - 4)
+        maps = al.daam(recording[i])
+        assert abs(maps.values - expected[: len(maps.values)]).max() <= 1e-5 * expected.max()
+
+
+def test_layers_of_stable_diffusion(pipe):
+    """Its topology with random weights: 15 layers by default, five each at three sizes, none skipped."""
+    unet = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(32,) * 4, cross_attention_dim=128, attention_head_dim=4
+    )
+    other = StableDiffusionPipeline(**{**pipe.components, "unet": unet.eval()}, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    with al.record(other) as recording:
+        other(PROMPT, num_inference_steps=1, output_type="latent", generator=al.seed(0))
+    sizes = list(recording.trace.sizes.values())
+    assert {size: sizes.count(size) for size in sizes} == {(16, 16): 5, (8, 8): 5, (4, 4): 5}
+    assert al.daam(recording)["smoke"].shape == (16, 16)
+
+
+def test_large_recordings_are_taken_in_groups(recording, monkeypatch):
+    whole = al.daam(recording).values
+    monkeypatch.setattr("attnlab.maps.CHUNK", 1)
+    np.testing.assert_allclose(al.daam(recording).values, whole, rtol=1e-6)
+
+
+def test_normalized_queries_and_biased_keys():
+    """Where a model normalizes queries and keys, or its keys have a bias, the scores are still its own."""
+    torch.manual_seed(0)
+    attention = Attention(16, cross_attention_dim=8, heads=2, dim_head=4, qk_norm="rms_norm", bias=True)
+    for norm in (attention.norm_q, attention.norm_k):
+        torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    x, text = torch.randn(9, 16), torch.randn(5, 8)
+    layer = Layer.of("layer", attention)
+    with torch.no_grad():
+        found = layer.queries(attention.to_q(x)) @ layer.keys(text).mT
+        q, k = (f(y).unflatten(-1, (2, 4)) for f, y in ((attention.to_q, x), (attention.to_k, text)))
+        expected = torch.einsum("phd,thd->hpt", attention.norm_q(q), attention.norm_k(k))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_hidden_tokens_take_no_attention(pipe, plain_attention):
     """A model that masks padding: the mask is part of the softmax."""
+    pipe._guidance_scale = 1.0  # the denoiser is called from here, not by the pipeline
     with al.record(pipe) as recording:
         text, _ = pipe.encode_prompt(PROMPT, pipe.device, 1, False)
-        pipe._guidance_scale = 1.0
         visible = torch.arange(text.shape[1])[None] < 6
         with torch.no_grad():
             pipe.unet(torch.randn(1, 4, 16, 16, generator=al.seed(0)), 500, text, encoder_attention_mask=visible)
@@ -87,9 +139,11 @@ def test_selections(recording):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": [7]}, r"steps \[7\] were not recorded; recorded: \[0, 1, 2, 3\]"),
-        ({"steps": []}, "were not recorded"),
-        ({"heads": [4]}, r"heads \[4\].*has 4, numbered from 0"),
+        ({"steps": [7, 0]}, r"steps=\[7\] cannot be chosen; recorded: \[0, 1, 2, 3\]"),
+        ({"steps": []}, r"steps=\[\] cannot be chosen"),
+        ({"heads": 4}, r"heads=\[4\] cannot be chosen: down_blocks.* has 4, numbered from 0"),
+        ({"heads": []}, r"heads=\[\] cannot be chosen"),
+        ({"layers": []}, "chooses nothing; layers: down_blocks"),
         ({"layers": "middle"}, "no layer fits 'middle'"),
         ({"per": "token"}, "'step', 'layer' or 'head'"),
         ({"mode": "nearest"}, "'bicubic' or 'bilinear'"),
@@ -109,6 +163,8 @@ def test_repeated_and_multi_token_words(pipe, generate):
     np.testing.assert_allclose(maps["umbrella"], maps.values[list(umbrella.tokens)].mean(0))
     with pytest.raises(KeyError, match="occurs 2 times"):
         maps["car"]
+    assert "car" in maps and ("car", 1) in maps and ("car", 2) not in maps and 99 not in maps and "boat" not in maps
+    np.testing.assert_array_equal(maps[np.int64(2)], maps["car", 0])
     np.testing.assert_array_equal(maps["car", 1], maps[-1])
     np.testing.assert_allclose(maps["blue car"], (maps[-2] + maps[-1]) / 2, rtol=1e-6)
     assert abs(maps["car", 0] - maps["car", 1]).max() > 0

@@ -82,3 +82,8 @@ def test_runs_and_writes_metrics_and_figures(path, tmp_path, monkeypatch):
         with Image.open(figure) as image:
             assert min(image.size) > 16 and len(image.convert("RGB").getcolors(1 << 24)) > 1, f"{figure.name} is blank"
     assert {item.name for item in tmp_path.iterdir()} == {"runs"}, "wrote outside `out`"
+    for cell in json.loads((folder / path.name).read_text("utf-8"))["cells"]:
+        outputs, source = cell.get("outputs", []), "".join(cell["source"])
+        pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+        assert pictures == 1 or "save_figure(" not in source, f"shows {pictures} pictures, not 1:\n{source}"
+        assert not any("warn" in "".join(output.get("text", "")).lower() for output in outputs), f"warns:\n{source}"

@@ -1,13 +1,24 @@
 """Recording: the image is untouched, the right half and rows are kept, nothing is left behind."""
 
 import contextlib
+import weakref
 
 import accelerate
 import pytest
 import torch
 from conftest import PROMPT, count_hooks
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDIMInverseScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+)
 from peft import LoraConfig
+from PIL import Image
 
 import attnlab as al
 from attnlab.recording import choose_layers, map_size
@@ -45,8 +56,10 @@ def test_what_is_recorded(pipe, recording):
     assert recording.trace.steps == [0, 1, 2, 3]
     assert recording.trace.timesteps == pipe.scheduler.timesteps.tolist()
     assert recording.complete
-    floats = sum(4 * h * w * recording.layers[n].weight.shape[0] for n, (h, w) in recording.trace.sizes.items())
-    assert recording.nbytes == 4 * floats
+    widths = {name: layer.weight.shape[0] for name, layer in recording.trace.layers.items()}
+    queries = sum(4 * h * w * widths[name] for name, (h, w) in recording.trace.sizes.items())
+    weights = sum(width * 128 for width in widths.values())
+    assert recording.nbytes == 4 * (queries + weights + 32 * 128)  # float32; a text of 32 tokens, 128 wide
     assert f"{LAYERS} layers, 4 steps" in repr(recording)
 
 
@@ -174,7 +187,8 @@ def test_selection(pipe, generate):
 def test_half_precision_queries(pipe, generate, recording):
     with al.record(pipe, dtype=torch.float16) as half:
         generate()
-    assert half.nbytes * 2 == recording.nbytes
+    held = [sum(q.nbytes for qs in r.trace.queries.values() for q in qs) for r in (half, recording)]
+    assert held[0] * 2 == held[1]
     full = al.daam(recording).values
     assert abs(al.daam(half).values - full).max() <= 2e-3 * full.max()
 
@@ -189,7 +203,13 @@ def test_seed_is_noted_only_where_given(pipe, generate):
         generate()
     with al.record(pipe, generator=al.seed(7)) as known:
         generate()
-    assert unknown.trace.info["seed"] is None and known.trace.info["seed"] == 7
+        generate()  # by now the generator stands elsewhere
+    with al.record(pipe, generator=[al.seed(3), al.seed(4)]) as each:
+        generate(["a car", "a tree"])
+    with al.record(pipe, generator=al.seed(3)) as shared:
+        generate(["a car", "a tree"])
+    seeds = [[t.generation.seed for t in r.traces] for r in (unknown, known, each, shared)]
+    assert seeds == [[None], [7, None], [3, 4], [None, None]]
 
 
 def test_clip_skip(pipe, generate, monkeypatch):
@@ -201,21 +221,37 @@ def test_clip_skip(pipe, generate, monkeypatch):
 
 
 def test_lora(pipe, generate):
-    """A LoRA on queries and keys: bit-exact, and the recording's keys are those of the adapted layer."""
-    tuned = clone(pipe)
+    """A LoRA on queries and keys, at a scale of its own: bit-exact, and the recorded keys are those the model made."""
+    tuned, made = clone(pipe), []
     tuned.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k"], init_lora_weights="gaussian"))
     for name, parameter in tuned.unet.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=al.seed(1))
-    plain = generate(pipe=tuned)
+    scaled = {"pipe": tuned, "cross_attention_kwargs": {"scale": 0.3}}
+    plain = generate(**scaled)
+    name = "up_blocks.2.attentions.1.transformer_blocks.0.attn2"
+    handle = tuned.unet.get_submodule(name).to_k.register_forward_hook(lambda module, args, output: made.append(output))
     with al.record(tuned) as recording:
-        recorded = generate(pipe=tuned)
+        recorded = generate(**scaled)
+    handle.remove()
     assert torch.equal(plain, recorded) and not torch.equal(plain, generate())
-    name, layer = next(iter(recording.layers.items()))
-    text = recording.trace.text
-    with torch.no_grad():
-        expected = tuned.unet.get_submodule(name).to_k(text)
+    layer, text = recording.trace.layers[name], recording.trace.text
+    expected = next(keys[1] for keys in made if keys.shape[:2] == (2, 32))
     torch.testing.assert_close(layer.keys(text).transpose(0, 1).flatten(1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_changed_between_generations(pipe, generate):
+    """Each image keeps the keys it was made with; equal ones are held once."""
+    changed = clone(pipe)
+    name = "up_blocks.2.attentions.1.transformer_blocks.0.attn2"
+    with al.record(changed) as recording:
+        generate(pipe=changed)
+        with torch.no_grad():
+            changed.unet.get_submodule(name).to_k.weight.mul_(2)
+        generate(pipe=changed)
+    first, second = (trace.layers for trace in recording.traces)
+    assert torch.equal(first[name].weight * 2, second[name].weight)
+    assert all(first[other] is second[other] for other in first if other != name)
 
 
 def test_attention_slicing(pipe, generate):
@@ -237,17 +273,96 @@ def test_offloaded_weights(pipe, generate, recording):
     assert abs(al.daam(found).values - expected).max() <= 1e-4 * expected.max()
 
 
-def test_record_image(pipe):
-    image = torch.rand(64, 64, 3, generator=al.seed(0)).numpy()
-    found = al.record_image(pipe, [image, image], ["a car", "smoke"], timesteps=(100, 500), generator=al.seed(0))
-    again = al.record_image(pipe, [image, image], ["a car", "smoke"], timesteps=(100, 500), generator=al.seed(0))
-    assert [found[i].prompt for i in range(2)] == ["a car", "smoke"]
-    assert found[0].trace.timesteps == [500, 100] and found.complete
-    assert (al.daam(found[1])["smoke"] == al.daam(again[1])["smoke"]).all()
-    with pytest.raises(ValueError, match="1 images but 2 prompts"):
-        al.record_image(pipe, image, ["a car", "smoke"])
-    with pytest.raises(ValueError, match=r"0\.\.999"):
-        al.record_image(pipe, image, "a car", timesteps=[1000])
+def test_callback_turns_guidance_off(pipe, generate):
+    """diffusers' dynamic guidance: from step 2 on the batch has its conditional half alone. Still one image."""
+
+    def stop_guiding(pipe, step, timestep, kwargs):
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            kwargs["prompt_embeds"] = kwargs["prompt_embeds"].chunk(2)[1]
+        return kwargs
+
+    call = {"callback_on_step_end": stop_guiding, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    plain = generate(**call)
+    with al.record(pipe) as recording:
+        assert torch.equal(generate(**call), plain)
+    assert len(recording) == 1 and recording.trace.steps == [0, 1, 2, 3] and recording.complete
+
+
+def test_text_that_changes_on_the_way_is_refused(pipe, generate):
+    other, _ = pipe.encode_prompt("two trees", pipe.device, 1, False)
+
+    def swap(pipe, step, timestep, kwargs):
+        return {"prompt_embeds": torch.cat([kwargs["prompt_embeds"][:1], other])}
+
+    with pytest.raises(RuntimeError, match="the text or the batch changed"), al.record(pipe):
+        generate(callback_on_step_end=swap, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_stopped_and_started_again_with_the_same_embeddings(pipe, generate):
+    """`pipe._interrupt` ends a generation quietly; another one with the same text and size is another image."""
+
+    def stop(pipe, step, timestep, kwargs):
+        pipe._interrupt = step == 1
+        return kwargs
+
+    text, negative = pipe.encode_prompt(PROMPT, pipe.device, 1, True)
+    with al.record(pipe) as recording:
+        generate(None, prompt_embeds=text, negative_prompt_embeds=negative, callback_on_step_end=stop)
+        generate(None, prompt_embeds=text, negative_prompt_embeds=negative)
+        generate(None, prompt_embeds=text, negative_prompt_embeds=negative, height=96)
+    assert [len(t.steps) for t in recording.traces] == [2, 4, 4] and not recording.complete
+    assert recording[1].complete and recording[1:].complete and len(recording[1:]) == 2
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DDIMInverseScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler]
+)
+def test_other_schedulers(pipe, generate, scheduler):
+    """Rising timesteps, repeated ones, several calls a step: one generation all the same, and none of them missed."""
+    other = clone(pipe)
+    other.scheduler = scheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012)
+    with al.record(other) as recording:
+        generate(pipe=other)
+    assert len(recording) == 1 and recording.complete
+    assert recording.trace.timesteps == [round(float(t)) for t in other.scheduler.timesteps]
+
+
+def test_image_to_image_and_inpainting(pipe):
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    picture, mask = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64), 255)
+    call = {"image": picture, "strength": 0.5, "num_inference_steps": 4, "guidance_scale": 4.0, "output_type": "latent"}
+    for kind, more in ((StableDiffusionImg2ImgPipeline, {}), (StableDiffusionInpaintPipeline, {"mask_image": mask})):
+        other = kind(**parts, requires_safety_checker=False)
+        other.set_progress_bar_config(disable=True)
+        plain = other(PROMPT, generator=al.seed(7), **call, **more).images
+        with al.record(other) as recording:
+            assert torch.equal(other(PROMPT, generator=al.seed(7), **call, **more).images, plain)
+        assert recording.prompt == PROMPT and recording.complete and len(recording.trace.steps) == 2
+
+
+def test_three_part_batches_are_told_apart(pipe):
+    """InstructPix2Pix orders its batch text, image, negative, unlike the others."""
+    other = clone(pipe)
+    config = dict(other.unet.config) | {"in_channels": 8}
+    other.unet = type(other.unet).from_config(config).eval()
+    parts = {name: part for name, part in other.components.items() if name != "image_encoder"}
+    pix2pix = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    pix2pix.set_progress_bar_config(disable=True)
+    for branch, prompt in (("conditional", "two trees"), ("negative", "a blue car")):
+        with al.record(pix2pix, branch=branch) as recording:
+            picture = Image.new("RGB", (64, 64))
+            pix2pix("two trees", picture, negative_prompt="a blue car", num_inference_steps=2, generator=al.seed(0))
+        assert len(recording) == 1 and recording.prompt == prompt
+
+
+def test_nothing_of_the_generation_is_held_after_the_block(pipe, generate):
+    made = []
+    handle = pipe.text_encoder.register_forward_hook(lambda module, args, output: made.append(weakref.ref(output[0])))
+    with al.record(pipe):
+        generate()
+    handle.remove()
+    assert made and all(reference() is None for reference in made)
 
 
 class TestRefusals:
@@ -256,12 +371,19 @@ class TestRefusals:
             pass
 
     def test_steps_that_never_occur(self, pipe, generate):
-        with pytest.raises(RuntimeError, match=r"steps=\[9\].*ran 4 steps"), al.record(pipe, steps=[9]):
+        with pytest.raises(RuntimeError, match=r"steps=\[9\].*ran 4 steps"), al.record(pipe, steps=9):
             generate()
+        with al.record(pipe, steps=[3]) as recording:
+            generate(steps=4)
+            generate(steps=2)
+        with pytest.raises(ValueError, match="no step of this image was recorded"):
+            al.daam(recording[1])
 
     def test_unknown_layer(self, pipe, generate):
         with pytest.raises(ValueError, match=r"no layer fits 'up_block'; layers: down_blocks\.0"):
             al.record(pipe, layers="up_block").__enter__()
+        with pytest.raises(ValueError, match="chooses nothing"):
+            al.record(pipe, layers=[]).__enter__()
         with pytest.raises(ValueError, match=r"map heights: \[16, 8, 4\]"), al.record(pipe, layers=[32]):
             generate()
 
@@ -274,9 +396,39 @@ class TestRefusals:
     def test_pipelines_that_cannot_be_recorded(self, pipe):
         compiled = clone(pipe)
         compiled.unet = torch.compile(compiled.unet)
-        with pytest.raises(TypeError, match=r"before torch\.compile"), al.record(compiled):
+        with pytest.raises(TypeError, match="record before compiling"), al.record(compiled):
+            pass
+        compiled = clone(pipe)
+        compiled.unet.mid_block.compile()
+        with pytest.raises(TypeError, match="record before compiling"), al.record(compiled):
+            pass
+        projected = clone(pipe)
+        projected.unet.register_to_config(encoder_hid_dim_type="text_proj")
+        with pytest.raises(TypeError, match="text_proj"), al.record(projected):
+            pass
+        projected.text_encoder_2 = pipe.text_encoder
+        with pytest.raises(TypeError, match="has two"), al.record(projected):
             pass
         with pytest.raises(TypeError, match="list has no unet"), al.record([]):
+            pass
+
+    def test_attention_that_bypasses_its_queries(self, pipe, generate):
+        class Bypass:
+            def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+                return hidden_states
+
+        other = clone(pipe)
+        other.unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(Bypass())
+        with pytest.raises(RuntimeError, match=r"1 of 7 cross-attentions gave no query, mid_block"), al.record(other):
+            generate(pipe=other)
+
+    def test_unknown_guidance(self, pipe):
+        other = clone(pipe)
+        with pytest.raises(TypeError, match="does not say how it guides"), al.record(other):
+            other.unet(torch.zeros(1, 4, 16, 16), 1, torch.zeros(1, 32, 128))
+
+    def test_dtype(self, pipe):
+        with pytest.raises(ValueError, match="floating-point"), al.record(pipe, dtype=torch.int8):
             pass
 
     def test_empty_recording(self, pipe, generate):

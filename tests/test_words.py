@@ -1,5 +1,8 @@
 """Words are found by their characters: pieces of one stay together, equal ones stay apart."""
 
+import copy
+import pickle
+
 import pytest
 
 from attnlab.words import Word, find, split, text_span
@@ -25,6 +28,22 @@ def test_unknown_text_falls_to_pieces_and_comes_back_whole(tokenizer, text):
     tokens = find(words, text)
     assert tokens == tuple(range(2, 2 + len(tokens)))
     assert words[-1] == Word("car", (2 + len(tokens),))
+
+
+def test_learned_tokens_are_words(pipe):
+    """Textual inversion: one token, and one with three vectors."""
+    tokenizer = copy.deepcopy(pipe.tokenizer)
+    tokenizer.add_tokens(["sks", "<blob>", "<blob>_1", "<blob>_2"])
+    words = words_of(tokenizer, "a sks cat, <blob> <blob>_1 <blob>_2 car")
+    assert [w.text for w in words] == ["a", "sks", "cat", ",", "<blob>", "car"]
+    assert len(find(words, "<blob>")) == 3 and find(words, "sks") == (2,)
+
+
+def test_a_copied_tokenizer_splits_alike(tokenizer):
+    """transformers loses its way of writing words when a tokenizer is copied to another process."""
+    text = "a burning house, with smoke"
+    assert words_of(copy.deepcopy(tokenizer), text) == words_of(tokenizer, text)
+    assert words_of(pickle.loads(pickle.dumps(tokenizer)), text) == words_of(tokenizer, text)
 
 
 def test_padding_is_not_text(tokenizer):

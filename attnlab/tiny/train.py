@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 MODELS = Path(__file__).parent / "models"
 SIZE, SCENES = 64, 48_000
 VAE = loop.Schedule(steps=3_500, rate=2e-3, weight_decay=0.0)
-DENOISER = loop.Schedule(steps=5_500, rate=1e-3, ema=0.9985)
+DENOISER = loop.Schedule(steps=4_600, rate=1e-3, ema=0.9985)
 
 
 def run_vae(work: Path) -> None:

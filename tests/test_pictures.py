@@ -1,0 +1,83 @@
+"""Maps for an existing picture."""
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+import attnlab as al
+
+
+@pytest.fixture(scope="module")
+def image():
+    return torch.rand(64, 64, 3, generator=al.seed(0)).numpy()
+
+
+def test_several_pictures(pipe, image):
+    found = al.record_image(pipe, [image, image], ["a car", "smoke"], timesteps=(100, 500), generator=al.seed(0))
+    assert [found[i].prompt for i in range(2)] == ["a car", "smoke"]
+    assert found[0].trace.timesteps == [500, 100] and found.complete
+    assert {t.generation.guidance_scale for t in found.traces} == {None}
+
+
+def test_batches_change_nothing_else(pipe, image):
+    pictures, prompts = [image, image[::-1].copy(), image[:, ::-1].copy()], ["a car", "smoke", "two trees"]
+    all_at_once, one_by_one = (
+        al.record_image(pipe, pictures, prompts, generator=al.seed(0), batch=batch) for batch in (3, 1)
+    )
+    for i, word in enumerate(("car", "smoke", "trees")):
+        expected = al.daam(one_by_one[i])[word]
+        assert abs(al.daam(all_at_once[i])[word] - expected).max() <= 1e-4 * expected.max()
+
+
+def test_it_is_the_denoisers_own_pass(pipe, image):
+    """The queries are those of the noised latent, computed here by hand."""
+    found = al.record_image(pipe, image, "a car", timesteps=300, layers="up_blocks.2", generator=al.seed(5))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1
+    seen = []
+    name = "up_blocks.2.attentions.1.transformer_blocks.0.attn2"
+    handle = pipe.unet.get_submodule(name).to_q.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        latent = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+        noise = torch.randn((1, *latent.shape[1:]), generator=al.seed(5))
+        noisy = pipe.scheduler.add_noise(latent, noise, torch.tensor([300]))
+        text, _ = pipe.encode_prompt("a car", pipe.device, 1, False)
+        pipe.unet(noisy, 300, text)
+    handle.remove()
+    torch.testing.assert_close(found.trace.queries[name][0], seen[0][0], rtol=1e-3, atol=1e-3)
+
+
+def test_all_forms_of_a_picture(pipe, image):
+    bytes_ = (image * 255).round().astype(np.uint8)
+    forms = [bytes_, bytes_ / np.float32(255), Image.fromarray(bytes_), Image.fromarray(bytes_).convert("RGBA")]
+    maps = [al.daam(al.record_image(pipe, form, "a car", generator=al.seed(0)))["car"] for form in forms]
+    for other in maps[1:]:
+        np.testing.assert_allclose(other, maps[0], atol=1e-5 * maps[0].max())
+
+
+def test_offloaded_pipeline(pipe, image):
+    unet = type(pipe.unet).from_config(pipe.unet.config)
+    unet.load_state_dict(pipe.unet.state_dict())
+    offloaded = StableDiffusionPipeline(**{**pipe.components, "unet": unet.eval()}, requires_safety_checker=False)
+    accelerate.cpu_offload(offloaded.unet, execution_device=torch.device("cpu"))
+    expected = al.daam(al.record_image(pipe, image, "a car", generator=al.seed(0)))["car"]
+    found = al.daam(al.record_image(offloaded, image, "a car", generator=al.seed(0)))["car"]
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": ["a car", "smoke"]}, "1 images but 2 prompts"),
+        ({"timesteps": [1000]}, r"0\.\.999"),
+        ({"timesteps": []}, "give one or more"),
+        ({"image": np.zeros((64, 64))}, r"float64 \(64, 64\)"),
+        ({"image": np.full((64, 64, 3), 255.0)}, r"in 255\.\.255"),
+        ({"image": [np.zeros((64, 64, 3)), np.zeros((64, 96, 3))], "prompt": ["a", "b"]}, "several sizes"),
+    ],
+)
+def test_wrong_input_is_named(pipe, image, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        al.record_image(pipe, **{"image": image, "prompt": "a car"} | arguments)
