@@ -56,7 +56,8 @@ def check(model: str) -> int:
     todo = []
     tested = dict(re.findall(r"^(\S+)==(\S+)$", CONSTRAINTS.read_text(), re.M)) if CONSTRAINTS.exists() else {}
     print(f"{'python':14} {sys.version.split()[0]}")
-    for name in ["attnlab", *re.findall(r"^[\w-]+(?=[^;\n]*$)", "\n".join(metadata.requires("attnlab")), re.M)]:
+    required = "\n".join(line for found in metadata.distributions(name="attnlab") for line in found.requires or ())
+    for name in ["attnlab", *re.findall(r"^[\w-]+(?=[^;\n]*$)", required, re.M)]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -69,9 +70,7 @@ def check(model: str) -> int:
         reason = (probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"])[-1]
         print(f"{'torchvision':14} {'not needed, does no harm' if probe.returncode == 0 else 'broken: ' + reason}")
         if probe.returncode:
-            todo.append(
-                "torchvision does not fit this torch and breaks diffusers; not needed: pip uninstall torchvision"
-            )
+            todo.append("torchvision breaks diffusers with this torch and is not needed: pip uninstall torchvision")
     if not todo:
         try:
             import torch

@@ -239,6 +239,20 @@ def test_check_with_a_package_missing_says_what_to_type(capsys, monkeypatch):
     assert status == 1 and "1. papermill is missing: pip install -c constraints.txt -e ." in out
 
 
+def test_check_in_a_checkout_that_was_never_installed(capsys, monkeypatch):
+    version = metadata.version
+
+    def without_attnlab(name):
+        if name == "attnlab":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "distributions", lambda **search: [])
+    monkeypatch.setattr(metadata, "version", without_attnlab)
+    status, out, _ = run(capsys, "check")
+    assert status == 1 and "1. attnlab is missing: pip install -c constraints.txt -e ." in out
+
+
 def test_check_finds_a_torchvision_that_breaks_imports(tmp_path, capsys, monkeypatch):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")

@@ -39,7 +39,7 @@ def cases(pipe, first: int, count: int, batch: int = 10) -> list[Case]:
         scenes = [street.render(s, size=pipe.unet.config.sample_size * pipe.vae_scale_factor) for s in seeds]
         recording = record_image(
             pipe,
-            [s.image / np.float32(255) for s in scenes],
+            [s.image for s in scenes],
             [s.caption for s in scenes],
             timesteps=TIMESTEPS,
             generator=seed(start),
