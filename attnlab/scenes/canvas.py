@@ -44,7 +44,9 @@ class Canvas:
         self._stroke("ellipse", [v * self.side for v in box], color, thing)
 
     def rectangle(self, box, color, thing: Thing) -> None:
-        self._stroke("rectangle", [v * self.side for v in box], color, thing)
+        """Between two opposite corners (x, y, x, y), in any order."""
+        (x0, x1), (y0, y1) = sorted(box[::2]), sorted(box[1::2])
+        self._stroke("rectangle", [v * self.side for v in (x0, y0, x1, y1)], color, thing)
 
     def _stroke(self, shape, where, color, thing):
         rgb, ids = self._pens

@@ -1,6 +1,6 @@
 """How each thing of the street world is drawn. Lengths are fractions of the image's side, (x, y) is a thing's foot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +20,14 @@ SKINS = ((236, 194, 162), (198, 146, 108), (122, 82, 58))
 
 @dataclass
 class World:
-    """What holds for the whole scene. `paint` and `burning` are filled in while it is drawn."""
+    """What holds for the whole scene; `flooded` and `paint` are filled in while it is drawn."""
 
     time: str
     ground: str
     theme: str
     horizon: float
     flooded: bool = False
-
-    def __post_init__(self):
-        self.paint: dict[tuple[str, int], str] = {}  # (class, instance) -> color name
+    paint: dict[tuple[str, int], str] = field(default_factory=dict)  # (class, instance) -> color name
 
     def scale(self, y: float) -> float:
         """Size of a thing whose foot stands at height y: nearer is lower in the image and larger."""
@@ -203,10 +201,8 @@ def person(canvas: Canvas, rng, world, x, y, instance):
     trousers = PAINTS[str(rng.choice(("black", "blue", "brown", "gray")))]
     hip, neck = y - 0.45 * h, y - 0.78 * h
     for side in (-1, 1):
-        canvas.rectangle(sorted_box(x + side * 0.04 * w, hip, x + side * 0.36 * w, y), trousers, thing)
-        canvas.rectangle(
-            sorted_box(x + side * 0.34 * w, neck + 0.02 * h, x + side * 0.54 * w, hip), shade(shirt, 0.85), thing
-        )
+        canvas.rectangle((x + side * 0.04 * w, hip, x + side * 0.36 * w, y), trousers, thing)
+        canvas.rectangle((x + side * 0.34 * w, neck + 0.02 * h, x + side * 0.54 * w, hip), shade(shirt, 0.85), thing)
     canvas.rectangle((x - 0.38 * w, neck, x + 0.38 * w, hip + 0.02 * h), shirt, thing)
     r = 0.12 * h
     canvas.ellipse((x - r, y - h, x + r, y - h + 2 * r), skin, thing)
@@ -217,11 +213,6 @@ def person(canvas: Canvas, rng, world, x, y, instance):
     )
     _waterline(canvas, rng, world, x, y, w)
     return x, y, w
-
-
-def sorted_box(x0, y0, x1, y1):
-    """PIL wants the left and upper corner first."""
-    return min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)
 
 
 def fire(canvas: Canvas, rng, x, y, width, instance, on):
