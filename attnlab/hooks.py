@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import Attention
 from .recording import Generation, Layer, Layers, Recording, Trace, as_list, choose_layers, map_size
 
 BRANCHES = ("conditional", "negative")
+TEXTS = 32  # latest calls of the text encoder that are remembered, to tell which words an embedding stands for
 PARTS = {"StableDiffusionInstructPix2PixPipeline": ("conditional", "image", "negative")}
 """Order of the parts of a guided batch, by pipeline class; diffusers' usual one is ("negative", "conditional")."""
 
@@ -82,7 +83,8 @@ class Recorder:
         generators = [generator] if isinstance(generator, torch.Generator) else generator or []
         self.seeds = [g.initial_seed() for g in generators]
         self.signature = inspect.signature(type(pipe.unet).forward)
-        self.recording = Recording(pipe.tokenizer)
+        self.encoder = getattr(pipe, "text_encoder", None)
+        self.recording = Recording(getattr(pipe, "tokenizer", None))
         self.texts: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # token ids, and what the encoder made of them
         self.layers: dict[str, Layer] = {}  # of the last generation
         self.current: list[Trace] = []  # the images being generated
@@ -96,8 +98,8 @@ class Recorder:
             unet.register_forward_hook(self._after_step),
             *(m.to_q.register_forward_hook(self._on_query(name)) for name, m in self.attentions.items()),
         ]
-        if self.pipe.text_encoder is not None:
-            self.handles.append(self.pipe.text_encoder.register_forward_hook(self._after_text, with_kwargs=True))
+        if self.encoder is not None:
+            self.handles.append(self.encoder.register_forward_hook(self._after_text, with_kwargs=True))
         return self
 
     def __exit__(self, *error):
@@ -122,7 +124,7 @@ class Recorder:
         if ids is not None:
             norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", torch.nn.Identity())
             skipped = [norm(h) for h in getattr(output, "hidden_states", None) or ()]  # what clip_skip= takes
-            self.texts.append((ids.cpu(), [output[0], *skipped]))
+            self.texts = [*self.texts[1 - TEXTS :], (ids.cpu(), [output[0], *skipped])]
 
     def _before_step(self, unet, args, kwargs):
         call = self.signature.bind(unet, *args, **kwargs).arguments
