@@ -89,7 +89,7 @@ def grid(
     )
     size = (columns * cell + 0.17 * lines_left, rows * cell * aspect + 0.17 * lines_above + 0.3 * bool(title))
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    fig.get_layout_engine().set(w_pad=0.02, h_pad=0.05 if title else 0.02, wspace=0.02, hspace=0.02)
     if title:
         fig.suptitle(title, fontsize=11)
     for ax in axes.flat:
