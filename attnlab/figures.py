@@ -28,8 +28,7 @@ STYLE = {
 }
 """The one style. It holds while a function that draws runs, and in a block `with style():` of your own."""
 
-CLASS_COLORS = {  # dark to light, even steps of brightness, so that a grey print keeps the classes of a scene apart
-    "background": "#1c1c1c",
+CLASS_COLORS = {  # dark to light, even steps of brightness, so that a gray print keeps the classes of a scene apart
     "car": "#4b1587",
     "road": "#43434a",
     "water": "#1a5dbd",
@@ -41,12 +40,6 @@ CLASS_COLORS = {  # dark to light, even steps of brightness, so that a grey prin
     "ground": "#e3bf78",
     "smoke": "#d2d2d5",
     "sky": "#c4ebff",
-}
-CLASS_COLORS |= {  # seen from the air
-    "vehicle": CLASS_COLORS["car"],
-    "building": CLASS_COLORS["house"],
-    "bare": CLASS_COLORS["ground"],
-    "grass": "#9ccc5a",
 }
 """Color of each class, the same in every figure. Other names take the colors of matplotlib's tab10 in turn."""
 
@@ -140,5 +133,5 @@ def class_color(name: str, index: int) -> tuple[float, float, float]:
 
 
 def brightness(color: Sequence[float]) -> float:
-    """How bright a color (red, green, blue, ...) is in a grey print, 0..1 (ITU-R BT.601)."""
+    """How bright a color (red, green, blue, ...) is in a gray print, 0..1 (ITU-R BT.601)."""
     return float(np.dot(colors.to_rgb(color), (0.299, 0.587, 0.114)))

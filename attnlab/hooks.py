@@ -1,4 +1,4 @@
-"""Hooks that record a pipeline's cross-attention while it generates; the only module that installs any.
+"""Hooks that record a pipeline's cross-attention while it generates; no other module that users call installs any.
 
     with record(pipe) as recording:      # hooks exist only inside this block
         image = pipe("a burning house with smoke").images[0]
@@ -74,7 +74,7 @@ class Recorder:
         self.attentions = _attentions(pipe)
         if branch not in BRANCHES:
             raise ValueError(f"branch={branch!r}: choose one of {', '.join(BRANCHES)}")
-        if dtype is not None and not dtype.is_floating_point:
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
         choose_layers(dict.fromkeys(self.attentions), layers)  # names are known now, map heights at the first step
         self.pipe, self.wanted, self.branch, self.parts = pipe, layers, branch, parts
@@ -113,7 +113,7 @@ class Recorder:
             return
         if not self.calls:
             raise RuntimeError(
-                "nothing was recorded: the denoiser did not run inside the record() block; call pipe(...) in it"
+                "nothing was recorded: the denoiser ran no whole step inside the record() block; call pipe(...) in it"
             )
         raise RuntimeError(
             f"nothing was recorded: none of steps={self.steps} occurred; the last generation ran {self.calls} steps"
@@ -171,7 +171,7 @@ class Recorder:
         pipe = self.pipe
         asked = self.parts is None  # otherwise what the pipeline says is about an earlier call
         return Generation(
-            model=getattr(pipe, "name_or_path", None),
+            model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
             scheduler=type(pipe.scheduler).__name__,
             guidance_scale=getattr(pipe, "guidance_scale", None) if asked else None,
             branch=self.branch,
@@ -202,7 +202,7 @@ class Recorder:
             if not self.active or (self.chosen is not None and name not in self.chosen):
                 return
             if name not in self.layers:  # inside the forward: only here does a LoRA have its scale
-                layer = Layer.of(name, self.attentions[name])
+                layer = Layer.of(name, self.attentions[name], output.dtype)
                 self.layers[name] = self.known[name] if layer.same(self.known.get(name)) else layer
             dtype = self.dtype or output.dtype
             # a copy of each row: a view would keep the whole batch, both halves of it, alive
@@ -248,7 +248,9 @@ def _parts(pipe) -> tuple[str, ...]:
             f"{type(pipe).__name__} does not say how it guides, so its images cannot be told from what guides them; "
             "supported: pipelines with classifier-free guidance, called as pipe(...)"
         )
-    return PARTS.get(type(pipe).__name__, ("negative", "conditional")) if guided else ("conditional",)
+    if not guided:
+        return ("conditional",)
+    return next((PARTS[c.__name__] for c in type(pipe).__mro__ if c.__name__ in PARTS), ("negative", "conditional"))
 
 
 def _attentions(pipe) -> dict[str, Attention]:

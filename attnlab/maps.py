@@ -5,6 +5,7 @@ the softmax over tokens runs along rows of memory, several times faster on a CPU
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ class HeatMaps:
 
     def __contains__(self, query: words.Query) -> bool:
         """Whether the text has such a word, once or more often."""
-        return bool(words.matches(self.words, query))
+        return isinstance(query, str | tuple | Integral) and bool(words.matches(self.words, query))
 
     def __repr__(self) -> str:
         tokens, height, width = self.values.shape

@@ -45,14 +45,17 @@ def record_image(
         scheduler does not have
     """
     images, prompts = (list(x) if isinstance(x, list | tuple) else [x] for x in (image, prompt))
+    if not images or batch < 1:
+        raise ValueError(f"{len(images)} images in batches of {batch}: give at least one image, and batch=1 or more")
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images but {len(prompts)} prompts: give one prompt an image")
     images = [_as_picture(x) for x in images]
     if len(sizes := {np.shape(x)[:2] for x in images}) > 1:
         raise ValueError(f"images of several sizes {sorted(sizes)}: record those of one size together")
     timesteps, alphas = sorted(as_list(timesteps), reverse=True), pipe.scheduler.alphas_cumprod
-    if not timesteps or not all(0 <= t < len(alphas) for t in timesteps):
+    if not timesteps or not all(t in range(len(alphas)) for t in timesteps):
         raise ValueError(f"timesteps={timesteps}: give one or more whole numbers in 0..{len(alphas) - 1}")
+    timesteps = [int(t) for t in timesteps]
     where = {"device": pipe._execution_device, "dtype": pipe.unet.dtype}
     traces = []
     for first in range(0, len(images), batch):
@@ -81,7 +84,7 @@ def _as_picture(image):
     array = np.asarray(image)
     if array.dtype == np.uint8:
         array = array / np.float32(255)
-    if array.ndim != 3 or array.shape[2] != 3 or not (array.min() >= 0 and array.max() <= 1):
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
         raise ValueError(
             f"an image is PIL's, or (row, column, rgb) in uint8 or float 0..1, not {array.dtype} {array.shape} "
             f"in {array.min():.3g}..{array.max():.3g}"

@@ -6,7 +6,7 @@
     show_mask(axes[0, 2], image, mask, color="smoke")
     save_figure(fig, "figures/smoke.png")
 
-An image is (row, column, rgb) or grey (row, column), uint8 or float in 0..1, or a PIL image. Maps, masks, labels and
+An image is (row, column, rgb) or gray (row, column), uint8 or float in 0..1, or a PIL image. Maps, masks, labels and
 clusters are (row, column), smaller or larger than the image: they cover the same area, in the image's coordinates.
 `color` is the name of a class in `CLASS_COLORS` or anything matplotlib takes. Functions that take `ax` return it.
 ValueError says which array has the wrong shape or range.
@@ -35,7 +35,7 @@ __all__ = [
 
 ImageLike = ArrayLike | Image.Image
 
-_HEAT_COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in grey
+_HEAT_COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in gray
 MASK_COLOR = "#ff1fd1"  # a color that neither fire nor sky nor grass has
 _BLEND = 0.5  # share of the heat map's color where it lies over an image
 
@@ -124,7 +124,7 @@ def show_labels(
 def show_clusters(
     ax: Axes, clusters: ArrayLike, image: ImageLike | None = None, legend: bool = True, title: str | None = None
 ) -> Axes:
-    """Clusters as `attnlab.masks.dbscan_clusters` numbers them: 0 nothing, -1 noise (grey), 1..n one color each."""
+    """Clusters as `attnlab.masks.dbscan_clusters` numbers them: 0 nothing, -1 noise (gray), 1..n one color each."""
     clusters = _as_plane(clusters, "cluster map").astype(int)
     found = np.unique(clusters)
     palette = {n: class_color("", n - 1) for n in found[found > 0]} | {n: (0.6, 0.6, 0.6) for n in found[found < 0]}
@@ -182,7 +182,7 @@ def matrix(
     highlight: tuple[int, int] | None = None,
     fmt: str | None = ".2f",
 ) -> Axes:
-    """Table of numbers, (row, column), as colored cells; NaN stays grey, `highlight` frames one (row, column).
+    """Table of numbers, (row, column), as colored cells; NaN stays gray, `highlight` frames one (row, column).
 
     `fmt` writes the number into each cell; None writes none and adds a color bar, for large tables. A label that is
     an empty string leaves its tick out.
@@ -231,7 +231,7 @@ def _as_rgb(image: ImageLike) -> np.ndarray:
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"an image is (row, column, rgb), grey or PIL's, got shape {image.shape}; move channels last")
+        raise ValueError(f"an image is (row, column, rgb), gray or PIL's, got shape {image.shape}; move channels last")
     if image.dtype == np.uint8:
         return image
     if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):

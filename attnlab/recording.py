@@ -6,6 +6,7 @@ Axes: step, head, pixel (row-major), token, width (channels of one head, or of t
 import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from numbers import Number
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -29,8 +30,9 @@ class Layer:
     norm_k: nn.Module | None
 
     @classmethod
-    def of(cls, name: str, attention: Attention) -> "Layer":
-        weight, bias = _linear_map(attention.to_k)
+    def of(cls, name: str, attention: Attention, dtype: torch.dtype = torch.float32) -> "Layer":
+        """Of a diffusers attention; `dtype` is that of its queries."""
+        weight, bias = _linear_map(attention.to_k, dtype)
         norms = copy.deepcopy((attention.norm_q, attention.norm_k))
         return cls(name, attention.heads, attention.scale, weight, bias, *norms)
 
@@ -137,7 +139,10 @@ class Recording(Sequence):
         if len(self) > 1:
             raise ValueError(f"the recording holds {len(self)} images; choose one, for example recording[0]")
         if not self.traces[0].steps:
-            raise ValueError("no step of this image was recorded: those asked of record(steps=...) did not occur in it")
+            raise ValueError(
+                "no step of this image was recorded: it was interrupted in its first one, or those that were asked of "
+                "record(steps=...) did not occur in it"
+            )
         return self.traces[0]
 
     @property
@@ -181,7 +186,7 @@ class Recording(Sequence):
 
 def as_list(choice) -> list:
     """One number or name as a list of one; several as a list."""
-    return [choice] if isinstance(choice, str | int) else list(choice)
+    return [choice] if isinstance(choice, str | Number) else list(choice)
 
 
 def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
@@ -226,14 +231,18 @@ def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool] = 
     return [name for name in sizes if name in chosen]
 
 
-def _linear_map(module) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Copies of the weight and bias of anything that acts as a linear layer: LoRA, offloaded or quantized ones too."""
+def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Copies of the weight and bias of anything that acts as a linear layer: LoRA, offloaded or quantized ones too.
+
+    `dtype` is what quantized weights work in.
+    """
     if type(module) is nn.Linear and module.weight.device.type != "meta":
         bias = module.bias
         return module.weight.detach().to("cpu", copy=True), None if bias is None else bias.detach().to("cpu", copy=True)
     parameter = next(module.parameters())
+    dtype = parameter.dtype if parameter.is_floating_point() else dtype
     device = torch.device("cpu" if parameter.device.type == "meta" else parameter.device)
-    inputs = torch.eye(module.in_features, dtype=parameter.dtype, device=device)
+    inputs = torch.eye(module.in_features, dtype=dtype, device=device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         bias = module(torch.zeros_like(inputs[:1])).cpu()
         weight = module(inputs).cpu() - bias

@@ -33,14 +33,19 @@ def split(tokenizer, ids: Sequence[int]) -> list[Word]:
     span = text_span(tokenizer, ids)
     learned = tokenizer.get_added_vocab()
     groups: list[list[int]] = []
-    ended = True  # whether the last piece ended its word
+    ended, previous = True, ""  # whether the last piece ended its word, and what it was
     for position, piece in zip(span, tokenizer.convert_ids_to_tokens([ids[p] for p in span]), strict=True):
-        continues = piece in learned and piece.rpartition("_")[0] in learned  # "<cat>_1": a further vector of "<cat>"
-        if (ended or piece in learned) and not continues:
+        if (ended or piece in learned) and not (piece in learned and _follows(previous, piece)):
             groups.append([])
         groups[-1].append(position)
-        ended = piece in learned or piece.endswith(END_OF_WORD)
+        ended, previous = piece in learned or piece.endswith(END_OF_WORD), piece
     return [Word(_spell(tokenizer, [ids[p] for p in group], learned), tuple(group)) for group in groups]
+
+
+def _follows(previous: str, piece: str) -> bool:
+    """Whether a learned piece is the next vector of the one before: "<cat>", "<cat>_1", "<cat>_2"."""
+    stem, _, number = piece.rpartition("_")
+    return number.isdigit() and previous == (stem if number == "1" else f"{stem}_{int(number) - 1}")
 
 
 def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
@@ -50,6 +55,7 @@ def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
     ------
     KeyError : no such word, or one that occurs more than once; the message names what can be asked for
     IndexError : no n-th word
+    TypeError : not a word, a number, or a pair of both
     """
     found = matches(words, query)
     if isinstance(query, Integral):
@@ -61,7 +67,7 @@ def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
     if not every:
         raise KeyError(f"{text!r} is not in the text; its words are {_list(words)}")
     if not found:
-        raise KeyError(f"{text!r} occurs {len(every)} times, counted from 0; there is no ({text!r}, {which})")
+        raise KeyError(f"there is no ({text!r}, {which}): it occurs {len(every)} times, counted from 0")
     if len(found) > 1:
         choices = " or ".join(f"({text!r}, {i})" for i in range(len(found)))
         raise KeyError(f"{text!r} occurs {len(found)} times; ask for {choices}")
@@ -75,8 +81,11 @@ def matches(words: Sequence[Word], query: Query) -> list[tuple[int, ...]]:
     if isinstance(query, tuple):
         text, which = query
         return matches(words, text)[which : which + 1] if which >= 0 else []
-    letters, found = "".join(query.lower().split()), []
-    for first in range(len(words)):
+    if not isinstance(query, str):
+        raise TypeError(f'ask by word ("smoke"), by number (3) or for one of several (("car", 1)), not by {query!r}')
+    letters = "".join(query.lower().split())
+    found = [word.tokens for word in words if word.text.lower() == letters]
+    for first in range(len(words) if not found else 0):  # a phrase, where no single word is meant
         joined, tokens = "", ()
         for word in words[first:]:
             joined, tokens = joined + word.text.lower(), tokens + word.tokens

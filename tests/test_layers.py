@@ -15,10 +15,8 @@ FLOORS = {
     **dict.fromkeys(["scenes", "words", "masks", "metrics", "figures"], 0),
     **dict.fromkeys(["pipelines", "recording", "plots"], 1),
     **dict.fromkeys(["hooks", "maps"], 2),
-    **dict.fromkeys(["pictures", "tokens"], 3),
-    "dataset": 4,
-    **dict.fromkeys(["segment", "joint"], 5),
-    **dict.fromkeys(["thesis", "widgets", "notebooks"], 6),
+    "pictures": 3,
+    "notebooks": 6,
     "cli": 7,
 }
 # tiny/ stands beside the stack: its files are data to load_pipeline, its scripts train on any floor's code.

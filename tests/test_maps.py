@@ -163,7 +163,8 @@ def test_repeated_and_multi_token_words(pipe, generate):
     np.testing.assert_allclose(maps["umbrella"], maps.values[list(umbrella.tokens)].mean(0))
     with pytest.raises(KeyError, match="occurs 2 times"):
         maps["car"]
-    assert "car" in maps and ("car", 1) in maps and ("car", 2) not in maps and 99 not in maps and "boat" not in maps
+    assert "car" in maps and ("car", 1) in maps and ("car", 2) not in maps and 99 not in maps
+    assert "boat" not in maps and None not in maps and all(maps[word].shape == (16, 16) for word in maps)
     np.testing.assert_array_equal(maps[np.int64(2)], maps["car", 0])
     np.testing.assert_array_equal(maps["car", 1], maps[-1])
     np.testing.assert_allclose(maps["blue car"], (maps[-2] + maps[-1]) / 2, rtol=1e-6)

@@ -11,7 +11,7 @@ import attnlab as al
 
 
 def test_bundled_model(pipe):
-    assert type(pipe).__name__ == "StableDiffusionPipeline"
+    assert type(pipe).__name__ == "StableDiffusionPipeline" and pipe.name_or_path == "tiny"
     assert pipe.unet.dtype == torch.float32 and pipe.device.type == "cpu"
     image = pipe("a house", generator=al.seed(0), num_inference_steps=2).images[0]
     again = pipe("a house", generator=al.seed(0), num_inference_steps=2).images[0]

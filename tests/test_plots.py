@@ -37,7 +37,7 @@ def ax():
 
 @pytest.fixture
 def image():
-    """Grey image of 64 rows and 96 columns."""
+    """Gray image of 64 rows and 96 columns."""
     return np.full((64, 96, 3), 128, np.uint8)
 
 
@@ -60,11 +60,11 @@ def test_importing_changes_no_setting():
         assert settings() == before
 
 
-def test_every_class_has_a_color_of_its_own_also_in_grey():
+def test_every_class_has_a_color_of_its_own_also_in_gray():
     assert set(STREET) <= set(plots.CLASS_COLORS)
     rgb = np.array([colors.to_rgb(plots.CLASS_COLORS[name]) for name in STREET])
-    grey = np.sort(255 * rgb @ (0.299, 0.587, 0.114))
-    assert np.diff(grey).min() >= 10
+    gray = np.sort(255 * rgb @ (0.299, 0.587, 0.114))
+    assert np.diff(gray).min() >= 10
     assert min(np.abs(a - b).sum() for a, b in itertools.combinations(rgb, 2)) > 0.12
 
 
@@ -134,7 +134,7 @@ def test_an_array_that_is_no_image_is_refused(ax, bad, message):
         plots.show_image(ax, bad)
 
 
-def test_a_grey_image_is_shown_in_grey(ax):
+def test_a_gray_image_is_shown_in_gray(ax):
     plots.show_image(ax, np.array([[0.0, 1.0]]))
     assert ax.images[0].get_array().tolist() == [[[0, 0, 0], [255, 255, 255]]]
 

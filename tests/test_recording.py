@@ -17,11 +17,12 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
 )
+from diffusers.models.attention_processor import Attention
 from peft import LoraConfig
 from PIL import Image
 
 import attnlab as al
-from attnlab.recording import choose_layers, map_size
+from attnlab.recording import Layer, choose_layers, map_size
 
 LAYERS = 6  # cross-attention layers of the bundled model's down and up blocks
 
@@ -114,7 +115,7 @@ def test_not_square(pipe, generate):
 
 def test_odd_sizes_round_up():
     assert map_size(9 * 12, (65, 93)) == (9, 12)
-    with pytest.raises(RuntimeError, match="do"):
+    with pytest.raises(RuntimeError, match="does not fit"):
         map_size(7, (16, 16))
 
 
@@ -210,6 +211,7 @@ def test_seed_is_noted_only_where_given(pipe, generate):
         generate(["a car", "a tree"])
     seeds = [[t.generation.seed for t in r.traces] for r in (unknown, known, each, shared)]
     assert seeds == [[None], [7, None], [3, 4], [None, None]]
+    assert isinstance(known.traces[0].generation.model, str)
 
 
 def test_clip_skip(pipe, generate, monkeypatch):
@@ -347,13 +349,18 @@ def test_three_part_batches_are_told_apart(pipe):
     config = dict(other.unet.config) | {"in_channels": 8}
     other.unet = type(other.unet).from_config(config).eval()
     parts = {name: part for name, part in other.components.items() if name != "image_encoder"}
-    pix2pix = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+
+    class Mine(StableDiffusionInstructPix2PixPipeline):
+        """A user's own variant orders its batch alike."""
+
+    pix2pix = Mine(**parts, requires_safety_checker=False)
     pix2pix.set_progress_bar_config(disable=True)
-    for branch, prompt in (("conditional", "two trees"), ("negative", "a blue car")):
+    for branch, prompts in (("conditional", ["two trees", "smoke"]), ("negative", ["a blue car", "a road"])):
         with al.record(pix2pix, branch=branch) as recording:
-            picture = Image.new("RGB", (64, 64))
-            pix2pix("two trees", picture, negative_prompt="a blue car", num_inference_steps=2, generator=al.seed(0))
-        assert len(recording) == 1 and recording.prompt == prompt
+            pictures = [Image.new("RGB", (64, 64))] * 2
+            negative = {"negative_prompt": ["a blue car", "a road"]}
+            pix2pix(["two trees", "smoke"], pictures, **negative, num_inference_steps=2, generator=al.seed(0))
+        assert [recording[i].prompt for i in range(len(recording))] == prompts
 
 
 def test_nothing_of_the_generation_is_held_after_the_block(pipe, generate):
@@ -367,7 +374,7 @@ def test_nothing_of_the_generation_is_held_after_the_block(pipe, generate):
 
 class TestRefusals:
     def test_nothing_generated(self, pipe):
-        with pytest.raises(RuntimeError, match="did not run inside"), al.record(pipe):
+        with pytest.raises(RuntimeError, match="ran no whole step inside"), al.record(pipe):
             pass
 
     def test_steps_that_never_occur(self, pipe, generate):
@@ -428,8 +435,9 @@ class TestRefusals:
             other.unet(torch.zeros(1, 4, 16, 16), 1, torch.zeros(1, 32, 128))
 
     def test_dtype(self, pipe):
-        with pytest.raises(ValueError, match="floating-point"), al.record(pipe, dtype=torch.int8):
-            pass
+        for wrong in (torch.int8, "float16"):
+            with pytest.raises(ValueError, match="floating-point"), al.record(pipe, dtype=wrong):
+                pass
 
     def test_empty_recording(self, pipe, generate):
         with al.record(pipe) as recording:
@@ -438,10 +446,29 @@ class TestRefusals:
             generate()
 
 
+def test_quantized_weights():
+    """A layer that keeps integers and works in the type of its input."""
+
+    class Quantized(torch.nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.in_features, self.scale = weight.shape[1], weight.abs().max() / 127
+            self.weight = torch.nn.Parameter((weight / self.scale).round().to(torch.int8), requires_grad=False)
+
+        def forward(self, x):
+            return (x.float() @ (self.weight.float() * self.scale).T).to(x.dtype)
+
+    attention = Attention(16, cross_attention_dim=8, heads=2, dim_head=4)
+    attention.to_k = Quantized(attention.to_k.weight.detach())
+    text = torch.randn(5, 8, generator=al.seed(0))
+    found = Layer.of("layer", attention).keys(text).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(found, attention.to_k(text), rtol=1e-4, atol=1e-5)
+
+
 def test_choose_layers():
     sizes = {"down.0": (16, 24), "down.10": (8, 12), "mid_block": (4, 6)}
     assert choose_layers(sizes, None) == ["down.0", "down.10"]
-    assert choose_layers(sizes, "down.1" + "0") == ["down.10"]
+    assert choose_layers(sizes, "down.10") == ["down.10"]
     assert choose_layers(sizes, ["mid_block", 16]) == ["down.0", "mid_block"]
     with pytest.raises(ValueError, match=r"no layer fits 'down\.1'"):
         choose_layers(sizes, "down.1")

@@ -16,6 +16,11 @@ def scenes():
     return [street.render(seed) for seed in SEEDS]
 
 
+def test_the_example_of_the_docstring():
+    scene = street.render(579)
+    assert scene.caption == "a burning house with smoke and a street" and scene.mask("smoke").any()
+
+
 @pytest.mark.parametrize("size", [64, 128])
 def test_pure_function_of_the_seed(size):
     first = street.render(11, size)

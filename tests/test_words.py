@@ -37,6 +37,15 @@ def test_learned_tokens_are_words(pipe):
     words = words_of(tokenizer, "a sks cat, <blob> <blob>_1 <blob>_2 car")
     assert [w.text for w in words] == ["a", "sks", "cat", ",", "<blob>", "car"]
     assert len(find(words, "<blob>")) == 3 and find(words, "sks") == (2,)
+    tokenizer.add_tokens(["style", "style_1"])  # two words of their own, not the vectors of one, unless in a row
+    assert [w.text for w in words_of(tokenizer, "style_1 house")] == ["style_1", "house"]
+    assert [w.text for w in words_of(tokenizer, "a house style_1")] == ["a", "house", "style_1"]
+    assert [w.text for w in words_of(tokenizer, "a style style_1 house")] == ["a", "style", "house"]
+
+
+def test_a_whole_word_goes_before_words_that_spell_it():
+    words = [Word(t, (i + 1,)) for i, t in enumerate("a car pet on a carpet".split())]
+    assert find(words, "carpet") == (6,) and find(words, "car pet") == (6,) and find(words, "pet on") == (3, 4)
 
 
 def test_a_copied_tokenizer_splits_alike(tokenizer):
@@ -67,7 +76,9 @@ def test_find():
         ("ca", KeyError, "is not in the text; its words are 'a', 'red', 'car'"),
         ("", KeyError, "is not in the text"),
         ("red and", KeyError, "is not in the text"),
-        (("car", 2), KeyError, r"there is no \('car', 2\)"),
+        (("car", 2), KeyError, r"there is no \('car', 2\): it occurs 2 times"),
+        (None, TypeError, "not by None"),
+        (slice(1, 2), TypeError, "not by slice"),
         (7, IndexError, "has 7 words"),
     ],
 )

@@ -24,7 +24,6 @@ class Canvas:
     """
 
     def __init__(self, size: int):
-        self.size = size
         self.side = size * OVERSAMPLE
         self.rgb = Image.new("RGB", (self.side, self.side))
         self.ids = Image.new("L", (self.side, self.side))

@@ -14,7 +14,7 @@ CLASS_OF = {  # every word that names a class
     "person": "person", "people": "person", "fire": "fire", "flames": "fire", "burning": "fire", "smoke": "smoke",
 }  # fmt: skip
 MANY = {"house": "houses", "tree": "trees", "car": "cars", "person": "people"}
-NUMBERS = {2: "two", 3: "three", 4: "four"}
+NUMBERS = {2: "two", 3: "three"}
 MOODS = {"day": "on a sunny day", "dusk": "at dusk", "night": "at night", "overcast": "on a cloudy day"}
 SKIES = {"day": "a blue sky", "dusk": "an orange sky", "night": "a dark sky", "overcast": "a gray sky"}
 OPENINGS = ("a photo of", "a picture of", "an image of", "a view of")

@@ -1,8 +1,8 @@
 """Streets, countryside and disasters: `street.render(seed)` gives a `Scene` with exact masks.
 
     from attnlab.scenes import street
-    scene = street.render(7)
-    scene.caption                    # 'a burning house with smoke and two trees'
+    scene = street.render(579)
+    scene.caption                    # 'a burning house with smoke and a street'
     scene.mask("smoke")              # bool (row, column)
 
 Seeds are split once and for all: below `HELD_OUT` for training, from there on for evaluation.
