@@ -16,7 +16,7 @@ from importlib.util import find_spec
 __version__ = "0.1.0"
 
 _NAMES = {
-    "pipelines": ("load_pipeline", "seed"),
+    "pipelines": ("load_oracle", "load_pipeline", "seed"),
     "hooks": ("record",),
     "pictures": ("record_image",),
     "recording": ("Recording",),

@@ -1,11 +1,13 @@
-"""Load a pipeline: the bundled model by name, a folder, or a model of the Hugging Face hub."""
+"""Load a pipeline: the bundled model by name, a folder, or a model of the Hugging Face hub; and the bundled oracle."""
 
+import json
 import logging
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
@@ -46,6 +48,50 @@ def load_pipeline(
             raise ConnectionError(_unreachable(source)) from error
     pipe.register_to_config(_name_or_path=str(name))  # what recordings note: the name as given, not where it lies
     return pipe.to(device)
+
+
+class Oracle:
+    """A segmenter of the rendered world: what an image shows, class by class.
+
+    Attributes
+    ----------
+    classes : names behind the numbers of its labels
+    """
+
+    def __init__(self, model: UNet2DModel, classes: tuple[str, ...]):
+        self.model, self.classes = model.eval(), classes
+
+    @torch.no_grad()
+    def segment(self, images, batch: int = 50) -> np.ndarray:
+        """Labels uint8 (image, row, column) of images uint8 (image, row, column, rgb), or of PIL images, of one size.
+
+        Raises
+        ------
+        ValueError : images of another form
+        """
+        pixels = np.stack([np.asarray(image) for image in images])
+        if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
+            raise ValueError(f"images are uint8 (image, row, column, rgb), not {pixels.dtype} {pixels.shape}")
+        device, labels = self.model.device, []
+        for i in range(0, len(pixels), batch):
+            x = torch.from_numpy(pixels[i : i + batch]).to(device, self.model.dtype).permute(0, 3, 1, 2) / 127.5 - 1
+            labels.append(self.model(x, 0).sample.argmax(1).byte().cpu())
+        return torch.cat(labels).numpy()
+
+
+def load_oracle(device: str | torch.device | None = None) -> Oracle:
+    """The bundled segmenter of rendered street scenes, for judging generated images and as a stand-in for their truth.
+
+    `device`: a GPU if there is one, else the CPU, unless given. FileNotFoundError where its weights are missing.
+    """
+    folder = BUNDLED / "oracle"
+    if not (folder / "classes.json").exists():
+        raise FileNotFoundError(
+            f"{folder} holds no oracle: install attnlab again, or train it (attnlab.tiny.train oracle)"
+        )
+    with _quiet(bars=False):
+        model = UNet2DModel.from_pretrained(folder, dtype=torch.float32)
+    return Oracle(model.to(device or best_device()), tuple(json.loads((folder / "classes.json").read_text())))
 
 
 def seed(number: int) -> torch.Generator:
