@@ -84,7 +84,7 @@ def measure(oracle: Oracle, images: np.ndarray, labels: np.ndarray) -> dict:
     iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
     result = {
         "mIoU": float(iou.mean()),
-        "images": len(images),
+        "images": len(labels),
         "IoU": dict(zip(oracle.classes, iou.tolist(), strict=True)),
     }
     result["recall of small objects"] = {
