@@ -1,6 +1,7 @@
 """Rendered scenes as arrays, kept on disk between runs."""
 
 import json
+import logging
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -46,6 +47,16 @@ def _render_block(job):
         [s.caption for s in scenes],
         [s.words for s in scenes],
     )
+
+
+def report(result: dict, out: Path | None) -> None:
+    """Log a result as JSON, and write it to the file `out` where one is given."""
+    text = json.dumps(result, indent=1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger(__name__).info(text)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n")
 
 
 def cached(folder: Path, first: int, count: int, size: int) -> Scenes:

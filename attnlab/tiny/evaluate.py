@@ -6,7 +6,6 @@ the highest mean IoU on other scenes. Baseline: each map held against the mask o
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 
 from .. import daam, load_pipeline, metrics, record_image, seed
 from ..scenes import street
+from .data import report
 
 TIMESTEPS = (100, 300, 500)  # of 1000
 SMALLEST = 24 / 64**2  # share of the image below which a mask is not asked for
@@ -88,11 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = load_pipeline(arguments.model)
     result = summary(cases(pipe, TUNING, arguments.tuning), cases(pipe, street.HELD_OUT, arguments.scenes))
-    text = json.dumps(result, indent=1)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
-    print(text)
+    report(result, arguments.out)
 
 
 if __name__ == "__main__":

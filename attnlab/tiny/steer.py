@@ -6,7 +6,6 @@ recall on rendered scenes that do show it.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from .. import load_oracle, load_pipeline, metrics, seed
 from ..scenes import street
 from ..scenes.captions import AREA
+from .data import report
 
 NOUNS = {
     "sky": "a blue sky",
@@ -74,11 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = load_pipeline(arguments.model)
     pipe.set_progress_bar_config(disable=True)
-    text = json.dumps(steering(pipe, load_oracle(), arguments.images), indent=1)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n")
-    print(text)
+    report(steering(pipe, load_oracle(), arguments.images), arguments.out)
 
 
 if __name__ == "__main__":
