@@ -226,31 +226,20 @@ def test_check_with_a_model_that_is_not_there_says_what_to_do(capsys):
     assert "1. model /no/such/folder:" in todo and "all is well" not in out
 
 
-def test_check_with_a_package_missing_says_what_to_type(capsys, monkeypatch):
+@pytest.mark.parametrize("missing", ["papermill", "attnlab"])  # attnlab: a checkout that was never installed
+def test_check_with_a_package_missing_says_what_to_type(capsys, monkeypatch, missing):
     version = metadata.version
 
-    def without_papermill(name):
-        if name == "papermill":
+    def without(name):
+        if name == missing:
             raise metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(metadata, "version", without_papermill)
+    monkeypatch.setattr(metadata, "version", without)
+    if missing == "attnlab":
+        monkeypatch.setattr(metadata, "distributions", lambda **search: [])
     status, out, _ = run(capsys, "check")
-    assert status == 1 and "1. papermill is missing: pip install -c constraints.txt -e ." in out
-
-
-def test_check_in_a_checkout_that_was_never_installed(capsys, monkeypatch):
-    version = metadata.version
-
-    def without_attnlab(name):
-        if name == "attnlab":
-            raise metadata.PackageNotFoundError(name)
-        return version(name)
-
-    monkeypatch.setattr(metadata, "distributions", lambda **search: [])
-    monkeypatch.setattr(metadata, "version", without_attnlab)
-    status, out, _ = run(capsys, "check")
-    assert status == 1 and "1. attnlab is missing: pip install -c constraints.txt -e ." in out
+    assert status == 1 and f"1. {missing} is missing: pip install -c constraints.txt -e ." in out
 
 
 def test_check_finds_a_torchvision_that_breaks_imports(tmp_path, capsys, monkeypatch):
