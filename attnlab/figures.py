@@ -29,17 +29,22 @@ STYLE = {
 """The one style. It holds while a function that draws runs, and in a block `with style():` of your own."""
 
 CLASS_COLORS = {  # dark to light, even steps of brightness, so that a gray print keeps the classes of a scene apart
-    "car": "#4b1587",
-    "road": "#43434a",
-    "water": "#1a5dbd",
-    "house": "#bd4a30",
-    "tree": "#36a853",
-    "mountain": "#98879f",
-    "fire": "#ff8c00",
+    "pole": "#21121c",
+    "car": "#391066",
+    "bicycle": "#740d51",
+    "road": "#414148",
+    "water": "#1958b3",
+    "rider": "#d0206a",
+    "building": "#be4c32",
+    "tree": "#37a253",
+    "traffic light": "#28b1a9",
+    "mountain": "#9d8da4",
+    "fire": "#ff910b",
     "person": "#ff84c8",
-    "ground": "#e3bf78",
-    "smoke": "#d2d2d5",
-    "sky": "#c4ebff",
+    "sidewalk": "#c7c0a3",
+    "ground": "#e5cc90",
+    "smoke": "#dadadd",
+    "sky": "#cef1ff",
 }
 """Color of each class, the same in every figure. Other names take the colors of matplotlib's tab10 in turn."""
 

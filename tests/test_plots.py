@@ -11,8 +11,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from attnlab import plots
+from attnlab.scenes import street
 
-STREET = ("sky", "ground", "road", "water", "mountain", "house", "tree", "car", "person", "fire", "smoke")
+STREET = street.CLASSES
 
 
 def settings():

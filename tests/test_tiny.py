@@ -1,14 +1,22 @@
-"""The bundled model and its training: resume without a jump, grounding's loss by hand, words that localize."""
+"""The bundled models and their training: resume without a jump, grounding's loss by hand, words that localize."""
 
+import json
 import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import attnlab as al
 from attnlab.scenes import street
-from attnlab.tiny import evaluate, loop
+from attnlab.tiny import cards, denoiser, localize, loop, steer, train
 from attnlab.tiny.denoiser import grounding_loss
 from attnlab.tiny.text import train_tokenizer
 
@@ -40,6 +48,55 @@ def test_resumed_training_is_the_same_training(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     losses = np.loadtxt(tmp_path / "whole/curve.csv", delimiter=",", skiprows=1)[:, 1]
     assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
+
+
+def test_training_killed_and_resumed(tmp_path):
+    """SIGKILL in the middle of a step; the curve of the run that goes on is that of a run never stopped."""
+    fit_line(tmp_path / "whole")
+    code = (
+        "import sys, time; sys.path.insert(0, {folder!r}); import test_tiny; from pathlib import Path\n"
+        "draw = test_tiny.torch.randn\n"
+        "test_tiny.torch.randn = lambda *a, **k: (time.sleep(0.05), draw(*a, **k))[1]\n"
+        "test_tiny.fit_line(Path({out!r}))"
+    ).format(folder=str(Path(__file__).parent), out=str(tmp_path / "killed"))
+    curve = tmp_path / "killed/curve.csv"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not curve.exists() or len(curve.read_text().splitlines()) < 16):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    fit_line(tmp_path / "killed")
+    assert curve.read_text() == (tmp_path / "whole/curve.csv").read_text()
+
+
+@pytest.mark.parametrize("preset", train.PRESETS)
+def test_every_stage_of_every_preset(preset, tmp_path, monkeypatch):
+    """Two steps each, from scenes to a folder that loads as a pipeline and draws an image of the preset's size."""
+    monkeypatch.setattr(train, "MODELS", tmp_path / "models")
+    steps = dict.fromkeys(("vae", "denoiser", "oracle"), loop.Schedule(steps=2, rate=1e-3))
+    short = replace(train.PRESETS[preset], scenes=20, recipe=denoiser.Recipe(batch=4), **steps)
+    run = train.Run(short, tmp_path / "work", torch.device("cpu"))
+    run.vae()
+    for stage in train.DENOISERS:
+        run.train_denoiser(stage)
+    run.oracle()
+    run.export()
+    for name in train.DENOISERS.values():
+        pipe = al.load_pipeline(tmp_path / "models" / name, device="cpu")
+        pipe.set_progress_bar_config(disable=True)
+        image = pipe("a house", num_inference_steps=2).images[0]
+        assert image.size == (short.size, short.size)
+        size = sum(file.stat().st_size for file in (tmp_path / "models" / name).rglob("*.safetensors"))
+        assert size < 20e6, "more than the budget of the bundled weights"
+    plain = np.genfromtxt(tmp_path / "models/tiny-plain/curve.csv", delimiter=",", names=True)
+    assert np.allclose(plain["loss"], plain["diffusion"]) and (plain["grounding"] > 0).all()
+
+
+def test_a_curve_is_thinned_to_means(tmp_path):
+    (tmp_path / "long.csv").write_text("step,loss\n" + "".join(f"{i},{i % 2}\n" for i in range(1000)))
+    loop.thin_curve(tmp_path / "long.csv", tmp_path / "short.csv", rows=100)
+    curve = np.genfromtxt(tmp_path / "short.csv", delimiter=",", names=True)
+    assert len(curve) == 100 and (curve["loss"] == 0.5).all() and curve["step"][0] == 4.5
 
 
 def test_grounding_loss_by_hand():
@@ -79,8 +136,8 @@ def test_summary_by_hand():
     truth = np.zeros((8, 8), bool)
     truth[:4] = True
     good, bad = np.where(truth, 1.0, 0.3), np.where(truth, 0.3, 1.0)
-    found = [evaluate.Case(0, "house", good, truth, bad), evaluate.Case(1, "car", good, truth, None)]
-    result = evaluate.summary(found, found)
+    found = [localize.Case(0, "house", good, truth, bad), localize.Case(1, "car", good, truth, None)]
+    result = localize.summary(found, found)
     assert 0.3 < result["threshold"] <= 1
     assert (result["word iou"], result["word pointing"]) == (1, 1)
     assert (result["shuffled word iou"], result["shuffled word pointing"]) == (0, 0)
@@ -89,6 +146,62 @@ def test_summary_by_hand():
 
 def test_words_of_the_bundled_model_localize(pipe):
     """Far below the card's figures, far above the baseline: broken weights or maps would not pass."""
-    found = evaluate.summary(evaluate.cases(pipe, evaluate.TUNING, 20), evaluate.cases(pipe, street.HELD_OUT, 30))
+    found = localize.summary(localize.cases(pipe, localize.TUNING, 20), localize.cases(pipe, street.HELD_OUT, 30))
     assert found["word pointing"] > 0.75 > 0.4 > found["shuffled word pointing"]
     assert found["word iou"] > 0.4 > 0.25 > found["shuffled word iou"]
+
+
+def test_bundled_models_share_their_vocabulary_and_autoencoder():
+    """`tiny` and `tiny-plain` differ by grounding alone, so that what differs between them is its doing."""
+    one, other = (al.load_pipeline(name, device="cpu") for name in ("tiny", "tiny-plain"))
+    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+    for a, b in zip(one.vae.state_dict().values(), other.vae.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert one.unet.config == other.unet.config and one.scheduler.config == other.scheduler.config
+    curves = [train.MODELS / name / "curve.csv" for name in ("tiny", "tiny-plain")]
+    assert len({path.read_text().splitlines()[-1].split(",")[0] for path in curves}) == 1  # as many steps
+
+
+def test_every_word_of_a_caption_is_one_token(pipe):
+    for s in range(street.HELD_OUT, street.HELD_OUT + 100):
+        for word in street.render(s).caption.replace(",", " ,").split():
+            assert len(pipe.tokenizer.tokenize(word)) == 1, word
+
+
+def test_steering(pipe):
+    """Of two images a class, shares are 0, 1/2 or 1; every class has its row."""
+    result = steer.steering(pipe, al.load_oracle(device="cpu"), images=2, scenes=60, steps=6)
+    assert tuple(result["classes"]) == street.CLASSES
+    assert {row["asked"] for row in result["classes"].values()} <= {0, 0.5, 1}
+    mean, least = steer.share(result["classes"], thin=False)
+    assert 0.6 < mean <= 1 and least <= mean
+
+
+def test_tables_and_card(tmp_path):
+    """What stands between the marks is replaced, the rest stays."""
+    maps = {"threshold": 0.4, "scenes": 5, "maps": 9, "classes": {"sky": {"maps": 9, "iou": 0.5, "pointing": 0.25}}}
+    for kind in ("word", "shuffled word"):
+        maps |= {f"{kind} {what}": 0.75 for what in ("iou", "pointing")}
+        maps |= {f"{kind} {what} interval": [0.5, 1.0] for what in ("iou", "pointing")}
+    row = {"asked": 0.9, "interval": [0.8, 1.0], "unasked": 0.1, "oracle recall": 1.0}
+    steering = {"images a class": 10, "steps": 20, "guidance": 4.0, "classes": dict.fromkeys(("sky", "pole"), row)}
+    measured = {"maps": maps, "steering": steering, "PSNR": 30.0, "seconds an image": 0.5}
+    text = cards.pipeline_tables("tiny", {"tiny": measured})
+    assert "| sky | 9 | 0.500 | 0.250 | 0.900 (0.800 to 1.000) | 0.100 | 1.000 |" in text
+    assert "| thin class |" in text and "| pole | 0 |  |  | 0.900" in text and "30.0 dB" in text
+    card = tmp_path / "README.md"
+    card.write_text(f"before\n{cards.MARKS[0]}\nold\n{cards.MARKS[1]}\nafter\n")
+    cards.write_card(tmp_path, text)
+    cards.write_card(tmp_path, "new")
+    assert card.read_text() == f"before\n{cards.MARKS[0]}\nnew\n{cards.MARKS[1]}\nafter\n"
+    card.write_text("no marks")
+    with pytest.raises(ValueError, match="needs the lines"):
+        cards.write_card(tmp_path, "new")
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-plain", "oracle"])
+def test_cards_hold_what_was_measured(name):
+    """The tables in a card are those of its measured.json: nothing was typed in by hand."""
+    found = {p.parent.name: json.loads(p.read_text()) for p in train.MODELS.glob("*/measured.json")}
+    tables = cards.oracle_tables if name == "oracle" else cards.pipeline_tables
+    assert tables(name, found) in (train.MODELS / name / "README.md").read_text()

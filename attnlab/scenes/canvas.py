@@ -37,7 +37,19 @@ class Canvas:
         return self.things.index(thing)
 
     def polygon(self, points, color, thing: Thing) -> None:
-        self._stroke("polygon", [(x * self.side, y * self.side) for x, y in points], color, thing)
+        self._stroke("polygon", self._scaled(points), color, thing)
+
+    def line(self, points, width: float, color, thing: Thing) -> None:
+        """Straight from point to point, `width` wide."""
+        self._stroke("line", self._scaled(points), color, thing, width=max(1, round(width * self.side)), joint="curve")
+
+    def circle(self, x: float, y: float, radius: float, color, thing: Thing) -> None:
+        self.ellipse((x - radius, y - radius, x + radius, y + radius), color, thing)
+
+    def ring(self, x: float, y: float, radius: float, width: float, color, thing: Thing) -> None:
+        """The outline of a circle, `width` wide, inside it; what lies within stays as it was."""
+        box = [v * self.side for v in (x - radius, y - radius, x + radius, y + radius)]
+        self._stroke("ellipse", box, color, thing, paint="outline", width=max(1, round(width * self.side)))
 
     def ellipse(self, box, color, thing: Thing) -> None:
         self._stroke("ellipse", [v * self.side for v in box], color, thing)
@@ -47,10 +59,13 @@ class Canvas:
         (x0, x1), (y0, y1) = sorted(box[::2]), sorted(box[1::2])
         self._stroke("rectangle", [v * self.side for v in (x0, y0, x1, y1)], color, thing)
 
-    def _stroke(self, shape, where, color, thing):
+    def _scaled(self, points):
+        return [(float(x) * self.side, float(y) * self.side) for x, y in points]
+
+    def _stroke(self, shape, where, color, thing, paint="fill", **how):
         rgb, ids = self._pens
-        getattr(rgb, shape)(where, fill=tuple(int(c) for c in color))
-        getattr(ids, shape)(where, fill=self.number(thing))
+        getattr(rgb, shape)(where, **{paint: tuple(int(c) for c in color)}, **how)
+        getattr(ids, shape)(where, **{paint: self.number(thing)}, **how)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """What has been painted so far: float32 (row, column, rgb) in 0..255 and uint8 (row, column) numbers."""

@@ -1,24 +1,65 @@
 """What can be said of a street scene: phrases for what is visible, joined in many ways, and the class of each word."""
 
 from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
 
+from .world import World
+
 AREA = 0.006  # a class is visible from this share of the image on
 INSTANCE_AREA = 0.004  # and one of several from this one
-CLASS_OF = {  # every word that names a class
-    "sky": "sky", "grass": "ground", "dirt": "ground", "snow": "ground", "road": "road", "street": "road",
-    "water": "water", "river": "water", "flood": "water", "flooded": "water", "mountain": "mountain",
-    "mountains": "mountain",
-    "house": "house", "houses": "house", "tree": "tree", "trees": "tree", "forest": "tree", "car": "car", "cars": "car",
-    "person": "person", "people": "person", "fire": "fire", "flames": "fire", "burning": "fire", "smoke": "smoke",
-}  # fmt: skip
-MANY = {"house": "houses", "tree": "trees", "car": "cars", "person": "people"}
+WORDS_OF = {  # every word that names a class, by class
+    "sky": ("sky",),
+    "ground": ("grass", "dirt", "snow"),
+    "road": ("road", "street"),
+    "sidewalk": ("sidewalk",),
+    "water": ("water", "river", "flood", "flooded"),
+    "mountain": ("mountain", "mountains"),
+    "building": ("building", "buildings", "house", "houses"),
+    "tree": ("tree", "trees", "forest"),
+    "car": ("car", "cars"),
+    "person": ("person", "people"),
+    "traffic light": ("traffic", "light", "lights"),
+    "pole": ("pole", "poles"),
+    "rider": ("rider", "riders", "cyclist"),
+    "bicycle": ("bicycle", "bicycles", "bike"),
+    "fire": ("fire", "flames", "burning"),
+    "smoke": ("smoke",),
+}
+CLASS_OF = {word: name for name, words in WORDS_OF.items() for word in words}
+MANY = {"person": "people"}  # other plurals end in s
 NUMBERS = {2: "two", 3: "three"}
-MOODS = {"day": "on a sunny day", "dusk": "at dusk", "night": "at night", "overcast": "on a cloudy day"}
-SKIES = {"day": "a blue sky", "dusk": "an orange sky", "night": "a dark sky", "overcast": "a gray sky"}
+MOODS = {
+    "day": ("on a sunny day",),
+    "dusk": ("at dusk", "in the evening"),
+    "night": ("at night",),
+    "overcast": ("on a cloudy day",),
+    "snow": ("in winter", "on a snowy day"),
+}
+SKIES = {
+    "day": "a blue sky",
+    "dusk": "an orange sky",
+    "night": "a dark sky",
+    "overcast": "a gray sky",
+    "snow": "a white sky",
+}
+PLACES = {
+    "city": ("in an urban environment", "in a city", "in an urban environment"),
+    "suburb": ("in a town", "in a neighbourhood"),
+    "country": ("in the countryside",),
+}
 OPENINGS = ("a photo of", "a picture of", "an image of", "a view of")
 BESIDE = ("near", "next to", "beside")
+OTHER_NAMES = {"rider": "cyclist", "bicycle": "bike"}
+NAMED_ALONE = 100  # instances from here on belong to something else: a light's pole, a rider's bicycle
+
+
+class Phrase(NamedTuple):
+    """Words for some things; `thing` (class, instance) where it is a single one that others can stand near."""
+
+    text: str
+    thing: tuple[str, int] | None = None
 
 
 def count_visible(ids: np.ndarray, things) -> dict[str, tuple[int, ...]]:
@@ -35,69 +76,119 @@ def count_visible(ids: np.ndarray, things) -> dict[str, tuple[int, ...]]:
     }
 
 
-def describe(rng: np.random.Generator, world, seen: dict[str, tuple[int, ...]], fires) -> tuple[str, dict[str, str]]:
+def describe(rng: np.random.Generator, world: World, seen: dict[str, tuple[int, ...]]) -> tuple[str, dict[str, str]]:
     """A caption, and of each of its words that names a class that class. Names only what is in `seen`."""
-    burning = {fire.on for fire in fires} if "fire" in seen else set()
-    solid = [_object_phrase(rng, world, name, seen[name], burning) for name in MANY if seen.get(name)]
+    burning = {fire.on for fire in world.fires} if "fire" in seen else set()
+    solid = [_group(rng, world, noun, things, seen, burning) for noun, things in _groups(world, seen).items()]
     rng.shuffle(solid)
-    if len(solid) == 2 and rng.uniform() < 0.3:
-        solid = [f"{solid[0]} {rng.choice(BESIDE)} {solid[1]}"]
-    phrases = solid + _fire_phrases(rng, seen, fires, burning) + _backdrop_phrases(rng, world, seen)
+    solid = [Phrase(*p) for p in solid]
+    if len(solid) > 1 and rng.uniform() < 0.35:
+        solid[:2] = _relate(rng, world, *solid[:2])
+    phrases = [p.text for p in solid] + _burning(rng, world, seen, burning) + _backdrop(rng, world, seen)
     if rng.uniform() < 0.6:
         rng.shuffle(phrases)
-    phrases = phrases[: rng.integers(1, 6)] or [SKIES[world.time]]
+    phrases = list(dict.fromkeys(phrases[: rng.integers(1, 6)])) or [SKIES[world.time]]
     caption = _join(rng, phrases)
     if rng.uniform() < 0.2:
         caption = f"{rng.choice(OPENINGS)} {caption}"
-    if {"house", "road"} <= set(seen) and rng.uniform() < 0.15:
-        caption += " in an urban environment"
+    if world.theme in PLACES and rng.uniform() < 0.3:
+        caption += f" {rng.choice(PLACES[world.theme])}"
     elif rng.uniform() < 0.35:
-        caption += f" {MOODS[world.time]}"
+        caption += f" {rng.choice(MOODS[world.time])}"
     words = [word.strip(",") for word in caption.split()]
     return caption, {word: CLASS_OF[word] for word in words if word in CLASS_OF}
 
 
-def _object_phrase(rng, world, name, instances, burning):
+def _groups(world, seen):
+    """Visible things that stand by themselves, by the noun for them."""
+    groups = defaultdict(list)
+    for name in ("building", "tree", "car", "person", "traffic light", "pole", "rider", "bicycle"):
+        for i in seen.get(name, ()):
+            if i < NAMED_ALONE:
+                groups[world.kind.get((name, i), name)].append((name, i))
+    return groups
+
+
+def _group(rng, world, noun, things, seen, burning):
     """'a red car', 'two trees', 'a burning house', ...; a color only where it is true of everything named."""
-    aflame = [i for i in instances if (name, i) in burning]
-    if name == "tree" and len(instances) >= 4:
-        return str(rng.choice(("a burning forest", "forest fire") if aflame else ("a forest", "trees")))
-    if aflame and rng.uniform() < 0.8:
-        return str(rng.choice((f"a burning {name}", f"a {name} on fire")))
-    if len(instances) > 1:
-        return (
-            f"{NUMBERS[len(instances)]} {MANY[name]}"
-            if len(instances) in NUMBERS and rng.uniform() < 0.6
-            else MANY[name]
+    aflame = [thing for thing in things if thing in burning]
+    if noun == "tree" and len(things) >= 4:
+        return Phrase(
+            str(rng.choice(("a burning forest", "forest fire", "a forest fire") if aflame else ("a forest", "trees")))
         )
-    paint = world.paint.get((name, instances[0]))
-    return f"a {paint} {name}" if paint and rng.uniform() < 0.5 else f"a {name}"
+    if aflame and rng.uniform() < 0.8:
+        return Phrase(str(rng.choice((f"a burning {noun}", f"a {noun} on fire"))))
+    if len(things) > 1:
+        many = MANY.get(noun, noun + "s")
+        counted = len(things) in NUMBERS and rng.uniform() < 0.6
+        return Phrase(f"{NUMBERS[len(things)]} {many}" if counted else many)
+    return Phrase(_single(rng, world, noun, things[0], seen), things[0])
 
 
-def _backdrop_phrases(rng, world, seen):
+def _single(rng, world, noun, thing, seen):
+    paint, (name, instance) = world.paint.get(thing), thing
+    other = OTHER_NAMES.get(noun, noun) if rng.uniform() < 0.3 else noun
+    text = f"a {paint} {other}" if paint and rng.uniform() < 0.45 else f"a {other}"
+    belongs = NAMED_ALONE + instance
+    if name == "rider" and belongs in seen.get("bicycle", ()) and rng.uniform() < 0.45:
+        return f"{text} on a {rng.choice(('bicycle', 'bike'))}"
+    if name == "traffic light" and belongs in seen.get("pole", ()) and rng.uniform() < 0.3:
+        return f"{text} on a pole"
+    place = world.place.get(thing)
+    if place in seen and not world.flooded and rng.uniform() < 0.2:
+        where = {"road": ("a road", "a street"), "sidewalk": ("a sidewalk",), "ground": (f"the {world.ground}",)}
+        return f"{text} on {rng.choice(where[place])}"
+    return text
+
+
+def _relate(rng, world, first, second):
+    """Two phrases as one that says how their things stand to each other, where both have a foot."""
+    if not (first.thing in world.feet and second.thing in world.feet):
+        return [first, second]
+    (x, y), (x2, y2) = world.feet[first.thing], world.feet[second.thing]
+    if abs(x - x2) < 0.22 and abs(y - y2) > 0.05:
+        how = "in front of" if y > y2 else "behind"
+    elif abs(x - x2) > 0.3 and rng.uniform() < 0.4:
+        how = "left of" if x < x2 else "right of"
+    else:
+        how = rng.choice(BESIDE)
+    return [Phrase(f"{first.text} {how} {second.text}")]
+
+
+def _backdrop(rng, world, seen):
     phrases = []
-    if "road" in seen:
+    if world.skyline and "building" in seen and rng.uniform() < 0.5:
+        phrases.append("buildings")
+    if "road" in seen and not (world.flooded and rng.uniform() < 0.5):
         phrases.append(str(rng.choice(("a road", "a street"))))
+    if "sidewalk" in seen:
+        phrases.append("a sidewalk")
     if "water" in seen:
-        flood = ["water", "flood water", "a flood"]
-        if "road" in seen or "house" in seen:
-            flood.append("a flooded street" if "road" in seen else "a flooded neighbourhood")
-        phrases.append(str(rng.choice(flood if world.flooded else ("a river", "water"))))
+        phrases.append(str(rng.choice(_water(world, seen))))
     if "mountain" in seen:
         phrases.append(str(rng.choice(("mountains", "a mountain"))))
     if "ground" in seen and rng.uniform() < 0.35:
         phrases.append(world.ground)
-    if "sky" in seen and rng.uniform() < 0.35:
+    if "sky" in seen and rng.uniform() < 0.3:
         phrases.append(str(rng.choice((SKIES[world.time], "sky"))))
     return phrases
 
 
-def _fire_phrases(rng, seen, fires, burning):
+def _water(world, seen):
+    if not world.flooded:
+        return "a river", "water", "a river"
+    flood = ["water", "flood water", "a flood"]
+    if "building" in seen:
+        flood += ["a flooded neighbourhood", "flooded neighbourhood"]
+    return [*flood, "a flooded street", "a flooded road"] if "road" in seen else flood
+
+
+def _burning(rng, world, seen, burning):
     phrases = []
     if "fire" in seen and not (burning and rng.uniform() < 0.3):
         phrases.append(str(rng.choice(("fire", "a fire", "flames"))))
     if "smoke" in seen:
-        color = "black" if fires[0].smoke_color[0] < 120 else "white"
+        color = "black" if world.fires[0].smoke_color[0] < 120 else "white"
         phrases.append(str(rng.choice(("smoke", "smoke", f"{color} smoke", "thick smoke"))))
     return phrases
 

@@ -1,44 +1,70 @@
 """Streets, countryside and disasters: `street.render(seed)` gives a `Scene` with exact masks.
 
     from attnlab.scenes import street
-    scene = street.render(579)
-    scene.caption                    # 'a burning house with smoke and a street'
+    scene = street.render(1869)
+    scene.caption                    # 'a burning house with smoke in a town'
     scene.mask("smoke")              # bool (row, column)
 
 Seeds are split once and for all: below `HELD_OUT` for training, from there on for evaluation.
 """
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
 
-from . import captions, objects
-from .canvas import Canvas, Thing, noise, reduce
+from . import captions, objects, world
+from .canvas import Canvas, noise, reduce
+from .fire import fire, glow, smoke
 from .scene import Scene
 
-CLASSES = ("sky", "ground", "road", "water", "mountain", "house", "tree", "car", "person", "fire", "smoke")
+CLASSES = tuple(captions.WORDS_OF)
+THIN = ("traffic light", "pole", "bicycle")  # classes of a few pixels' width
 PARTS = ("", "roof", "window", "door", "wheel", "trunk", "crown")
 WORDS = captions.CLASS_OF  # every word that names a class, and the class
 HELD_OUT = 1_000_000  # first seed that no bundled model was trained on
 
-TIMES = {  # share of scenes, light (rgb factor), sky at the top and at the horizon (rgb)
-    "day": (0.5, (1, 1, 1), (70, 130, 215), (180, 215, 245)),
-    "overcast": (0.18, (0.86, 0.87, 0.9), (140, 145, 155), (205, 208, 212)),
-    "dusk": (0.16, (0.95, 0.78, 0.68), (200, 85, 60), (255, 180, 95)),
-    "night": (0.16, (0.4, 0.44, 0.62), (10, 12, 38), (38, 42, 82)),
-}
-GROUNDS = {"grass": (0.6, (88, 150, 62)), "dirt": (0.2, (150, 112, 74)), "snow": (0.2, (234, 240, 246))}
-THEMES = {  # share of scenes, and in it the chance of: mountain, road, water, flood, and the most of each object
-    "town": (0.34, (0.2, 0.85, 0.1, 0.15), {"house": 3, "tree": 3, "car": 3, "person": 2}),
-    "country": (0.26, (0.6, 0.25, 0.5, 0.1), {"house": 2, "tree": 3, "car": 1, "person": 2}),
-    "forest": (0.14, (0.3, 0.25, 0.15, 0.05), {"house": 1, "tree": 8, "car": 1, "person": 1}),
-    "single": (0.26, (0.12, 0.15, 0.12, 0.05), {}),
-}
-FIRE_CHANCE = {"town": 0.45, "country": 0.4, "forest": 0.55, "single": 0.3}
-SMOKE_MASK = 0.4  # smoke is labeled where it hides at least this share of what is behind it
+
+class Theme(NamedTuple):
+    """What kind of place a scene shows."""
+
+    share: float  # of all scenes
+    chances: tuple[float, ...]  # of mountains, a skyline, a road, sidewalks beside it, a river, a flood, a fire
+    things: tuple[int, int]  # fewest and most that stand in it
+    weights: dict[str, float]  # how likely a thing is of each kind
+
+
+THEMES = {
+    "city": Theme(
+        0.36, (0.04, 0.65, 0.97, 0.85, 0.0, 0.1, 0.22), (1, 4),
+        {"car": 3, "person": 2.2, "traffic light": 2.2, "rider": 2.2, "block": 1.8, "house": 0.4, "tree": 0.8,
+         "pole": 0.8, "bicycle": 1.0},
+    ),
+    "suburb": Theme(
+        0.2, (0.2, 0.0, 0.6, 0.5, 0.05, 0.3, 0.42), (1, 4),
+        {"house": 4, "tree": 2, "car": 2, "person": 1.5, "rider": 0.6, "bicycle": 0.8, "pole": 0.5},
+    ),
+    "country": Theme(
+        0.15, (0.65, 0.0, 0.25, 0.0, 0.5, 0.12, 0.35), (0, 4),
+        {"house": 1.5, "tree": 2, "person": 1, "car": 0.8, "rider": 0.4},
+    ),
+    "forest": Theme(0.11, (0.3, 0.0, 0.2, 0.0, 0.15, 0.05, 0.55), (4, 8), {"tree": 12, "house": 0.4, "person": 0.4}),
+    "single": Theme(
+        0.18, (0.12, 0.1, 0.3, 0.2, 0.12, 0.06, 0.25), (0, 1),
+        {"house": 1, "block": 0.7, "tree": 1, "car": 1, "person": 1.2, "traffic light": 1.2, "pole": 1.2, "rider": 1.2,
+         "bicycle": 1.5},
+    ),
+}  # fmt: skip
+MOST = {"house": 3, "block": 2, "car": 3, "person": 3, "rider": 2, "bicycle": 2, "pole": 2, "traffic light": 2}
+STANDS = {  # where a kind stands when there is a road, and how often
+    "car": ("road", 0.8), "rider": ("road", 0.8), "person": ("sidewalk", 0.6), "bicycle": ("sidewalk", 0.6),
+    "traffic light": ("sidewalk", 0.9), "pole": ("sidewalk", 0.8),
+}  # fmt: skip
+BURNS = ("house", "block", "tree", "car")
 GRAIN = {  # texture of a class: strength of coarse noise, of fine noise and of waves
-    "ground": (0.10, 0.10, 0), "road": (0.05, 0.08, 0), "water": (0.04, 0.02, 0.16), "mountain": (0.14, 0.08, 0),
-    "house": (0.02, 0.04, 0.04), "tree": (0.06, 0.22, 0),
+    "ground": (0.10, 0.10, 0), "road": (0.05, 0.08, 0), "sidewalk": (0.03, 0.05, 0), "water": (0.04, 0.02, 0.16),
+    "mountain": (0.14, 0.08, 0), "building": (0.02, 0.04, 0.03), "tree": (0.06, 0.22, 0),
 }  # fmt: skip
 
 
@@ -62,21 +88,20 @@ def render(seed: int, size: int = 64) -> Scene:
     if seed < 0 or size < 32:
         raise ValueError(f"street.render wants seed >= 0 and size >= 32, not seed={seed}, size={size}")
     rng = np.random.default_rng([seed, 0x57])
-    canvas = Canvas(size)
-    world = objects.World(
-        time=_draw(rng, TIMES), ground=_draw(rng, GROUNDS), theme=_draw(rng, THEMES), horizon=rng.uniform(0.36, 0.55)
-    )
-    _backdrop(canvas, rng, world)
-    fires = _objects(canvas, rng, world)
+    canvas, here = Canvas(size), _new_world(rng)
+    burns = _backdrop(canvas, rng, here)
+    _objects(canvas, rng, here, burns)
     rgb, ids = canvas.arrays()
-    rgb = _light(rgb * _texture(rng, canvas, ids)[..., None], canvas, ids, world, fires)
-    for fire in fires:
-        if fire.smoke:
-            rgb, ids = _smoke(rng, canvas, rgb, ids, fire)
+    rgb = _light(rgb * _texture(rng, canvas, ids)[..., None] * _shadows(canvas, ids, here), canvas, ids, here)
+    for flames in here.fires:
+        if flames.smoke:
+            rgb, ids = smoke(canvas, rng, rgb, ids, flames)
+    if here.time == "snow":
+        rgb = world.snowfall(rng, rgb)
     image, ids = reduce(rgb, ids)
     lookup = np.array([(CLASSES.index(t.name), PARTS.index(t.part)) for t in canvas.things], dtype=np.uint8)
     labels, parts = lookup[ids, 0], lookup[ids, 1]
-    caption, words = captions.describe(rng, world, captions.count_visible(ids, canvas.things), fires)
+    caption, words = captions.describe(rng, here, captions.count_visible(ids, canvas.things))
     return Scene(image, caption, labels, parts, words, CLASSES, PARTS)
 
 
@@ -93,61 +118,109 @@ def _draw(rng, table):
     return names[rng.choice(len(names), p=[table[n][0] for n in names])]
 
 
-def _backdrop(canvas, rng, world):
-    """Sky, mountains, ground, road and river: everything that lies behind the objects."""
-    h = world.horizon
-    _, _, top, bottom = TIMES[world.time]
-    for y in np.arange(0, h, 0.02):
-        color = np.array(top) + (np.array(bottom) - top) * (y / h)
-        canvas.rectangle((0, y, 1, y + 0.04), color, Thing("sky", glows=True))
-    if world.time == "night":
-        for x, y in rng.uniform(0, 1, (25, 2)) * (1, h):
-            canvas.rectangle((x, y, x + 0.008, y + 0.008), (230, 230, 210), Thing("sky", glows=True))
-    mountain, road, water, flood = rng.uniform(size=4) < THEMES[world.theme][1]
+def _new_world(rng):
+    time = _draw(rng, world.TIMES)
+    ground = "snow" if time == "snow" else _draw(rng, world.GROUNDS)
+    return world.World(time, ground, theme=_draw(rng, THEMES), horizon=rng.uniform(0.36, 0.52))
+
+
+def _backdrop(canvas, rng, here):
+    """Everything that lies behind the objects; returns whether something burns in this scene."""
+    world.sky(canvas, rng, here)
+    mountain, skyline, road, walk, river, flood, burns = rng.uniform(size=7) < THEMES[here.theme].chances
     if mountain:
-        xs = np.linspace(0, 1, 24)
-        waves = sum(
-            rng.uniform(0.4, 1) * np.sin(xs * rng.uniform(4, 16) + rng.uniform(0, 6)) / (k + 1) for k in range(4)
-        )
-        ridge = h - rng.uniform(0.12, 0.24) + 0.05 * waves + rng.normal(0, 0.008, 24)
-        color = np.array((122, 112, 132)) + rng.uniform(-14, 14, 3)
-        canvas.polygon([(0, h), *zip(xs, ridge, strict=True), (1, h)], color, Thing("mountain"))
-    color = np.array(GROUNDS[world.ground][1]) + rng.uniform(-14, 14, 3)
-    canvas.rectangle((0, h, 1, 1), color.clip(0, 255), Thing("ground"))
+        world.mountains(canvas, rng, here)
+    if skyline:
+        world.skyline(canvas, rng, here)
+    world.ground(canvas, rng, here)
     if road:
-        objects.road(canvas, rng, world)
-    if flood or water:
-        (objects.flood if flood else objects.river)(canvas, rng, world)
-    world.flooded = bool(flood)
+        world.road(canvas, rng, here, walk)
+    if flood or river:
+        (world.flood if flood else world.river)(canvas, rng, here)
+    return bool(burns)
 
 
-def _objects(canvas, rng, world):
-    """Houses, trees, cars and people from the farthest to the nearest, and what burns; returns the fires."""
-    most = THEMES[world.theme][2]
-    if world.theme == "single":
-        counts = {str(rng.choice(("house", "tree", "car", "person"))): 1} if rng.uniform() < 0.85 else {}
-    else:
-        low = {"tree": 4} if world.theme == "forest" else {}
-        counts = {name: int(rng.integers(low.get(name, 0), n + 1)) for name, n in most.items()}
-    names = [name for name, n in counts.items() for _ in range(n)]
-    feet = objects.places(rng, names, world)
-    fires = []
-    burns = rng.uniform() < FIRE_CHANCE[world.theme]
-    victims = [i for i, name in enumerate(names) if name != "person"]
-    victim = (
-        victims[-1 - int(rng.integers(min(2, len(victims))))] if burns and victims and rng.uniform() < 0.8 else None
-    )
-    for i, (name, (x, y)) in enumerate(zip(names, feet, strict=True)):
-        instance = names[:i].count(name)
-        anchor = getattr(objects, name)(canvas, rng, world, x, y, instance)
-        if i == victim or (world.theme == "forest" and victim is not None and name == "tree" and rng.uniform() < 0.3):
-            fires.append(objects.fire(canvas, rng, *anchor, instance=len(fires), on=(name, instance)))
+def _objects(canvas, rng, here, burns):
+    """Everything that stands, from the farthest to the nearest, and what burns."""
+    kinds = _kinds(rng, here)
+    spots = _spots(rng, here, kinds)
+    fuel = [i for i in range(len(kinds)) if kinds[spots[i].which] in BURNS] if burns else []
+    victim = fuel[-1 - int(rng.integers(min(2, len(fuel))))] if fuel and rng.uniform() < 0.85 else None
+    counts = {}
+    for i, spot in enumerate(spots):
+        kind = kinds[spot.which]
+        name = objects.CLASS.get(kind, kind)
+        instance = counts[name] = counts.get(name, -1) + 1
+        here.feet[name, instance], here.place[name, instance] = (spot.x, spot.y), spot.place
+        anchor = objects.DRAW[kind](canvas, rng, here, spot.x, spot.y, instance)
+        wild = here.theme == "forest" and victim is not None and kind == "tree" and rng.uniform() < 0.3
+        if i == victim or wild:
+            fire(canvas, rng, here, *anchor, on=(name, instance))
     if burns and victim is None:
-        x, y = rng.uniform(0.2, 0.8), rng.uniform(world.horizon + 0.15, 0.92)
-        fires.append(objects.fire(canvas, rng, x, y, rng.uniform(0.22, 0.4), instance=0, on=("ground", 0)))
-    if fires and rng.uniform() < 0.2:
-        fires = [fire._replace(smoke=False) for fire in fires]
-    return fires
+        x, y = rng.uniform(0.2, 0.8), rng.uniform(here.horizon + 0.15, 0.92)
+        fire(canvas, rng, here, x, y, rng.uniform(0.24, 0.42), on=("ground", 0))
+    if rng.uniform() < 0.2:
+        here.fires = [flames._replace(smoke=False) for flames in here.fires]
+
+
+def _kinds(rng, here):
+    """What stands in the scene, by kind, in no order."""
+    (fewest, most), weights = THEMES[here.theme][2:]
+    if here.theme == "single":
+        most = int(rng.uniform() < 0.88)
+        fewest = most
+    kinds = []
+    for _ in range(rng.integers(fewest, most + 1)):
+        free = [k for k in weights if kinds.count(k) < MOST.get(k, 9)]
+        share = np.array([weights[k] for k in free], float)
+        kinds.append(str(rng.choice(free, p=share / share.sum())))
+    return kinds
+
+
+class _Spot(NamedTuple):
+    y: float
+    x: float
+    which: int
+    place: str
+
+
+def _spots(rng, here, kinds):
+    """A foot for every kind, from far to near; feet keep apart sideways as far as there is room."""
+    spots = []
+    for which, kind in enumerate(kinds):
+        place, often = STANDS.get(kind, ("ground", 1))
+        place = place if here.road and rng.uniform() < often else "ground"
+        tries = [_foot(rng, here, place, kind) for _ in range(10)]
+        gaps = [min((abs(x - s.x) for s in spots), default=1) for x, _ in tries]
+        x, y = tries[int(np.argmax(gaps))]
+        if place == "sidewalk" and not here.road.walk:
+            place = "ground"
+        spots.append(_Spot(min(y, 0.96), x, which, place))
+    return sorted(spots)
+
+
+def _foot(rng, here, place, kind):
+    if place != "ground":
+        return here.road.spot(rng, here.horizon, place)
+    low = 0.8 if kind in BURNS and kind != "car" else 0.95
+    for _ in range(8):
+        x, y = rng.uniform(0.1, 0.9), rng.uniform(here.horizon + 0.07, low)
+        if not _taken(here, x, y):
+            break
+    return x, y
+
+
+def _taken(here, x, y):
+    """Whether a road or a river is where a thing should stand beside them."""
+    if here.river[0] - 0.02 < y < here.river[1] + 0.03:
+        return True
+    if here.road is None:
+        return False
+    if here.road.y is not None:
+        return abs(y - here.road.y) < here.road.half + here.road.walk
+    depth = (y - here.horizon) / (1 - here.horizon)
+    center, half = here.road.at(depth)
+    return abs(x - center) < half + 0.12
 
 
 def _texture(rng, canvas, ids):
@@ -156,36 +229,29 @@ def _texture(rng, canvas, ids):
     coarse, fine = noise(rng, side, 12), noise(rng, side, 48)
     rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) / side
     waves = np.sin(rows * rng.uniform(110, 150) + 1.6 * np.sin(columns * rng.uniform(15, 30)) + 2 * coarse)
-    strength = np.array([(0, 0, 0) if t.glows else GRAIN.get(t.name, (0, 0, 0)) for t in canvas.things], np.float32)[
-        ids
-    ]
+    strength = [(0, 0, 0) if t.glows else GRAIN.get(t.name, (0, 0, 0)) for t in canvas.things]
+    strength = np.array(strength, np.float32)[ids]
     gain = 1 + strength[..., 0] * coarse + strength[..., 1] * fine + strength[..., 2] * waves
     clouds = np.clip(noise(rng, side, 5, aspect=2.5) + noise(rng, side, 14, aspect=2.5) * 0.4, 0, 1)
-    sky = np.array([t.name == "sky" for t in canvas.things])[ids]
-    return gain + sky * clouds * rng.choice((0, 0.15, 0.3))
+    above = np.array([t.name == "sky" for t in canvas.things])[ids]
+    return gain + above * clouds * rng.choice((0, 0.15, 0.3))
 
 
-def _light(rgb, canvas, ids, world, fires):
-    """The hour's light on everything that does not glow, and the glow of fires around them."""
+def _shadows(canvas, ids, here):
+    """How much light reaches the ground under things, float32 (row, column, 1), 0.6..1."""
+    dark = Image.new("L", (canvas.side, canvas.side))
+    pen = ImageDraw.Draw(dark)
+    for x, y, width in here.shadows:
+        box = (x - 0.6 * width, y - 0.02, x + 0.6 * width, y + 0.022)
+        pen.ellipse([v * canvas.side for v in box], fill=255)
+    dark = np.asarray(dark.filter(ImageFilter.GaussianBlur(0.01 * canvas.side)), np.float32) / 255
+    flat = np.array([t.name in ("ground", "road", "sidewalk") for t in canvas.things])[ids]
+    return (1 - 0.4 * dark * flat)[..., None]
+
+
+def _light(rgb, canvas, ids, here):
+    """The hour's light on everything that does not glow, and the glow of fires when it is dark."""
     light = np.ones((len(canvas.things), 3), np.float32)
-    light[[not t.glows for t in canvas.things]] = TIMES[world.time][1]
+    light[[not t.glows for t in canvas.things]] = world.TIMES[here.time][1]
     rgb = rgb * light[ids]
-    if world.time in ("dusk", "night"):
-        rows, columns = np.mgrid[0 : canvas.side, 0 : canvas.side].astype(np.float32) / canvas.side
-        for fire in fires:
-            near = np.exp(
-                -((columns - fire.x) ** 2 + (rows - fire.y + fire.height / 2) ** 2) / (1.2 * fire.height) ** 2
-            )
-            rgb = rgb + near[..., None] * np.array((46, 22, 4), np.float32)
-    return rgb
-
-
-def _smoke(rng, canvas, rgb, ids, fire):
-    """A plume of puffs that rises from a fire, widens and drifts; see-through, so labeled where it is dense."""
-    opacity = objects.plume(rng, canvas.side, fire)
-    color = np.array(fire.smoke_color, np.float32) * (1 + 0.16 * noise(rng, canvas.side, 14)[..., None])
-    number = canvas.number(Thing("smoke", fire.instance, glows=True))
-    fiery = np.array([t.name == "fire" for t in canvas.things])[ids]
-    opacity = np.where(fiery, opacity * 0.25, opacity)  # flames shine through
-    rgb = rgb + (color - rgb) * opacity[..., None]
-    return rgb, np.where(opacity > SMOKE_MASK, number, ids).astype(np.uint8)
+    return glow(rgb, here) if here.time in ("dusk", "night") else rgb

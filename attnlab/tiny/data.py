@@ -1,7 +1,7 @@
 """Rendered scenes as arrays, kept on disk between runs."""
 
 import json
-import logging
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..scenes import street
+from ..scenes import Scene, street
 
 BLOCK = 500  # scenes a task of the process pool
 
@@ -24,6 +24,11 @@ class Scenes:
     captions: list[str]
     words: list[dict[str, str]]
 
+    @classmethod
+    def of(cls, scenes: Iterable[Scene]) -> "Scenes":
+        images, labels, captions, words = zip(*((s.image, s.labels, s.caption, s.words) for s in scenes), strict=True)
+        return cls(np.stack(images), np.stack(labels), list(captions), list(words))
+
     def __len__(self):
         return len(self.captions)
 
@@ -34,29 +39,15 @@ def render_many(first: int, count: int, size: int, workers: int = 2) -> Scenes:
     with ProcessPoolExecutor(workers) as pool:
         jobs = pool.map(_render_block, [(s, min(BLOCK, first + count - s), size) for s in starts])
         blocks = list(tqdm(jobs, total=len(starts), desc="rendering scenes"))
-    images, labels, captions, words = zip(*blocks, strict=True)
-    return Scenes(np.concatenate(images), np.concatenate(labels), list(chain(*captions)), list(chain(*words)))
+    arrays = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("images", "labels"))
+    return Scenes(
+        *arrays, *(list(chain(*(getattr(block, name) for block in blocks))) for name in ("captions", "words"))
+    )
 
 
 def _render_block(job):
     first, count, size = job
-    scenes = [street.render(seed, size) for seed in range(first, first + count)]
-    return (
-        np.stack([s.image for s in scenes]),
-        np.stack([s.labels for s in scenes]),
-        [s.caption for s in scenes],
-        [s.words for s in scenes],
-    )
-
-
-def report(result: dict, out: Path | None) -> None:
-    """Log a result as JSON, and write it to the file `out` where one is given."""
-    text = json.dumps(result, indent=1)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger(__name__).info(text)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
+    return Scenes.of(street.render(seed, size) for seed in range(first, first + count))
 
 
 def cached(folder: Path, first: int, count: int, size: int) -> Scenes:

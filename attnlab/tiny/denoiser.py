@@ -4,23 +4,26 @@ Grounding follows TokenCompose (Wang et al., CVPR 2024): beside the diffusion lo
 that names a class is drawn towards the pixels of that class. Weight 0 trains the plain model.
 """
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..scenes import street
 from . import loop, vae
 from .data import Scenes
 from .text import LENGTH, new_text_encoder
 
-GROUNDED_SIDES = (16, 8)  # cross-attention resolutions that are grounded; the 4 x 4 middle is left alone
+COARSEST = 8  # side of the smallest latent that looks at the text; below it a cell covers several objects
 SMALLEST = 24 / 64**2  # share of the image from which on a mask grounds
 WORDS = 10  # most grounded words of one caption
 
@@ -49,14 +52,15 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def new_unet(side: int) -> UNet2DConditionModel:
+def new_unet(side: int, channels: tuple[int, ...]) -> UNet2DConditionModel:
+    looks = [side // 2**level >= COARSEST for level in range(len(channels))]
     return UNet2DConditionModel(
         sample_size=side,
         in_channels=4,
         out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(64, 96, 160),
+        down_block_types=tuple("CrossAttnDownBlock2D" if look else "DownBlock2D" for look in looks),
+        up_block_types=tuple("CrossAttnUpBlock2D" if look else "UpBlock2D" for look in looks[::-1]),
+        block_out_channels=channels,
         layers_per_block=1,
         attention_head_dim=4,  # in this class of diffusers the number of heads
         cross_attention_dim=128,
@@ -66,10 +70,14 @@ def new_unet(side: int) -> UNet2DConditionModel:
 class TextToLatent(nn.Module):
     """Text encoder and denoiser as one module, for the optimizer and the moving average."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, side: int):
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel):
         super().__init__()
-        self.text_encoder = new_text_encoder(tokenizer)
-        self.unet = new_unet(side).to(memory_format=torch.channels_last)
+        self.text_encoder = text_encoder
+        self.unet = unet.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def new(cls, tokenizer: CLIPTokenizer, side: int, channels: tuple[int, ...]) -> "TextToLatent":
+        return cls(new_text_encoder(tokenizer), new_unet(side, channels))
 
     def forward(self, noisy, timestep, ids, visible):
         """Predicted v (image, channel, row, column) from token ids and visible (image, token)."""
@@ -79,7 +87,7 @@ class TextToLatent(nn.Module):
 
 @dataclass(frozen=True)
 class Batches:
-    """Everything a step draws from: latents (image, channel, row, column), labels and captions, all on one device."""
+    """Everything a step draws from, in main memory: latents (image, channel, row, column), labels and captions."""
 
     latents: torch.Tensor
     labels: torch.Tensor
@@ -88,13 +96,18 @@ class Batches:
     tokenizer: CLIPTokenizer
 
     @classmethod
-    def of(cls, scenes: Scenes, autoencoder, tokenizer, cache: Path) -> "Batches":
-        """Batches of scenes, their latents read from the .npy file `cache` where an earlier run left them."""
-        if not cache.exists():
-            part = cache.with_suffix(".part.npy")
-            np.save(part, (vae.encode(autoencoder, scenes.images) * autoencoder.config.scaling_factor).numpy())
-            part.replace(cache)
-        latents = torch.from_numpy(np.load(cache))
+    def of(cls, scenes: Scenes, autoencoder, tokenizer) -> "Batches":
+        latents = vae.encode(autoencoder, scenes.images) * autoencoder.config.scaling_factor
+        return cls(latents, torch.from_numpy(scenes.labels), scenes.captions, scenes.words, tokenizer)
+
+    @classmethod
+    def cached(cls, scenes: Scenes, autoencoder, tokenizer, path: Path) -> "Batches":
+        """`of`, with the latents read from the .npy file `path` where an earlier run left them."""
+        if not path.exists():
+            part = path.with_suffix(".part.npy")
+            np.save(part, cls.of(scenes, autoencoder, tokenizer).latents.numpy())
+            part.replace(path)
+        latents = torch.from_numpy(np.load(path))
         return cls(latents, torch.from_numpy(scenes.labels), scenes.captions, scenes.words, tokenizer)
 
     def draw(self, recipe: Recipe, generator):
@@ -165,38 +178,45 @@ def grounding_loss(scores, labels, visible, where, what, weight):
     """
     masks = (labels[:, None] == what[:, :, None, None]).float()  # (image, word, row, column)
     counts = (what >= 0) & (masks.mean((2, 3)) >= SMALLEST) & visible.gather(1, where)
-    target, total = {}, 0.0
-    for side in GROUNDED_SIDES:
-        small = F.adaptive_avg_pool2d(masks, side).flatten(2)
-        target[side**2] = small / small.sum(-1, keepdim=True).clamp(min=1e-6)
-    hidden = ~visible[:, None, None, :]
+    total, hidden = 0.0, ~visible[:, None, None, :]
+
+    @cache
+    def target(pixels):
+        small = F.adaptive_avg_pool2d(masks, math.isqrt(pixels)).flatten(2)
+        return small / small.sum(-1, keepdim=True).clamp(min=1e-6)
+
     for score in scores.values():
         share = score.masked_fill(hidden, -torch.inf).softmax(-1).mean(1)  # (image, pixel, token)
         maps = share.mT.gather(1, where[..., None].expand(-1, -1, share.shape[1]))  # (image, word, pixel)
         maps = maps / maps.sum(-1, keepdim=True).clamp(min=1e-6)
-        goal = target[maps.shape[-1]]
+        goal = target(maps.shape[-1])
         total = total + (goal * ((goal + 1e-6).log() - (maps + 1e-6).log())).sum(-1)
     weights = counts * weight[:, None]
     return (total / len(scores) * weights).sum() / counts.sum().clamp(min=1)
 
 
-def train_denoiser(batches: Batches, recipe: Recipe, schedule: loop.Schedule, folder: Path) -> TextToLatent:
+def train_denoiser(
+    model: TextToLatent, batches: Batches, recipe: Recipe, schedule: loop.Schedule, folder: Path
+) -> TextToLatent:
     scheduler = new_scheduler()
-    alphas = scheduler.alphas_cumprod
-    model = TextToLatent(batches.tokenizer, side=batches.latents.shape[-1])
+    device = model.unet.device
+    if device.type == "cpu":  # the fast kernels' backward pass is slow there
+        model.unet.set_attn_processor(AttnProcessor())
+    alphas = scheduler.alphas_cumprod.to(device)
 
     def loss(model, generator):
-        latents, labels, ids, visible, where, what = batches.draw(recipe, generator)
+        latents, labels, ids, visible, where, what = (t.to(device) for t in batches.draw(recipe, generator))
         n = len(latents)
         # stratified over the batch: every step sees early and late timesteps
         timestep = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * len(alphas)).long()
-        timestep = timestep[torch.randperm(n, generator=generator)]
-        noise = torch.randn(latents.shape, generator=generator)
+        timestep = timestep[torch.randperm(n, generator=generator)].to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
         noisy = scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
         with attention_scores(model.unet) as scores:
             predicted = model(noisy, timestep, ids, visible)
         diffusion = F.mse_loss(predicted.float(), scheduler.get_velocity(latents, noise, timestep))
         grounding = grounding_loss(scores, labels, visible, where, what, alphas[timestep].sqrt())
-        return {"loss": diffusion + recipe.grounding * grounding, "diffusion": diffusion, "grounding": grounding}
+        total = diffusion + recipe.grounding * grounding if recipe.grounding else diffusion
+        return {"loss": total, "diffusion": diffusion, "grounding": grounding}
 
     return loop.train(model, loss, schedule, folder)

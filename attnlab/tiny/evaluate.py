@@ -1,94 +1,84 @@
-"""Measure the bundled model on held-out rendered scenes: `python -m attnlab.tiny.evaluate`.
+"""Measure the bundled models and write what was found into their folders and cards: `python -m attnlab.tiny.evaluate`.
 
-Every scene is noised and looked at once per timestep (`record_image`), the DAAM map of every caption word that names a
-class is resized to the scene, divided by its maximum and held against the exact mask. The threshold is the one with
-the highest mean IoU on other scenes. Baseline: each map held against the mask of another class of its caption.
+Of a pipeline: how well its words' maps find their objects (`localize`), whether prompts steer it (`steer`), its
+autoencoder's PSNR, the time an image takes. Of the oracle: its IoU and its recall of small objects, on scenes as
+rendered and as the autoencoder restores them. All on seeds that no model was trained on.
+
+    python -m attnlab.tiny.evaluate tiny oracle     # these only
+    python -m attnlab.tiny.evaluate --tables        # write the tables again from what was measured before
 """
 
 import argparse
-from pathlib import Path
-from typing import NamedTuple
+import json
+import logging
+import time
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from .. import daam, load_pipeline, metrics, record_image, seed
+from .. import load_oracle, load_pipeline, seed
 from ..scenes import street
-from .data import report
+from . import cards, oracle, vae
+from .localize import localization
+from .steer import steering
+from .train import MODELS
 
-TIMESTEPS = (100, 300, 500)  # of 1000
-SMALLEST = 24 / 64**2  # share of the image below which a mask is not asked for
-TUNING = street.HELD_OUT + 100_000  # first seed of the scenes on which the threshold is chosen
-
-
-class Case(NamedTuple):
-    """One word of one scene: its map and mask (row, column), and the map of another class of the caption, if any."""
-
-    scene: int
-    name: str
-    heat: np.ndarray
-    truth: np.ndarray
-    other: np.ndarray | None
+log = logging.getLogger(__name__)
+NAMES = ("oracle", "tiny", "tiny-plain")
 
 
-def cases(pipe, first: int, count: int, batch: int = 10) -> list[Case]:
-    """All words of the scenes with seeds first, first + 1, ...; the noise depends on the seed."""
-    found = []
-    for start in tqdm(range(first, first + count, batch), desc="scenes"):
-        seeds = range(start, min(start + batch, first + count))
-        scenes = [street.render(s, size=pipe.unet.config.sample_size * pipe.vae_scale_factor) for s in seeds]
-        recording = record_image(
-            pipe,
-            [s.image for s in scenes],
-            [s.caption for s in scenes],
-            timesteps=TIMESTEPS,
-            generator=seed(start),
-        )
-        for k, scene in enumerate(scenes):
-            maps = daam(recording[k]).upscale(scene.labels.shape)
-            words = [w for w in scene.words if scene.mask(w).mean() >= SMALLEST]
-            heats = {w: maps[w, 0] for w in words}
-            for w in words:
-                others = [o for o in words if scene.words[o] != scene.words[w]]
-                shuffled = heats[others[(start + k) % len(others)]] if others else None
-                found.append(Case(seeds[k], scene.words[w], heats[w], scene.mask(w), shuffled))
-    return found
+def measure_pipeline(name: str, scenes: int, images: int) -> dict:
+    pipe = load_pipeline(name)
+    pipe.set_progress_bar_config(disable=True)
+    held_out = _held_out(pipe.unet.config.sample_size * pipe.vae_scale_factor, scenes)
+    return {
+        "maps": localization(pipe, scenes),
+        "steering": steering(pipe, load_oracle(), images),
+        "PSNR": vae.psnr(pipe.vae.float(), np.stack([s.image for s in held_out])),
+        "seconds an image": _seconds(pipe),
+    }
 
 
-def summary(tuning: list[Case], test: list[Case]) -> dict:
-    """Mean IoU at the threshold chosen on `tuning` and pointing game on `test`, with 95 % intervals over scenes."""
-    ious = metrics.miou_curve([c.heat for c in tuning], [c.truth for c in tuning])
-    tau = metrics.best_threshold(metrics.THRESHOLDS, ious)
-    result = {"threshold": tau, "scenes": len({c.scene for c in test}), "maps": len(test)}
-    shuffled = [c._replace(heat=c.other) for c in test if c.other is not None]
-    for label, some in (("word", test), ("shuffled word", shuffled)):
-        iou = np.array([metrics.iou(c.heat >= tau * c.heat.max(), c.truth) for c in some])
-        hit = np.array([metrics.pointing_game(c.heat, c.truth) for c in some], float)
-        scene = np.array([c.scene for c in some])
-        for measure, values in (("iou", iou), ("pointing", hit)):
-            by_scene = [values[scene == s].mean() for s in np.unique(scene)]
-            result[f"{label} {measure}"] = float(np.mean(by_scene))
-            result[f"{label} {measure} interval"] = [float(v) for v in metrics.bootstrap_interval(by_scene)]
-        names = np.array([c.name for c in some])
-        if label == "word":
-            result["classes"] = {
-                name: {"maps": int(own.sum()), "iou": float(iou[own].mean()), "pointing": float(hit[own].mean())}
-                for name in street.CLASSES
-                if (own := names == name).any()
-            }
-    return result
+def measure_oracle(name: str, scenes: int, images: int) -> dict:
+    judge, autoencoder = load_oracle(), load_pipeline("tiny").vae
+    held_out = _held_out(judge.model.config.sample_size, scenes)
+    pictures, labels = np.stack([s.image for s in held_out]), np.stack([s.labels for s in held_out])
+    restored = oracle.restore(autoencoder, pictures)
+    return {kind: oracle.measure(judge, x, labels) for kind, x in (("sharp", pictures), ("restored", restored))}
+
+
+def _held_out(size, count):
+    return [street.render(s, size) for s in range(street.HELD_OUT, street.HELD_OUT + count)]
+
+
+def _seconds(pipe, repeats: int = 7) -> float:
+    """Median time of one image of 20 steps with guidance."""
+    times = []
+    for k in tqdm(range(repeats), desc="timing", leave=False):
+        start = time.perf_counter()
+        pipe("a house", num_inference_steps=20, guidance_scale=4.0, generator=seed(k))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--scenes", type=int, default=500, help="held-out scenes that are measured")
-    parser.add_argument("--tuning", type=int, default=200, help="other scenes, on which the threshold is chosen")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    arguments = parser.parse_args()
-    pipe = load_pipeline(arguments.model)
-    result = summary(cases(pipe, TUNING, arguments.tuning), cases(pipe, street.HELD_OUT, arguments.scenes))
-    report(result, arguments.out)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default all")
+    parser.add_argument("--scenes", type=int, default=500, help="held-out scenes")
+    parser.add_argument("--images", type=int, default=50, help="images a class")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    if wrong := set(given.names) - set(NAMES):
+        parser.error(f"no model {', '.join(wrong)}; there are {', '.join(NAMES)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in () if given.tables else given.names or NAMES:
+        found = (measure_oracle if name == "oracle" else measure_pipeline)(name, given.scenes, given.images)
+        (MODELS / name / "measured.json").write_text(json.dumps(found, indent=1) + "\n")
+    found = {n: json.loads(p.read_text()) for n in NAMES if (p := MODELS / n / "measured.json").exists()}
+    for name in found:
+        text = (cards.oracle_tables if name == "oracle" else cards.pipeline_tables)(name, found)
+        cards.write_card(MODELS / name, text)
+        log.info("%s\n\n%s\n", name, text)
 
 
 if __name__ == "__main__":

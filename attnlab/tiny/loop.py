@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -41,7 +42,8 @@ def train(model: torch.nn.Module, loss: Loss, schedule: Schedule, folder: Path) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
-    optimizer = torch.optim.AdamW(model.parameters(), schedule.rate, (0.9, 0.99), weight_decay=schedule.weight_decay)
+    decay = schedule.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), schedule.rate, (0.9, 0.99), weight_decay=decay, fused=True)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     state = {"model": model, "average": average, "optimizer": optimizer, "rate": rate}
     first = _resume(state, folder)
@@ -92,3 +94,19 @@ def _log(path, step, values):
         if new:
             writer.writerow(["step", *values])
         writer.writerow([step, *(f"{v:.5f}" for v in values.values())])
+
+
+def averaged(folder: Path) -> dict[str, torch.Tensor]:
+    """The moving average's parameters in the checkpoint in `folder`."""
+    average = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)["average"]
+    return {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
+
+
+def thin_curve(source: Path, target: Path, rows: int = 200) -> None:
+    """Copy a curve, mean values of blocks of steps, `rows` of them at most."""
+    curve = np.genfromtxt(source, delimiter=",", names=True)
+    blocks = np.array_split(np.stack([curve[n] for n in curve.dtype.names], 1), min(rows, len(curve)))
+    with target.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(curve.dtype.names)
+        writer.writerows([round(float(v), 5) for v in block.mean(0)] for block in blocks)

@@ -33,7 +33,7 @@ def new_segmenter(size: int) -> UNet2DModel:
 
 
 def train_oracle(
-    scenes: Scenes, blurred: np.ndarray, schedule: loop.Schedule, folder: Path, batch: int = 32
+    scenes: Scenes, blurred: np.ndarray, schedule: loop.Schedule, folder: Path, device: torch.device, batch: int = 32
 ) -> UNet2DModel:
     """Cross-entropy, rare classes weighted up by the root of their rarity.
 
@@ -41,7 +41,7 @@ def train_oracle(
     generated images have its look.
     """
     share = np.bincount(scenes.labels[:4000].ravel(), minlength=len(street.CLASSES)) / scenes.labels[:4000].size
-    weight = torch.from_numpy((1 / np.sqrt(share)) / (1 / np.sqrt(share)).mean()).float()
+    weight = torch.from_numpy((1 / np.sqrt(share)) / (1 / np.sqrt(share)).mean()).float().to(device)
 
     def loss(model, generator):
         sharp = torch.randint(len(scenes), (batch // 2,), generator=generator).numpy()
@@ -52,12 +52,11 @@ def train_oracle(
         flip = torch.rand(1, generator=generator) < 0.5
         if flip:
             images, labels = images.flip(-1), labels.flip(-1)
-        logits = model(images.contiguous(memory_format=torch.channels_last), 0).sample
-        return {"loss": F.cross_entropy(logits.float(), labels, weight)}
+        logits = model(images.to(device).contiguous(memory_format=torch.channels_last), 0).sample
+        return {"loss": F.cross_entropy(logits.float(), labels.to(device), weight)}
 
-    return loop.train(
-        new_segmenter(scenes.images.shape[1]).to(memory_format=torch.channels_last), loss, schedule, folder
-    )
+    model = new_segmenter(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
+    return loop.train(model, loss, schedule, folder)
 
 
 @torch.no_grad()
@@ -65,10 +64,10 @@ def restore(autoencoder: AutoencoderKL, images: np.ndarray, batch: int = 100) ->
     """Images as the VAE gives them back, uint8 (image, row, column, rgb)."""
     restored = []
     for i in tqdm(range(0, len(images), batch), desc="restoring", leave=False):
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = autoencoder.encode(vae.to_tensor(images[i : i + batch])).latent_dist.mean
+        with torch.autocast(autoencoder.device.type, torch.bfloat16):
+            latents = autoencoder.encode(vae.to_tensor(images[i : i + batch]).to(autoencoder.device)).latent_dist.mean
             pixels = autoencoder.decode(latents).sample.float().clamp(-1, 1)
-        restored.append(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        restored.append(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(restored)
 
 

@@ -1,94 +1,145 @@
-"""Train the bundled model from nothing, stage by stage; a stage that is done or interrupted is continued.
+"""Train the bundled models from nothing, stage by stage; a stage that was interrupted is continued.
 
-    python -m attnlab.tiny.train --work runs/tiny vae           # 64 x 64 -> 16 x 16 x 4
-    python -m attnlab.tiny.train --work runs/tiny denoiser
-    python -m attnlab.tiny.train --work runs/tiny export        # to attnlab/tiny/models/tiny, fp16
-    python -m attnlab.tiny.train --work runs/tiny oracle        # a segmenter, to attnlab/tiny/models/oracle
+    python -m attnlab.tiny.train vae              # images to latents of a quarter of their side
+    python -m attnlab.tiny.train denoiser         # words that are drawn towards their masks: `tiny`
+    python -m attnlab.tiny.train denoiser-plain   # the same without a mask: `tiny-plain`
+    python -m attnlab.tiny.train oracle           # a segmenter
+    python -m attnlab.tiny.train export           # weights in half precision and curves, to attnlab/tiny/models
 
-On 2 cores set GOMP_CPU_AFFINITY="0 1" OMP_PROC_BIND=true.
+With `--preset gpu`, scenes of 128 pixels and larger batches. On 2 cores set GOMP_CPU_AFFINITY="0 1" OMP_PROC_BIND=true.
 """
 
 import argparse
 import json
 import logging
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from ..pipelines import load_oracle
 from ..scenes import street
 from . import data, denoiser, loop, oracle, text, vae
 
 log = logging.getLogger(__name__)
 MODELS = Path(__file__).parent / "models"
-SIZE, SCENES = 64, 48_000
-VAE = loop.Schedule(steps=3_500, rate=2e-3, weight_decay=0.0)
-ORACLE = loop.Schedule(steps=1_000, rate=2e-3)
-DENOISER = loop.Schedule(steps=4_600, rate=1e-3, ema=0.9985)
+DENOISERS = {"denoiser": "tiny", "denoiser-plain": "tiny-plain"}  # stage -> bundled model
 
 
-def run_vae(work: Path) -> None:
-    scenes = data.cached(work, 0, SCENES, SIZE)
-    model = vae.train_vae(scenes, VAE, work / "vae")
-    model.save_pretrained(work / "vae" / "model")
-    held_out = data.cached(work, street.HELD_OUT, 500, SIZE)
-    log.info("PSNR on %d held-out scenes: %.2f dB", len(held_out), vae.psnr(model, held_out.images))
+@dataclass(frozen=True)
+class Preset:
+    """What is trained on, how large the denoiser is, and for how long each part is trained."""
+
+    size: int  # side of a scene in pixels
+    scenes: int
+    channels: tuple[int, ...]  # of the denoiser
+    recipe: denoiser.Recipe
+    vae: loop.Schedule
+    denoiser: loop.Schedule
+    oracle: loop.Schedule
 
 
-def run_oracle(work: Path) -> None:
-    """Train the segmenter, measure it on held-out scenes, sharp and as the VAE restores them, and write it out."""
-    scenes = data.cached(work, 0, SCENES, SIZE)
-    autoencoder = AutoencoderKL.from_pretrained(work / "vae" / "model")
-    model = oracle.train_oracle(scenes, oracle.restore(autoencoder, scenes.images[:6000]), ORACLE, work / "oracle")
-    folder = MODELS / "oracle"
-    model.to(torch.float16).save_pretrained(folder)
-    (folder / "classes.json").write_text(json.dumps(street.CLASSES) + "\n")
-    held_out = data.cached(work, street.HELD_OUT, 500, SIZE)
-    for name, images in (("sharp", held_out.images), ("restored", oracle.restore(autoencoder, held_out.images))):
-        log.info("%s: %s", name, json.dumps(oracle.measure(load_oracle(), images, held_out.labels), indent=1))
+PRESETS = {
+    "cpu": Preset(
+        size=64,
+        scenes=48_000,
+        channels=(64, 96, 160),
+        recipe=denoiser.Recipe(batch=32),
+        vae=loop.Schedule(steps=3_500, rate=2e-3, weight_decay=0.0),
+        denoiser=loop.Schedule(steps=4_500, rate=1e-3, ema=0.9985),
+        oracle=loop.Schedule(steps=1_200, rate=2e-3),
+    ),
+    "gpu": Preset(
+        size=128,
+        scenes=100_000,
+        channels=(64, 96, 160),
+        recipe=denoiser.Recipe(batch=256),
+        vae=loop.Schedule(steps=12_000, rate=1e-3, weight_decay=0.0),
+        denoiser=loop.Schedule(steps=20_000, rate=1e-3, ema=0.9995),
+        oracle=loop.Schedule(steps=3_000, rate=2e-3),
+    ),
+}
 
 
-def run_denoiser(work: Path) -> None:
-    scenes = data.cached(work, 0, SCENES, SIZE)
-    tokenizer = text.train_tokenizer(scenes.captions, work / "tokenizer")
-    autoencoder = AutoencoderKL.from_pretrained(work / "vae" / "model")
-    batches = denoiser.Batches.of(scenes, autoencoder, tokenizer, cache=work / "latents.npy")
-    model = denoiser.train_denoiser(batches, denoiser.Recipe(), DENOISER, work / "denoiser")
-    model.text_encoder.save_pretrained(work / "denoiser" / "text_encoder")
-    model.unet.save_pretrained(work / "denoiser" / "unet")
+@dataclass(frozen=True)
+class Run:
+    """One training run: its preset, the folder of its scenes, checkpoints and curves, and the device."""
 
+    preset: Preset
+    work: Path
+    device: torch.device
 
-def export(work: Path) -> None:
-    """Write the whole pipeline in half precision to attnlab/tiny/models/tiny."""
-    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    average = torch.load(work / "denoiser" / "checkpoint.pt", map_location="cpu", weights_only=True)["average"]
-    model = denoiser.TextToLatent(tokenizer, side=SIZE // 4)
-    model.load_state_dict({k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")})
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae" / "model"),
-        text_encoder=model.text_encoder,
-        tokenizer=tokenizer,
-        unet=model.unet,
-        scheduler=denoiser.new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).to(torch.float16)
-    pipe.save_pretrained(MODELS / "tiny")
-    for name in ("vocab.json", "merges.txt"):  # for readers that do not know tokenizer.json
-        shutil.copy(work / "tokenizer" / name, MODELS / "tiny" / "tokenizer" / name)
+    @property
+    def scenes(self) -> data.Scenes:
+        return data.cached(self.work, 0, self.preset.scenes, self.preset.size)
+
+    @property
+    def autoencoder(self) -> AutoencoderKL:
+        return AutoencoderKL.from_pretrained(self.work / "vae" / "model").to(self.device)
+
+    def vae(self) -> None:
+        model = vae.train_vae(self.scenes, self.preset.vae, self.work / "vae", self.device)
+        model.save_pretrained(self.work / "vae" / "model")
+
+    def train_denoiser(self, stage: str) -> None:
+        """Train the denoiser and its text encoder; the plain one differs by the weight of grounding alone."""
+        scenes = self.scenes
+        tokenizer = text.train_tokenizer(scenes.captions, self.work / "tokenizer")
+        batches = denoiser.Batches.cached(scenes, self.autoencoder, tokenizer, self.work / "latents.npy")
+        recipe = self.preset.recipe if stage == "denoiser" else replace(self.preset.recipe, grounding=0.0)
+        model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels).to(self.device)
+        denoiser.train_denoiser(model, batches, recipe, self.preset.denoiser, self.work / stage)
+
+    def oracle(self) -> None:
+        scenes = self.scenes
+        restored = oracle.restore(self.autoencoder, scenes.images[:6000])
+        model = oracle.train_oracle(scenes, restored, self.preset.oracle, self.work / "oracle", self.device)
+        model.save_pretrained(self.work / "oracle" / "model")
+
+    def export(self) -> None:
+        """Write every trained model in half precision, and the curves of its training beside it."""
+        for stage, name in DENOISERS.items():
+            if (self.work / stage / "checkpoint.pt").exists():
+                self._export_pipeline(stage, MODELS / name)
+        if (self.work / "oracle" / "model").exists():
+            model = oracle.UNet2DModel.from_pretrained(self.work / "oracle" / "model")
+            model.to(torch.float16).save_pretrained(MODELS / "oracle")
+            (MODELS / "oracle" / "classes.json").write_text(json.dumps(street.CLASSES) + "\n")
+            loop.thin_curve(self.work / "oracle" / "curve.csv", MODELS / "oracle" / "curve.csv")
+
+    def _export_pipeline(self, stage: str, folder: Path) -> None:
+        tokenizer = CLIPTokenizer.from_pretrained(self.work / "tokenizer")
+        model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels)
+        model.load_state_dict(loop.averaged(self.work / stage))
+        pipe = StableDiffusionPipeline(
+            vae=AutoencoderKL.from_pretrained(self.work / "vae" / "model"),
+            text_encoder=model.text_encoder,
+            tokenizer=tokenizer,
+            unet=model.unet,
+            scheduler=denoiser.new_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).to(torch.float16)
+        pipe.save_pretrained(folder)
+        for name in ("vocab.json", "merges.txt"):  # for readers that do not know tokenizer.json
+            shutil.copy(self.work / "tokenizer" / name, folder / "tokenizer" / name)
+        loop.thin_curve(self.work / stage / "curve.csv", folder / "curve.csv")
+        loop.thin_curve(self.work / "vae" / "curve.csv", folder / "vae" / "curve.csv")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("vae", "denoiser", "export", "oracle"))
-    parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="scenes, checkpoints and curves go here")
-    arguments = parser.parse_args()
+    parser.add_argument("stage", choices=("vae", *DENOISERS, "oracle", "export"))
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--work", type=Path, help="scenes, checkpoints and curves go here; default runs/tiny-PRESET")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    {"vae": run_vae, "denoiser": run_denoiser, "export": export, "oracle": run_oracle}[arguments.stage](arguments.work)
+    run = Run(PRESETS[given.preset], given.work or Path("runs") / f"tiny-{given.preset}", torch.device(given.device))
+    run.train_denoiser(given.stage) if given.stage in DENOISERS else getattr(run, given.stage)()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The autoencoder: 64 x 64 images to 16 x 16 x 4 latents and back."""
+"""The autoencoder: images to latents of a quarter of their side, 4 channels, and back."""
 
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from ..scenes import street
 from . import loop
 from .data import Scenes
 
-SMALL = [street.CLASSES.index(name) for name in ("car", "person", "fire")]  # rare pixels that must look right
+SMALL = [  # rare pixels that must look right
+    street.CLASSES.index(name) for name in ("car", "person", "rider", "traffic light", "pole", "bicycle", "fire")
+]
 SMALL_WEIGHT = 2.5
 
 
@@ -34,22 +36,26 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(scenes: Scenes, schedule: loop.Schedule, folder: Path, batch: int = 16) -> AutoencoderKL:
+def train_vae(
+    scenes: Scenes, schedule: loop.Schedule, folder: Path, device: torch.device, batch: int = 16
+) -> AutoencoderKL:
     """Weighted L1 and L2 on pixels, L1 on their differences (edges), and a little KL on the latents."""
 
     def loss(vae, generator):
         index = torch.randint(len(scenes), (batch,), generator=generator).numpy()
-        image = to_tensor(scenes.images[index]).contiguous(memory_format=torch.channels_last)
-        weight = 1 + (SMALL_WEIGHT - 1) * torch.from_numpy(np.isin(scenes.labels[index], SMALL)).float()[:, None]
+        image = to_tensor(scenes.images[index]).to(device).contiguous(memory_format=torch.channels_last)
+        small = torch.from_numpy(np.isin(scenes.labels[index], SMALL)).to(device)
+        weight = 1 + (SMALL_WEIGHT - 1) * small.float()[:, None]
         posterior = vae.encode(image).latent_dist
-        sample = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        sample = posterior.mean + posterior.std * noise
         error = vae.decode(sample).sample.float() - image
         pixels = (weight * (error.abs() + 0.5 * error**2)).mean()
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         kl = posterior.kl().mean() / sample[0].numel()
         return {"loss": pixels + 0.5 * edges + 3e-4 * kl, "pixels": pixels, "edges": edges, "kl": kl}
 
-    vae = new_vae(scenes.images.shape[1]).to(memory_format=torch.channels_last)
+    vae = new_vae(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
     vae = loop.train(vae, loss, schedule, folder)
     latents = encode(vae, scenes.images[:2000])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
@@ -58,14 +64,16 @@ def train_vae(scenes: Scenes, schedule: loop.Schedule, folder: Path, batch: int 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: np.ndarray, batch: int = 250) -> torch.Tensor:
-    """Latent means, float32 (image, channel, row, column), before scaling."""
+    """Latent means, float32 (image, channel, row, column) on the CPU, before scaling."""
     blocks = tqdm(range(0, len(images), batch), desc="encoding", leave=False)
-    return torch.cat([vae.encode(to_tensor(images[i : i + batch])).latent_dist.mean for i in blocks])
+    found = [vae.encode(to_tensor(images[i : i + batch]).to(vae.device)).latent_dist.mean.cpu() for i in blocks]
+    return torch.cat(found)
 
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: np.ndarray) -> float:
     """Peak signal-to-noise ratio of the reconstructions, in dB; the peak is the range 2 of -1..1."""
-    truth = to_tensor(images)
-    restored = vae.decode(encode(vae, images)).sample.clamp(-1, 1)
-    return float(10 * torch.log10(4 / F.mse_loss(restored, truth)))
+    restored = [
+        vae.decode(latents.to(vae.device)).sample.clamp(-1, 1).cpu() for latents in encode(vae, images).split(250)
+    ]
+    return float(10 * torch.log10(4 / F.mse_loss(torch.cat(restored), to_tensor(images))))

@@ -1,0 +1,87 @@
+"""What was measured of the bundled models as Markdown tables, written into their cards."""
+
+from pathlib import Path
+
+from ..scenes import street
+from .steer import share
+
+MARKS = "<!-- measured -->", "<!-- end of what was measured -->"
+
+
+def table(head: list[str], rows) -> str:
+    """A Markdown table; numbers with three digits behind the point."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in line) + " |" for line in lines
+    )
+
+
+def _between(value, interval):
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def pipeline_tables(name: str, found: dict[str, dict]) -> str:
+    """What was measured of a pipeline, as the text between the marks of its card."""
+    maps, steer = found[name]["maps"], found[name]["steering"]
+    rows = []
+    for other in ("tiny", "tiny-plain"):
+        if other in found:
+            for kind in ("word", "shuffled word"):
+                m = found[other]["maps"]
+                cells = [_between(m[f"{kind} {what}"], m[f"{kind} {what} interval"]) for what in ("iou", "pointing")]
+                rows.append([other, "the word's own" if kind == "word" else "another class's", *cells])
+    parts = [
+        f"DAAM maps of {maps['maps']} caption words on {maps['scenes']} held-out scenes (seeds from "
+        f"{street.HELD_OUT:,}), noised to t = 100, 300, 500 of 1000; IoU at one threshold ({maps['threshold']:.2f} of "
+        f"the maximum for {name}), chosen on 200 other scenes; means over scenes with 95% bootstrap intervals.",
+        table(["model", "map", "mean IoU", "pointing game"], rows),
+        f"Steering: {steer['images a class']} images a class from single-object prompts ({steer['steps']} steps, "
+        f"guidance {steer['guidance']:g}). Whether an image shows a class is said by the oracle, whose own recall on "
+        "rendered scenes stands beside it.",
+    ]
+    for thin, title in ((False, "class"), (True, "thin class")):
+        mean, least = share(steer["classes"], thin)
+        rows = [
+            _class_row(c, maps["classes"].get(c), steer["classes"][c])
+            for c in steer["classes"]
+            if (c in street.THIN) == thin
+        ]
+        head = [title, "maps", "mean IoU", "pointing", "shown when asked", "shown unasked", "oracle's recall"]
+        parts.append(table(head, [*rows, ["mean; least", "", "", "", f"{mean:.3f}; {least:.2f}", "", ""]]))
+    parts.append(
+        f"Autoencoder: {found[name]['PSNR']:.1f} dB PSNR on those scenes. An image of 20 steps with guidance: "
+        f"{found[name]['seconds an image']:.2f} s on 2 CPU cores."
+    )
+    return "\n\n".join(parts)
+
+
+def _class_row(name, maps, steer):
+    own = [maps["maps"], maps["iou"], maps["pointing"]] if maps else [0, "", ""]
+    return [name, *own, _between(steer["asked"], steer["interval"]), steer["unasked"], steer["oracle recall"]]
+
+
+def oracle_tables(name: str, found: dict[str, dict]) -> str:
+    """What was measured of the oracle, as the text between the marks of its card."""
+    sharp, restored = found[name]["sharp"], found[name]["restored"]
+    rows = []
+    for c, iou in sharp["IoU"].items():
+        a, b = (kind["recall of small objects"].get(c, {"objects": "", "recall": ""}) for kind in (sharp, restored))
+        rows.append([c, iou, restored["IoU"][c], a["objects"], a["recall"], b["recall"]])
+    head = ["class", "IoU, sharp", "IoU, restored", "small objects", "found, sharp", "found, restored"]
+    return (
+        f"On {sharp['images']} held-out scenes (seeds from {street.HELD_OUT:,}), sharp and as the autoencoder restores "
+        "them. A small object is a connected region of 8 pixels to 2.4% of the image; found: most of its pixels have "
+        "its class.\n\n"
+    ) + table(head, [*rows, ["mean", sharp["mIoU"], restored["mIoU"], "", "", ""]])
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Put `text` between the marks of the card in `folder`."""
+    card = folder / "README.md"
+    before, _, rest = card.read_text().partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    if not mark:
+        raise ValueError(f"{card} needs the lines {MARKS[0]} and {MARKS[1]}")
+    part = card.with_suffix(".part")
+    part.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    part.replace(card)
