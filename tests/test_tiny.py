@@ -70,12 +70,11 @@ def test_training_killed_and_resumed(tmp_path):
 
 
 @pytest.mark.parametrize("preset", train.PRESETS)
-def test_every_stage_of_every_preset(preset, tmp_path, monkeypatch):
+def test_every_stage_of_every_preset(preset, tmp_path):
     """Two steps each, from scenes to a folder that loads as a pipeline and draws an image of the preset's size."""
-    monkeypatch.setattr(train, "MODELS", tmp_path / "models")
     steps = dict.fromkeys(("vae", "denoiser", "oracle"), loop.Schedule(steps=2, rate=1e-3))
     short = replace(train.PRESETS[preset], scenes=20, recipe=denoiser.Recipe(batch=4), **steps)
-    run = train.Run(short, tmp_path / "work", torch.device("cpu"))
+    run = train.Run(short, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
     run.vae()
     for stage in train.DENOISERS:
         run.train_denoiser(stage)
@@ -88,8 +87,20 @@ def test_every_stage_of_every_preset(preset, tmp_path, monkeypatch):
         assert image.size == (short.size, short.size)
         size = sum(file.stat().st_size for file in (tmp_path / "models" / name).rglob("*.safetensors"))
         assert size < 20e6, "more than the budget of the bundled weights"
-    plain = np.genfromtxt(tmp_path / "models/tiny-plain/curve.csv", delimiter=",", names=True)
-    assert np.allclose(plain["loss"], plain["diffusion"]) and (plain["grounding"] > 0).all()
+    curves = [np.genfromtxt(tmp_path / "work" / s / "curve.csv", delimiter=",", names=True) for s in train.DENOISERS]
+    assert curves[0]["diffusion"][0] == curves[1]["diffusion"][0]  # the same start and the same batch
+    assert (curves[0]["loss"] > curves[0]["diffusion"]).all() and (curves[1]["loss"] == curves[1]["diffusion"]).all()
+    assert (tmp_path / "models/oracle/diffusion_pytorch_model.safetensors").exists()
+
+
+def test_unfinished_models_are_not_exported(tmp_path):
+    preset = replace(train.PRESETS["cpu"], scenes=20, recipe=denoiser.Recipe(batch=4))
+    preset = replace(preset, vae=loop.Schedule(1, 1e-3), denoiser=loop.Schedule(1, 1e-3))
+    run = train.Run(preset, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
+    run.vae()
+    run.train_denoiser("denoiser")
+    replace(run, preset=replace(preset, denoiser=loop.Schedule(2, 1e-3))).export()
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_curve_is_thinned_to_means(tmp_path):
@@ -152,7 +163,7 @@ def test_words_of_the_bundled_model_localize(pipe):
 
 
 def test_bundled_models_share_their_vocabulary_and_autoencoder():
-    """`tiny` and `tiny-plain` differ by grounding alone, so that what differs between them is its doing."""
+    """`tiny` and `tiny-plain` differ by grounding and their random start, nothing else."""
     one, other = (al.load_pipeline(name, device="cpu") for name in ("tiny", "tiny-plain"))
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     for a, b in zip(one.vae.state_dict().values(), other.vae.state_dict().values(), strict=True):
@@ -169,23 +180,28 @@ def test_every_word_of_a_caption_is_one_token(pipe):
 
 
 def test_steering(pipe):
-    """Of two images a class, shares are 0, 1/2 or 1; every class has its row."""
+    """Every class has its row, and two rough images of each already show most of what was asked."""
     result = steer.steering(pipe, al.load_oracle(device="cpu"), images=2, scenes=60, steps=6)
     assert tuple(result["classes"]) == street.CLASSES
-    assert {row["asked"] for row in result["classes"].values()} <= {0, 0.5, 1}
     mean, least = steer.share(result["classes"], thin=False)
     assert 0.6 < mean <= 1 and least <= mean
 
 
 def test_tables_and_card(tmp_path):
     """What stands between the marks is replaced, the rest stays."""
-    maps = {"threshold": 0.4, "scenes": 5, "maps": 9, "classes": {"sky": {"maps": 9, "iou": 0.5, "pointing": 0.25}}}
+    maps = {
+        "threshold": 0.4,
+        "tuning scenes": 3,
+        "scenes": 5,
+        "maps": 9,
+        "classes": {"sky": {"maps": 9, "iou": 0.5, "pointing": 0.25}},
+    }
     for kind in ("word", "shuffled word"):
         maps |= {f"{kind} {what}": 0.75 for what in ("iou", "pointing")}
         maps |= {f"{kind} {what} interval": [0.5, 1.0] for what in ("iou", "pointing")}
     row = {"asked": 0.9, "interval": [0.8, 1.0], "unasked": 0.1, "oracle recall": 1.0}
     steering = {"images a class": 10, "steps": 20, "guidance": 4.0, "classes": dict.fromkeys(("sky", "pole"), row)}
-    measured = {"maps": maps, "steering": steering, "PSNR": 30.0, "seconds an image": 0.5}
+    measured = {"maps": maps, "steering": steering, "PSNR": 30.0, "seconds an image": 0.5, "cores": 2}
     text = cards.pipeline_tables("tiny", {"tiny": measured})
     assert "| sky | 9 | 0.500 | 0.250 | 0.900 (0.800 to 1.000) | 0.100 | 1.000 |" in text
     assert "| thin class |" in text and "| pole | 0 |  |  | 0.900" in text and "30.0 dB" in text
@@ -204,4 +220,5 @@ def test_cards_hold_what_was_measured(name):
     """The tables in a card are those of its measured.json: nothing was typed in by hand."""
     found = {p.parent.name: json.loads(p.read_text()) for p in train.MODELS.glob("*/measured.json")}
     tables = cards.oracle_tables if name == "oracle" else cards.pipeline_tables
-    assert tables(name, found) in (train.MODELS / name / "README.md").read_text()
+    card = (train.MODELS / name / "README.md").read_text()
+    assert tables(name, found) in card and "@" not in card

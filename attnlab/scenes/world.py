@@ -138,7 +138,7 @@ def skyline(canvas: Canvas, rng, world: World) -> None:
                         (column, row, column + 0.016, row + 0.02), (236, 200, 110) if lit else shade(wall, 0.72), glass
                     )
         x += width
-    world.skyline, world.kind["building", 200] = True, "skyline"
+    world.skyline = True
 
 
 def ground(canvas: Canvas, rng, world: World) -> None:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..scenes import street
-from .steer import share
+from .localize import TIMESTEPS
+from .steer import COMPANIONS, share
 
 MARKS = "<!-- measured -->", "<!-- end of what was measured -->"
 
@@ -32,12 +33,15 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
                 rows.append([other, "the word's own" if kind == "word" else "another class's", *cells])
     parts = [
         f"DAAM maps of {maps['maps']} caption words on {maps['scenes']} held-out scenes (seeds from "
-        f"{street.HELD_OUT:,}), noised to t = 100, 300, 500 of 1000; IoU at one threshold ({maps['threshold']:.2f} of "
-        f"the maximum for {name}), chosen on 200 other scenes; means over scenes with 95% bootstrap intervals.",
+        f"{street.HELD_OUT:,}), noised to t = {', '.join(map(str, TIMESTEPS))} of 1000; IoU at one threshold "
+        f"({maps['threshold']:.2f} of the maximum for {name}), chosen on {maps['tuning scenes']} other scenes; means "
+        "over scenes with 95% bootstrap intervals.",
         table(["model", "map", "mean IoU", "pointing game"], rows),
         f"Steering: {steer['images a class']} images a class from single-object prompts ({steer['steps']} steps, "
         f"guidance {steer['guidance']:g}). Whether an image shows a class is said by the oracle, whose own recall on "
-        "rendered scenes stands beside it.",
+        f"{maps['scenes']} rendered scenes stands beside it; 95% Wilson intervals. Unasked: in the images of all other "
+        f"prompts but those that it comes with ({', '.join(f'{a} with {b}' for a, b in COMPANIONS.items())}). The "
+        "columns about maps are means over maps.",
     ]
     for thin, title in ((False, "class"), (True, "thin class")):
         mean, least = share(steer["classes"], thin)
@@ -50,7 +54,7 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
         parts.append(table(head, [*rows, ["mean; least", "", "", "", f"{mean:.3f}; {least:.2f}", "", ""]]))
     parts.append(
         f"Autoencoder: {found[name]['PSNR']:.1f} dB PSNR on those scenes. An image of 20 steps with guidance: "
-        f"{found[name]['seconds an image']:.2f} s on 2 CPU cores."
+        f"{found[name]['seconds an image']:.2f} s on a CPU ({found[name]['cores']} cores)."
     )
     return "\n\n".join(parts)
 

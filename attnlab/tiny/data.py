@@ -33,8 +33,8 @@ class Scenes:
         return len(self.captions)
 
 
-def render_many(first: int, count: int, size: int, workers: int = 2) -> Scenes:
-    """Scenes of the seeds first, first + 1, ..."""
+def render_many(first: int, count: int, size: int, workers: int | None = None) -> Scenes:
+    """Scenes of the seeds first, first + 1, ...; by as many processes as there are cores, unless told."""
     starts = range(first, first + count, BLOCK)
     with ProcessPoolExecutor(workers) as pool:
         jobs = pool.map(_render_block, [(s, min(BLOCK, first + count - s), size) for s in starts])

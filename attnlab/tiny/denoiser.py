@@ -23,8 +23,7 @@ from . import loop, vae
 from .data import Scenes
 from .text import LENGTH, new_text_encoder
 
-COARSEST = 8  # side of the smallest latent that looks at the text; below it a cell covers several objects
-SMALLEST = 24 / 64**2  # share of the image from which on a mask grounds
+COARSEST = 8  # side of the smallest maps that the down and up blocks have, and that are grounded; the middle's are not
 WORDS = 10  # most grounded words of one caption
 
 
@@ -96,18 +95,16 @@ class Batches:
     tokenizer: CLIPTokenizer
 
     @classmethod
-    def of(cls, scenes: Scenes, autoencoder, tokenizer) -> "Batches":
-        latents = vae.encode(autoencoder, scenes.images) * autoencoder.config.scaling_factor
-        return cls(latents, torch.from_numpy(scenes.labels), scenes.captions, scenes.words, tokenizer)
-
-    @classmethod
-    def cached(cls, scenes: Scenes, autoencoder, tokenizer, path: Path) -> "Batches":
-        """`of`, with the latents read from the .npy file `path` where an earlier run left them."""
-        if not path.exists():
-            part = path.with_suffix(".part.npy")
-            np.save(part, cls.of(scenes, autoencoder, tokenizer).latents.numpy())
-            part.replace(path)
-        latents = torch.from_numpy(np.load(path))
+    def of(cls, scenes: Scenes, autoencoder, tokenizer, cache: Path | None = None) -> "Batches":
+        """Batches of scenes, their latents read from the .npy file `cache` where an earlier run left them."""
+        if cache and cache.exists():
+            latents = torch.from_numpy(np.load(cache))
+        else:
+            latents = vae.encode(autoencoder, scenes.images) * autoencoder.config.scaling_factor
+        if cache and not cache.exists():
+            part = cache.with_suffix(".part.npy")
+            np.save(part, latents.numpy())
+            part.replace(cache)
         return cls(latents, torch.from_numpy(scenes.labels), scenes.captions, scenes.words, tokenizer)
 
     def draw(self, recipe: Recipe, generator):
@@ -153,7 +150,7 @@ def attention_scores(unet):
 
     def keep(name, attention, role):
         def hook(module, args, output):
-            seen[name, role] = output.unflatten(-1, (attention.heads, -1)).transpose(1, 2).float()
+            seen[name, role] = output.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
             if role == "key":
                 scores[name] = seen.pop((name, "query")) @ seen.pop((name, "key")).mT * attention.scale
 
@@ -177,7 +174,7 @@ def grounding_loss(scores, labels, visible, where, what, weight):
     (image, word); weight (image,) by how much signal is left at the timestep.
     """
     masks = (labels[:, None] == what[:, :, None, None]).float()  # (image, word, row, column)
-    counts = (what >= 0) & (masks.mean((2, 3)) >= SMALLEST) & visible.gather(1, where)
+    counts = (what >= 0) & masks.flatten(2).any(-1) & visible.gather(1, where)
     total, hidden = 0.0, ~visible[:, None, None, :]
 
     @cache

@@ -1,8 +1,8 @@
 """Measure the bundled models and write what was found into their folders and cards: `python -m attnlab.tiny.evaluate`.
 
 Of a pipeline: how well its words' maps find their objects (`localize`), whether prompts steer it (`steer`), its
-autoencoder's PSNR, the time an image takes. Of the oracle: its IoU and its recall of small objects, on scenes as
-rendered and as the autoencoder restores them. All on seeds that no model was trained on.
+autoencoder's PSNR, the time an image takes on the CPU. Of the oracle: its IoU and its recall of small objects, on
+scenes as rendered and as the autoencoder restores them. All on seeds that no model was trained on.
 
     python -m attnlab.tiny.evaluate tiny oracle     # these only
     python -m attnlab.tiny.evaluate --tables        # write the tables again from what was measured before
@@ -14,6 +14,7 @@ import logging
 import time
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from .. import load_oracle, load_pipeline, seed
@@ -28,19 +29,20 @@ NAMES = ("oracle", "tiny", "tiny-plain")
 
 
 def measure_pipeline(name: str, scenes: int, images: int) -> dict:
-    pipe = load_pipeline(name)
+    pipe = load_pipeline(name, device="cpu")
     pipe.set_progress_bar_config(disable=True)
     held_out = _held_out(pipe.unet.config.sample_size * pipe.vae_scale_factor, scenes)
     return {
         "maps": localization(pipe, scenes),
-        "steering": steering(pipe, load_oracle(), images),
-        "PSNR": vae.psnr(pipe.vae.float(), np.stack([s.image for s in held_out])),
+        "steering": steering(pipe, load_oracle("cpu"), images, scenes),
+        "PSNR": vae.psnr(pipe.vae, np.stack([s.image for s in held_out])),
         "seconds an image": _seconds(pipe),
+        "cores": torch.get_num_threads(),
     }
 
 
 def measure_oracle(name: str, scenes: int, images: int) -> dict:
-    judge, autoencoder = load_oracle(), load_pipeline("tiny").vae
+    judge, autoencoder = load_oracle("cpu"), load_pipeline("tiny", device="cpu").vae
     held_out = _held_out(judge.model.config.sample_size, scenes)
     pictures, labels = np.stack([s.image for s in held_out]), np.stack([s.labels for s in held_out])
     restored = oracle.restore(autoencoder, pictures)

@@ -14,7 +14,6 @@ from .. import daam, metrics, record_image, seed
 from ..scenes import street
 
 TIMESTEPS = (100, 300, 500)  # of 1000
-SMALLEST = 24 / 64**2  # share of the image below which a mask is not asked for
 TUNING = street.HELD_OUT + 100_000  # first seed of the scenes on which the threshold is chosen
 
 
@@ -43,8 +42,7 @@ def cases(pipe, first: int, count: int, batch: int = 10) -> list[Case]:
         )
         for k, scene in enumerate(scenes):
             maps = daam(recording[k]).upscale(scene.labels.shape)
-            words = [w for w in scene.words if scene.mask(w).mean() >= SMALLEST]
-            heats = {w: maps[w, 0] for w in words}
+            words, heats = list(scene.words), {w: maps[w, 0] for w in scene.words}
             for w in words:
                 others = [o for o in words if scene.words[o] != scene.words[w]]
                 shuffled = heats[others[(start + k) % len(others)]] if others else None
@@ -61,7 +59,12 @@ def summary(tuning: list[Case], test: list[Case]) -> dict:
     """Mean IoU at the threshold chosen on `tuning` and pointing game on `test`, with 95 % intervals over scenes."""
     ious = metrics.miou_curve([c.heat for c in tuning], [c.truth for c in tuning])
     tau = metrics.best_threshold(metrics.THRESHOLDS, ious)
-    result = {"threshold": tau, "scenes": len({c.scene for c in test}), "maps": len(test)}
+    result = {
+        "threshold": tau,
+        "tuning scenes": len({c.scene for c in tuning}),
+        "scenes": len({c.scene for c in test}),
+        "maps": len(test),
+    }
     shuffled = [c._replace(heat=c.other) for c in test if c.other is not None]
     for label, some in (("word", test), ("shuffled word", shuffled)):
         iou = np.array([metrics.iou(c.heat >= tau * c.heat.max(), c.truth) for c in some])

@@ -6,6 +6,7 @@ A batch depends on the seed and the step number alone, so a run that was stopped
 import csv
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,14 @@ class Schedule:
 
 
 Loss = Callable[[torch.nn.Module, torch.Generator], dict[str, torch.Tensor]]
+
+
+@contextmanager
+def seeded(seed: int):
+    """Within the block PyTorch's own randomness, which starting weights come from, follows from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def train(model: torch.nn.Module, loss: Loss, schedule: Schedule, folder: Path) -> torch.nn.Module:
@@ -96,10 +105,11 @@ def _log(path, step, values):
         writer.writerow([step, *(f"{v:.5f}" for v in values.values())])
 
 
-def averaged(folder: Path) -> dict[str, torch.Tensor]:
-    """The moving average's parameters in the checkpoint in `folder`."""
-    average = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)["average"]
-    return {k.removeprefix("module."): v for k, v in average.items() if k.startswith("module.")}
+def averaged(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """Steps done and the moving average's parameters in the checkpoint in `folder`."""
+    saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    average = {k.removeprefix("module."): v for k, v in saved["average"].items() if k.startswith("module.")}
+    return saved["step"], average
 
 
 def thin_curve(source: Path, target: Path, rows: int = 200) -> None:

@@ -55,7 +55,8 @@ def train_oracle(
         logits = model(images.to(device).contiguous(memory_format=torch.channels_last), 0).sample
         return {"loss": F.cross_entropy(logits.float(), labels.to(device), weight)}
 
-    model = new_segmenter(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
+    with loop.seeded(schedule.seed):
+        model = new_segmenter(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
     return loop.train(model, loss, schedule, folder)
 
 

@@ -5,9 +5,10 @@ the oracle's own recall on rendered scenes that do show it.
 """
 
 import numpy as np
+from scipy.stats import binomtest
 from tqdm.auto import tqdm
 
-from .. import metrics, seed
+from .. import seed
 from ..scenes import street
 from ..scenes.captions import AREA
 
@@ -19,7 +20,9 @@ NOUNS = {
     "fire": "fire",
     "smoke": "smoke",
 }
-"""Prompts of classes that are not "a house", "a car", ..."""
+"""Prompts of classes that are not "a car", "a tree", ..."""
+COMPANIONS = {"pole": "traffic light", "bicycle": "rider", "smoke": "fire"}
+"""What comes with something else, and with what: that is not unasked."""
 
 
 def shown(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -47,11 +50,11 @@ def steering(
     rows = {}
     for c, name in enumerate(oracle.classes):
         asked = found[name][:, c]
-        others = np.concatenate([found[other][:, c] for other in oracle.classes if other != name])
+        others = [found[other][:, c] for other in oracle.classes if other not in (name, COMPANIONS.get(name))]
         rows[name] = {
             "asked": float(asked.mean()),
-            "interval": list(metrics.bootstrap_interval(asked.astype(float))),
-            "unasked": float(others.mean()),
+            "interval": list(binomtest(int(asked.sum()), len(asked)).proportion_ci(method="wilson")),
+            "unasked": float(np.mean(others)),
             "oracle recall": float(judged[true[:, c], c].mean()),
         }
     return {"images a class": images, "steps": steps, "guidance": guidance, "classes": rows}

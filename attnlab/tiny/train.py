@@ -2,11 +2,12 @@
 
     python -m attnlab.tiny.train vae              # images to latents of a quarter of their side
     python -m attnlab.tiny.train denoiser         # words that are drawn towards their masks: `tiny`
-    python -m attnlab.tiny.train denoiser-plain   # the same without a mask: `tiny-plain`
+    python -m attnlab.tiny.train denoiser-plain   # the same by the diffusion loss alone: `tiny-plain`
     python -m attnlab.tiny.train oracle           # a segmenter
     python -m attnlab.tiny.train export           # weights in half precision and curves, to attnlab/tiny/models
 
-With `--preset gpu`, scenes of 128 pixels and larger batches. On 2 cores set GOMP_CPU_AFFINITY="0 1" OMP_PROC_BIND=true.
+With `--preset gpu`, scenes of 128 pixels and larger batches, exported to the run's own folder.
+On 2 cores set GOMP_CPU_AFFINITY="0 1" OMP_PROC_BIND=true.
 """
 
 import argparse
@@ -48,7 +49,7 @@ PRESETS = {
         channels=(64, 96, 160),
         recipe=denoiser.Recipe(batch=32),
         vae=loop.Schedule(steps=3_500, rate=2e-3, weight_decay=0.0),
-        denoiser=loop.Schedule(steps=4_500, rate=1e-3, ema=0.9985),
+        denoiser=loop.Schedule(steps=5_000, rate=1e-3, ema=0.9985),
         oracle=loop.Schedule(steps=1_200, rate=2e-3),
     ),
     "gpu": Preset(
@@ -65,10 +66,11 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its preset, the folder of its scenes, checkpoints and curves, and the device."""
+    """One training run: its preset; the folder of its scenes, checkpoints and curves; where it exports to; the device."""
 
     preset: Preset
     work: Path
+    models: Path
     device: torch.device
 
     @property
@@ -79,17 +81,23 @@ class Run:
     def autoencoder(self) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(self.work / "vae" / "model").to(self.device)
 
+    @property
+    def latents(self) -> Path:
+        return self.work / "latents.npy"
+
     def vae(self) -> None:
         model = vae.train_vae(self.scenes, self.preset.vae, self.work / "vae", self.device)
         model.save_pretrained(self.work / "vae" / "model")
+        self.latents.unlink(missing_ok=True)  # those of an earlier autoencoder
 
     def train_denoiser(self, stage: str) -> None:
         """Train the denoiser and its text encoder; the plain one differs by the weight of grounding alone."""
         scenes = self.scenes
         tokenizer = text.train_tokenizer(scenes.captions, self.work / "tokenizer")
-        batches = denoiser.Batches.cached(scenes, self.autoencoder, tokenizer, self.work / "latents.npy")
+        batches = denoiser.Batches.of(scenes, self.autoencoder, tokenizer, cache=self.latents)
         recipe = self.preset.recipe if stage == "denoiser" else replace(self.preset.recipe, grounding=0.0)
-        model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels).to(self.device)
+        with loop.seeded(self.preset.denoiser.seed):
+            model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels).to(self.device)
         denoiser.train_denoiser(model, batches, recipe, self.preset.denoiser, self.work / stage)
 
     def oracle(self) -> None:
@@ -99,20 +107,25 @@ class Run:
         model.save_pretrained(self.work / "oracle" / "model")
 
     def export(self) -> None:
-        """Write every trained model in half precision, and the curves of its training beside it."""
+        """Write every model that is trained to its end in half precision, and the curves of its training beside it."""
         for stage, name in DENOISERS.items():
             if (self.work / stage / "checkpoint.pt").exists():
-                self._export_pipeline(stage, MODELS / name)
+                self._export_pipeline(stage, self.models / name)
         if (self.work / "oracle" / "model").exists():
+            folder = self.models / "oracle"
             model = oracle.UNet2DModel.from_pretrained(self.work / "oracle" / "model")
-            model.to(torch.float16).save_pretrained(MODELS / "oracle")
-            (MODELS / "oracle" / "classes.json").write_text(json.dumps(street.CLASSES) + "\n")
-            loop.thin_curve(self.work / "oracle" / "curve.csv", MODELS / "oracle" / "curve.csv")
+            model.to(torch.float16).save_pretrained(folder)
+            (folder / "classes.json").write_text(json.dumps(street.CLASSES) + "\n")
+            loop.thin_curve(self.work / "oracle" / "curve.csv", folder / "curve.csv")
 
     def _export_pipeline(self, stage: str, folder: Path) -> None:
+        steps, average = loop.averaged(self.work / stage)
+        if steps < self.preset.denoiser.steps:
+            log.warning("%s is at step %d of %d: not exported", stage, steps, self.preset.denoiser.steps)
+            return
         tokenizer = CLIPTokenizer.from_pretrained(self.work / "tokenizer")
         model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels)
-        model.load_state_dict(loop.averaged(self.work / stage))
+        model.load_state_dict(average)
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL.from_pretrained(self.work / "vae" / "model"),
             text_encoder=model.text_encoder,
@@ -138,7 +151,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run = Run(PRESETS[given.preset], given.work or Path("runs") / f"tiny-{given.preset}", torch.device(given.device))
+    work = given.work or Path("runs") / f"tiny-{given.preset}"
+    models = MODELS if given.preset == "cpu" else work / "models"
+    run = Run(PRESETS[given.preset], work, models, torch.device(given.device))
     run.train_denoiser(given.stage) if given.stage in DENOISERS else getattr(run, given.stage)()
 
 

@@ -55,7 +55,8 @@ def train_vae(
         kl = posterior.kl().mean() / sample[0].numel()
         return {"loss": pixels + 0.5 * edges + 3e-4 * kl, "pixels": pixels, "edges": edges, "kl": kl}
 
-    vae = new_vae(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
+    with loop.seeded(schedule.seed):
+        vae = new_vae(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
     vae = loop.train(vae, loss, schedule, folder)
     latents = encode(vae, scenes.images[:2000])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
