@@ -66,7 +66,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its preset; the folder of its scenes, checkpoints and curves; where it exports to; the device."""
+    """One training run: its preset, the folder of scenes, checkpoints and curves, where it exports to, and the device."""
 
     preset: Preset
     work: Path
