@@ -66,7 +66,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its preset, the folder of scenes, checkpoints and curves, where it exports to, and the device."""
+    """One training run: its preset, the folder of scenes, checkpoints and curves, the folder of models, the device."""
 
     preset: Preset
     work: Path
