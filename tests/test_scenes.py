@@ -5,7 +5,7 @@ import pytest
 
 from attnlab.scenes import street, world
 from attnlab.scenes.canvas import Canvas, Thing, reduce
-from attnlab.scenes.captions import AREA, CLASS_OF, count_visible, describe
+from attnlab.scenes.captions import AREA, BESIDE, CLASS_OF, count_visible, describe
 from attnlab.scenes.world import Fire, Road, World
 
 SEEDS = range(street.HELD_OUT, street.HELD_OUT + 150)
@@ -17,8 +17,8 @@ def scenes():
 
 
 def test_the_example_of_the_docstring():
-    scene = street.render(1869)
-    assert scene.caption == "a burning house with smoke in a town" and scene.mask("smoke").any()
+    scene = street.render(2092)
+    assert scene.caption == "a street, a burning house, dirt and smoke" and scene.mask("smoke").any()
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -86,7 +86,16 @@ def test_relations_are_true():
     assert "a car in front of a tree" in near and "a tree behind a car" in near
     assert not any(wrong in near for wrong in ("car behind", "tree in front", "left of", "right of"))
     assert "a car left of a person" in far and "a person right of a car" in far
-    assert not any(wrong in far for wrong in ("car right", "person left", "behind", "in front"))
+    assert not any(wrong in far for wrong in ("car right", "person left", "behind", "in front", *BESIDE))
+
+
+def test_the_color_of_smoke_is_true_of_all_smoke():
+    dark = Fire(0.5, 0.8, 0.3, 0.2, 0, ("tree", 0), True, (60, 60, 60), 0.0)
+    bright = dark._replace(smoke_color=(180, 180, 180))
+    seen = {"fire": (0, 1), "smoke": (0, 1)}
+    for fires, color in (([dark, dark], "black"), ([bright], "white"), ([dark, bright], "thick")):
+        said = " ".join(say(a_world(fires=fires), seen, 200))
+        assert {c for c in ("black", "white") if f"{c} smoke" in said} == {color} - {"thick"}
 
 
 def test_what_belongs_to_something_else_is_not_named_alone():

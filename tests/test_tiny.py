@@ -39,6 +39,14 @@ def fit_line(folder, stop_at=None):
     return loop.train(model, loss, SCHEDULE, folder)
 
 
+def test_schedule_restarts():
+    """Two cosines of 100 steps, each from the highest rate to a fiftieth; a linear rise of 10 steps before each."""
+    schedule = loop.Schedule(steps=200, rate=1.0, cycles=2, warmup=10)
+    rates = [schedule.factor(step) for step in range(200)]
+    assert rates[:100] == rates[100:]
+    assert rates[0] == pytest.approx(0.1, abs=1e-3) and rates[50] == pytest.approx(0.51) and rates[99] < 0.021
+
+
 def test_resumed_training_is_the_same_training(tmp_path):
     whole = fit_line(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

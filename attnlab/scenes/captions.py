@@ -148,7 +148,7 @@ def _relate(rng, world, first, second):
     (x, y), (x2, y2) = world.feet[first.thing], world.feet[second.thing]
     if abs(x - x2) < 0.22 and abs(y - y2) > 0.05:
         how = "in front of" if y > y2 else "behind"
-    elif abs(x - x2) > 0.3 and rng.uniform() < 0.4:
+    elif abs(x - x2) > 0.3:
         how = "left of" if x < x2 else "right of"
     else:
         how = rng.choice(BESIDE)
@@ -188,9 +188,14 @@ def _burning(rng, world, seen, burning):
     if "fire" in seen and not (burning and rng.uniform() < 0.3):
         phrases.append(str(rng.choice(("fire", "a fire", "flames"))))
     if "smoke" in seen:
-        color = "black" if world.fires[0].smoke_color[0] < 120 else "white"
-        phrases.append(str(rng.choice(("smoke", "smoke", f"{color} smoke", "thick smoke"))))
+        phrases.append(str(rng.choice(("smoke", "smoke", "thick smoke", *_smoke_colors(world)))))
     return phrases
+
+
+def _smoke_colors(world):
+    """'black smoke' or 'white smoke', where it is true of all that smokes."""
+    gray = [fire.smoke_color[0] for fire in world.fires if fire.smoke]
+    return ["black smoke"] * (max(gray) < 100) + ["white smoke"] * (min(gray) > 160)
 
 
 def _join(rng, phrases):

@@ -1,8 +1,8 @@
 """Streets, countryside and disasters: `street.render(seed)` gives a `Scene` with exact masks.
 
     from attnlab.scenes import street
-    scene = street.render(1869)
-    scene.caption                    # 'a burning house with smoke in a town'
+    scene = street.render(2092)
+    scene.caption                    # 'a street, a burning house, dirt and smoke'
     scene.mask("smoke")              # bool (row, column)
 
 Seeds are split once and for all: below `HELD_OUT` for training, from there on for evaluation.
@@ -194,7 +194,7 @@ def _spots(rng, here, kinds):
         gaps = [min((abs(x - s.x) for s in spots), default=1) for x, _ in tries]
         x, y = tries[int(np.argmax(gaps))]
         if place == "sidewalk" and not here.road.walk:
-            place = "ground"
+            place = "the roadside"  # of which no caption speaks
         spots.append(_Spot(min(y, 0.96), x, which, place))
     return sorted(spots)
 

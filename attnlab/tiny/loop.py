@@ -1,4 +1,4 @@
-"""One training loop for every bundled model: cosine schedule, moving average, curve, checkpoints, resume.
+"""One training loop for every bundled model: cosine schedule with restarts, moving average, curve, checkpoints, resume.
 
 A batch depends on the seed and the step number alone, so a run that was stopped and resumed draws the same batches.
 """
@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 class Schedule:
     steps: int  # optimizer steps in all
     rate: float  # highest learning rate
-    warmup: int = 100  # steps of linear rise before the cosine
+    cycles: int = 1  # of the cosine, which restarts at the highest rate (Loshchilov and Hutter, ICLR 2017)
+    warmup: int = 100  # steps of linear rise at the beginning of a cycle
     ema: float = 0.998  # decay of the moving average that is shipped
     weight_decay: float = 0.01
     clip: float = 1.0  # largest gradient norm
@@ -28,8 +29,11 @@ class Schedule:
     seed: int = 0
 
     def factor(self, step: int) -> float:
-        rise = min(1.0, (step + 1) / self.warmup)
-        return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps))))
+        """Share of the highest rate at a step."""
+        length = self.steps / self.cycles
+        within = step % length
+        rise = min(1.0, (within + 1) / self.warmup)
+        return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * within / length)))
 
 
 Loss = Callable[[torch.nn.Module, torch.Generator], dict[str, torch.Tensor]]

@@ -49,7 +49,7 @@ PRESETS = {
         channels=(64, 96, 160),
         recipe=denoiser.Recipe(batch=32),
         vae=loop.Schedule(steps=3_500, rate=2e-3, weight_decay=0.0),
-        denoiser=loop.Schedule(steps=5_000, rate=1e-3, ema=0.9985),
+        denoiser=loop.Schedule(steps=10_000, rate=1e-3, cycles=2, ema=0.9985),
         oracle=loop.Schedule(steps=1_200, rate=2e-3),
     ),
     "gpu": Preset(
