@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 from ..scenes import street
@@ -123,6 +123,8 @@ class Run:
         if steps < self.preset.denoiser.steps:
             log.warning("%s is at step %d of %d: not exported", stage, steps, self.preset.denoiser.steps)
             return
+        from diffusers import StableDiffusionPipeline  # only here: its import warns of torchvision, which is not wanted
+
         tokenizer = CLIPTokenizer.from_pretrained(self.work / "tokenizer")
         model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels)
         model.load_state_dict(average)
