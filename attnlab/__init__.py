@@ -20,7 +20,9 @@ _NAMES = {
     "hooks": ("record",),
     "pictures": ("record_image",),
     "recording": ("Recording",),
-    "maps": ("HeatMaps", "daam"),
+    "heatmaps": ("HeatMaps",),
+    "maps": ("daam", "ovam"),
+    "linear": ("LinearMap", "linear_daam"),
     "masks": ("dbscan_clusters", "dbscan_mask", "otsu_mask", "random_walker_mask", "threshold_mask"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}

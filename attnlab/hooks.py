@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 from .recording import Generation, Layer, Layers, Recording, Trace, as_list, choose_layers, map_size
+from .texts import TextEncoder
 
 BRANCHES = ("conditional", "negative")
 TEXTS = 32  # latest calls of the text encoder that are remembered, to tell which words an embedding stands for
@@ -84,7 +85,7 @@ class Recorder:
         self.seeds = [g.initial_seed() for g in generators]
         self.signature = inspect.signature(type(pipe.unet).forward)
         self.encoder = getattr(pipe, "text_encoder", None)
-        self.recording = Recording(getattr(pipe, "tokenizer", None))
+        self.recording = Recording(TextEncoder.of(pipe))
         self.texts: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # token ids, and what the encoder made of them
         self.layers: dict[str, Layer] = {}  # of the last generation
         self.current: list[Trace] = []  # the images being generated

@@ -4,75 +4,16 @@ Axes: step, head, token, pixel (row-major), then row, column. Tokens never stand
 the softmax over tokens runs along rows of memory, several times faster on a CPU.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from numbers import Integral
+from collections.abc import Collection
+from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 
-from . import plots, words
-from .recording import Layers, Recording, Trace, as_list
+from . import words
+from .heatmaps import HeatMaps, resize
+from .recording import Layers, Recording, Trace, choose_heads
 
 CHUNK = 2**24  # most scores held at once: steps are taken in groups of this size
-
-
-class HeatMaps:
-    """The heat maps of a text: `maps["smoke"]` is float32 (row, column), a share of attention in 0..1.
-
-    A word is asked for by name, `maps["red car"]` by phrase, `maps["car", 1]` as the second "car", `maps[3]` as the
-    fourth word; each is the mean over its tokens. Iterating gives the words.
-
-    Attributes
-    ----------
-    values : float32 (token, row, column), start token first, then the text's tokens, then the first end token
-    words : the text's words, each with its positions on the token axis
-    """
-
-    def __init__(self, values: np.ndarray, text: Sequence[words.Word]):
-        self.values = values
-        self.words = list(text)
-
-    def __getitem__(self, query: words.Query) -> np.ndarray:
-        return self.values[list(words.find(self.words, query))].mean(0)
-
-    def __iter__(self) -> Iterator[words.Query]:
-        seen: dict[str, int] = {}
-        names = [word.text for word in self.words]
-        for name in names:
-            seen[name] = seen.get(name, -1) + 1
-            yield name if names.count(name) == 1 else (name, seen[name])
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    def __contains__(self, query: words.Query) -> bool:
-        """Whether the text has such a word, once or more often."""
-        return isinstance(query, str | tuple | Integral) and bool(words.matches(self.words, query))
-
-    def __repr__(self) -> str:
-        tokens, height, width = self.values.shape
-        return f"<HeatMaps {height} x {width} of {' '.join(w.text for w in self.words)!r} ({tokens} tokens)>"
-
-    @property
-    def start(self) -> np.ndarray:
-        """Map of the start token (row, column), where models put what no word claims."""
-        return self.values[0]
-
-    @property
-    def end(self) -> np.ndarray:
-        """Map of the first end token (row, column)."""
-        return self.values[-1]
-
-    def upscale(self, size: int | tuple[int, int], mode: str = "bicubic") -> "HeatMaps":
-        """The same maps resized to (height, width), `mode` "bicubic" (clamped at 0) or "bilinear"."""
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        values = resize(torch.from_numpy(self.values)[None], size, mode)[0]
-        return HeatMaps(values.numpy(), self.words)
-
-    def overlay(self, image, query: words.Query) -> np.ndarray:
-        """`image` under the heat map of a word, uint8 (row, column, rgb) of the image's size."""
-        return plots.overlay(image, self[query])
 
 
 def daam(
@@ -108,44 +49,131 @@ def daam(
     ValueError : several images, a prompt given as embeddings, an unknown layer, step, head, `per` or `mode`
     """
     trace, text = recording.trace, recording.words
-    names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     end = max((p for word in text for p in word.tokens), default=0) + 1
-    tokens = list(range(end + 1))  # start, text and the first end token
+    text = _Text(trace.text, trace.visible, list(range(end + 1)), text)  # start, text and the first end token
+    return _maps(recording, text, layers, steps, heads, per, mode)
+
+
+def ovam(
+    recording: Recording,
+    text: str | torch.Tensor,
+    *,
+    context: str = "{}",
+    padded: bool = False,
+    special: bool = True,
+    layers: Layers = None,
+    steps: int | Collection[int] | None = None,
+    heads: int | Collection[int] | None = None,
+    per: str | None = None,
+    mode: str = "bilinear",
+) -> HeatMaps | dict[object, HeatMaps]:
+    """Open-vocabulary attention maps: of any text, whatever the prompt was (Marcos-Manchón et al., CVPR 2024).
+
+    The recorded queries meet the keys of another text: softmax over its tokens, mean over steps, heads and layers. With
+    the prompt as `text`, `padded` and `mode="bicubic"` it is `daam`.
+
+    Parameters
+    ----------
+    recording : of one image; choose one with recording[i]
+    text : any text, or embeddings (token, text width) that take the place of text, start and end; their maps are
+        asked for by number
+    context : a phrase with {} where `text` stands: "a car and a {} in an urban environment"; maps are of `text` alone
+    padded : softmax over the whole window of the text encoder, as the model was trained; otherwise up to the first end
+        token, as in the paper
+    special : whether start and end token take part in the softmax. Without them a single word is 1 everywhere
+    layers, steps, heads, per, mode : as for `daam`
+
+    Returns
+    -------
+    HeatMaps of float32 (token, row, column), or a dict of them
+
+    Raises
+    ------
+    ValueError : several images, an empty text or one beyond the window, no {} in `context`, embeddings of another
+        width, padded without special, an unknown layer, step, head, `per` or `mode`
+    """
+    visible = recording.trace.visible
+    if padded and not special:
+        raise ValueError("padding stands behind the end token: padded=True needs special=True")
+    if isinstance(text, str):
+        chosen = _of_text(recording, text, context, padded, special)
+    else:
+        chosen = _of_embedding(recording, text)
+    hidden = visible if padded and isinstance(text, str) else None
+    return _maps(recording, chosen._replace(visible=hidden), layers, steps, heads, per, mode, special)
+
+
+class _Text(NamedTuple):
+    """What queries meet: embeddings (token, width), visible bool (token,) or None; and what is kept of the result."""
+
+    embedding: torch.Tensor
+    visible: torch.Tensor | None
+    tokens: list[int]  # those whose maps are kept
+    words: list[words.Word]  # with positions on the axis of the tokens that are kept
+
+
+def _of_text(recording, text, context, padded, special) -> _Text:
+    before, hole, after = context.partition("{}")
+    if not hole or "{}" in after:
+        raise ValueError(f"context={context!r}: write {{}} once, where the text stands")
+    if not text.strip():
+        raise ValueError("text is empty: give at least one word")
+    whole = recording.encode(before + text + after)
+    asked = whole.words
+    if before.strip() or after.strip():
+        tokenizer = recording.encoder.tokenizer
+        first, count = (len(words.split(tokenizer, tokenizer(part).input_ids)) for part in (before, text))
+        asked = whole.words[first : first + count]
+    tokens = list(range(whole.length)) if special else list(range(1, whole.length - 1))
+    if not special:
+        asked = [word._replace(tokens=tuple(p - 1 for p in word.tokens)) for word in asked]
+        return _Text(whole.embedding[tokens], None, list(range(len(tokens))), asked)
+    return _Text(whole.embedding if padded else whole.embedding[tokens], None, tokens, asked)
+
+
+def _of_embedding(recording, embedding) -> _Text:
+    width = recording.trace.text.shape[-1]
+    if embedding.ndim != 2 or embedding.shape[1] != width:
+        raise ValueError(f"embeddings are (token, {width}) for this model, not {tuple(embedding.shape)}")
+    if not embedding.isfinite().all():
+        raise ValueError("the embeddings hold NaN or infinity")
+    tokens = list(range(len(embedding)))
+    return _Text(embedding.detach().cpu(), None, tokens, [words.Word(str(i), (i,)) for i in tokens])
+
+
+def _maps(recording, text: _Text, layers, steps, heads, per, mode, special=True):
+    """Softmax maps of a text, reduced over everything but tokens and what `per` names."""
+    trace = recording.trace
+    names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     size = max((trace.sizes[name] for name in names), key=lambda s: s[0] * s[1])
 
     def layer_maps(name, steps):
-        share = _softmax_share(trace, name, steps, trace.text, trace.visible)
-        chosen = _choose_heads(heads, len(share), name)
-        return resize(share[chosen][:, tokens].unflatten(-1, trace.sizes[name]), size, mode)
+        share = _softmax_share(trace, name, steps, text.embedding, text.visible)
+        chosen = choose_heads(heads, len(share), name)
+        return resize(share[chosen][:, text.tokens].unflatten(-1, trace.sizes[name]), size, mode)
 
-    def reduced(maps):
-        return HeatMaps(torch.cat(maps).mean(0).numpy(), text)
+    def made(values):
+        return HeatMaps(values.numpy(), text.words, special)
+
+    def reduced(names, steps):
+        totals = [layer_maps(name, steps) for name in names]
+        return made(sum(total.sum(0) for total in totals) / sum(map(len, totals)))
 
     if per is None:
-        return reduced([layer_maps(name, steps) for name in names])
+        return reduced(names, steps)
     if per == "step":
-        return {step: reduced([layer_maps(name, [step]) for name in names]) for step in steps}
+        return {step: reduced(names, [step]) for step in steps}
     if per == "layer":
-        return {name: reduced([layer_maps(name, steps)]) for name in names}
+        return {name: reduced([name], steps) for name in names}
     if per == "head":
         return {
-            (name, head): HeatMaps(values.numpy(), text)
+            (name, head): made(values)
             for name in names
             for head, values in zip(
-                _choose_heads(heads, trace.layers[name].heads, name), layer_maps(name, steps), strict=True
+                choose_heads(heads, trace.layers[name].heads, name), layer_maps(name, steps), strict=True
             )
         }
     raise ValueError(f"per={per!r}: choose 'step', 'layer' or 'head', or leave it out")
-
-
-def resize(maps: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """Maps (n, token, row, column) to another size, pixel centers aligned; bicubic results are clamped at 0."""
-    if mode not in ("bicubic", "bilinear"):
-        raise ValueError(f"mode={mode!r}: choose 'bicubic' or 'bilinear'")
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    resized = F.interpolate(maps, size, mode=mode, align_corners=False)
-    return resized.clamp_(min=0) if mode == "bicubic" else resized
 
 
 @torch.no_grad()
@@ -163,11 +191,3 @@ def _softmax_share(trace: Trace, name: str, steps, text, visible) -> torch.Tenso
             scores.masked_fill_(~visible[:, None], -torch.inf)
         total = total + scores.softmax(-2).sum(0)
     return total / len(index)
-
-
-def _choose_heads(heads, count: int, name: str) -> list[int]:
-    chosen = list(range(count)) if heads is None else as_list(heads)
-    unknown = sorted(set(chosen) - set(range(count)))
-    if unknown or not chosen:
-        raise ValueError(f"heads={unknown or []} cannot be chosen: {name} has {count}, numbered from 0")
-    return chosen

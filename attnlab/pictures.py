@@ -8,6 +8,7 @@ from PIL import Image
 
 from .hooks import Recorder
 from .recording import Layers, Recording, as_list
+from .texts import TextEncoder
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def record_image(
                 pipe.unet(noisy, torch.tensor(timestep, device=where["device"]), encoder_hidden_states=text)
         recorder.check()
         traces.extend(recorder.recording.traces)
-    return Recording(pipe.tokenizer, traces)
+    return Recording(TextEncoder.of(pipe), traces)
 
 
 def _noise(shape, generator):

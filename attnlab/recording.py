@@ -5,7 +5,7 @@ Axes: step, head, pixel (row-major), token, width (channels of one head, or of t
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from numbers import Number
 
 import torch
@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from . import words
+from .texts import Text, TextEncoder
 
 Layers = str | int | Collection[str | int] | None
 
@@ -111,22 +112,24 @@ class Trace:
 class Recording(Sequence):
     """One or more recorded images: `len(recording)` of them, `recording[i]` one, as a recording of its own."""
 
-    def __init__(self, tokenizer=None, traces: Sequence[Trace] = ()):
-        self.tokenizer = tokenizer
+    def __init__(self, encoder: TextEncoder | None = None, traces: Sequence[Trace] = ()):
+        self.encoder = encoder
         self.traces = list(traces)
 
     def __len__(self) -> int:
         return len(self.traces)
 
     def __getitem__(self, i: int | slice) -> "Recording":
-        return Recording(self.tokenizer, self.traces[i] if isinstance(i, slice) else [self.traces[i]])
+        return Recording(self.encoder, self.traces[i] if isinstance(i, slice) else [self.traces[i]])
 
     def __repr__(self) -> str:
         if len(self) != 1:
             return f"<Recording of {len(self)} images, {self.nbytes / 1e6:.1f} MB>"
         t, g = self.traces[0], self.traces[0].generation
         known = t.token_ids is not None
-        text = repr(" ".join(w.text for w in words.split(self.tokenizer, t.token_ids))) if known else "embeddings"
+        text = (
+            repr(" ".join(w.text for w in words.split(self.encoder.tokenizer, t.token_ids))) if known else "embeddings"
+        )
         state = "" if self.complete else f", interrupted after {g.ran} of {g.planned} steps"
         size = f"{len(t.queries)} layers, {len(t.steps)} steps, {self.nbytes / 1e6:.1f} MB"
         return f"<Recording of {text}: {size}{state}>"
@@ -151,12 +154,26 @@ class Recording(Sequence):
         ids = self.trace.token_ids
         if ids is None:
             raise ValueError("the prompt's words are unknown: in the block it was given as embeddings, not as text")
-        return words.split(self.tokenizer, ids)
+        return words.split(self.encoder.tokenizer, ids)
+
+    def encode(self, text: str) -> Text:
+        """Any text as the recorded model's text encoder gives it; ValueError where there is none."""
+        if self.encoder is None:
+            raise ValueError(
+                "the recording has no text encoder: its pipeline was given embeddings, give embeddings here"
+            )
+        return self.encoder(text)
 
     @property
     def prompt(self) -> str:
         """The text that was recorded, as the tokenizer writes it (CLIP's in lower case)."""
         return " ".join(word.text for word in self.words)
+
+    @property
+    def about(self) -> dict:
+        """What is known of how the image came about, as JSON types."""
+        known = self.trace.token_ids is not None
+        return {**asdict(self.trace.generation), "prompt": self.prompt if known else None}
 
     @property
     def complete(self) -> bool:
@@ -229,6 +246,15 @@ def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool] = 
     if not chosen:
         raise ValueError(f"layers={layers!r} chooses nothing; {known}")
     return [name for name in sizes if name in chosen]
+
+
+def choose_heads(heads: int | Collection[int] | None, count: int, name: str) -> list[int]:
+    """Those of a layer's heads that `heads` asks for; ValueError where it has no such head."""
+    chosen = list(range(count)) if heads is None else as_list(heads)
+    unknown = sorted(set(chosen) - set(range(count)))
+    if unknown or not chosen:
+        raise ValueError(f"heads={unknown or []} cannot be chosen: {name} has {count}, numbered from 0")
+    return chosen
 
 
 def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -13,9 +13,10 @@ import attnlab
 ROOT = Path(attnlab.__file__).parent
 FLOORS = {
     **dict.fromkeys(["scenes", "words", "masks", "metrics", "figures"], 0),
-    **dict.fromkeys(["pipelines", "recording", "plots"], 1),
-    **dict.fromkeys(["hooks", "maps"], 2),
-    "pictures": 3,
+    **dict.fromkeys(["pipelines", "texts", "plots"], 1),
+    **dict.fromkeys(["recording", "heatmaps"], 2),
+    **dict.fromkeys(["hooks", "maps", "linear"], 3),
+    "pictures": 4,
     "notebooks": 6,
     "cli": 7,
 }

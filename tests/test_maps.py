@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 import attnlab as al
-from attnlab.maps import HeatMaps, resize
+from attnlab.heatmaps import HeatMaps, resize
 from attnlab.recording import Layer
 from attnlab.words import Word
 

@@ -1,0 +1,85 @@
+"""Heat maps of the words of a text, and how maps are resized."""
+
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import plots, words
+
+
+class HeatMaps:
+    """The heat maps of a text: `maps["smoke"]` is float32 (row, column), a share of attention in 0..1.
+
+    A word is asked for by name, `maps["red car"]` by phrase, `maps["car", 1]` as the second "car", `maps[3]` as the
+    fourth word; each is the mean over its tokens. Iterating gives the words.
+
+    Attributes
+    ----------
+    values : float32 (token, row, column): start token, the text's tokens, the first end token; see `special`
+    words : the text's words, each with its positions on the token axis
+    special : whether the first and the last map are those of the start and the end token
+    """
+
+    def __init__(self, values: np.ndarray, text: Sequence[words.Word], special: bool = True):
+        self.values = values
+        self.words = list(text)
+        self.special = special
+
+    def __getitem__(self, query: words.Query) -> np.ndarray:
+        return self.values[list(words.find(self.words, query))].mean(0)
+
+    def __iter__(self) -> Iterator[words.Query]:
+        seen: dict[str, int] = {}
+        names = [word.text for word in self.words]
+        for name in names:
+            seen[name] = seen.get(name, -1) + 1
+            yield name if names.count(name) == 1 else (name, seen[name])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, query: words.Query) -> bool:
+        """Whether the text has such a word, once or more often."""
+        return isinstance(query, str | tuple | Integral) and bool(words.matches(self.words, query))
+
+    def __repr__(self) -> str:
+        tokens, height, width = self.values.shape
+        return f"<HeatMaps {height} x {width} of {' '.join(w.text for w in self.words)!r} ({tokens} tokens)>"
+
+    @property
+    def start(self) -> np.ndarray:
+        """Map of the start token (row, column), where models put what no word claims."""
+        return self._special(0)
+
+    @property
+    def end(self) -> np.ndarray:
+        """Map of the first end token (row, column)."""
+        return self._special(-1)
+
+    def _special(self, position):
+        if not self.special:
+            raise ValueError("these maps were made without start and end token")
+        return self.values[position]
+
+    def upscale(self, size: int | tuple[int, int], mode: str = "bicubic") -> "HeatMaps":
+        """The same maps resized to (height, width), `mode` "bicubic" (clamped at 0) or "bilinear"."""
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        values = resize(torch.from_numpy(self.values)[None], size, mode)[0]
+        return HeatMaps(values.numpy(), self.words, self.special)
+
+    def overlay(self, image, query: words.Query) -> np.ndarray:
+        """`image` under the heat map of a word, uint8 (row, column, rgb) of the image's size."""
+        return plots.overlay(image, self[query])
+
+
+def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = True) -> torch.Tensor:
+    """Maps (n, token, row, column) to another size, pixel centers aligned; `clamp` keeps bicubic results from 0 up."""
+    if mode not in ("bicubic", "bilinear"):
+        raise ValueError(f"mode={mode!r}: choose 'bicubic' or 'bilinear'")
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    resized = F.interpolate(maps, size, mode=mode, align_corners=False)
+    return resized.clamp_(min=0) if mode == "bicubic" and clamp else resized

@@ -1,0 +1,154 @@
+"""Linear DAAM: all steps, layers and heads of a recording in one matrix, and any word's map one product with it."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .heatmaps import resize
+from .recording import Layers, Recording, choose_heads
+from .texts import TextEncoder
+
+FORMAT = 1  # of files; a reader refuses those of a later one
+
+
+class LinearMap:
+    """Scores of any text embedding: `linear["smoke"]` or `linear @ embedding` is float32 (row, column).
+
+    Scores are no shares: they have no unit, can be negative, and those of different words do not add up to anything.
+
+    Attributes
+    ----------
+    matrix : float32 (row x column, text width)
+    bias : float32 (row x column,), 0 where the model's keys have none
+    size : (row, column)
+    encoder : the text encoder that turns words into embeddings, or None
+    about : how it was made: model, prompt, seed, layers, steps, heads, scaled, ...
+    """
+
+    def __init__(self, matrix, bias, size, encoder: TextEncoder | None = None, about: dict | None = None):
+        self.matrix, self.bias, self.size = matrix, bias, tuple(size)
+        self.encoder, self.about = encoder, dict(about or {})
+
+    def __getitem__(self, word: str) -> np.ndarray:
+        """Map of a word or phrase, by itself: the mean of its tokens' embeddings in [start, word, end, padding]."""
+        if self.encoder is None:
+            raise ValueError("this LinearMap has no text encoder: load it with one, or multiply it with an embedding")
+        return self @ embed(self.encoder, word)
+
+    def __matmul__(self, embedding: torch.Tensor | np.ndarray) -> np.ndarray:
+        """Map (row, column) of one embedding (text width,), or maps (token, row, column) of several (token, width)."""
+        x = torch.as_tensor(embedding).detach().to("cpu", torch.float32)
+        if x.ndim not in (1, 2) or x.shape[-1] != self.matrix.shape[1]:
+            width = self.matrix.shape[1]
+            raise ValueError(f"embeddings are ({width},) or (token, {width}) for this model, not {tuple(x.shape)}")
+        scores = x @ self.matrix.T + self.bias
+        return scores.unflatten(-1, self.size).numpy()
+
+    def __repr__(self) -> str:
+        rows, columns = self.size
+        return f"<LinearMap {rows} x {columns}, text width {self.matrix.shape[1]}, {self.nbytes / 1e6:.1f} MB>"
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix.nbytes + self.bias.nbytes
+
+    def save(self, path: str | Path) -> Path:
+        """Write to a safetensors file in half precision, provenance included."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        scale = float(self.matrix.abs().max()) or 1.0  # keeps small scores off half precision's denormals
+        tensors = {"matrix": (self.matrix / scale).half(), "bias": (self.bias / scale).half()}
+        about = {"size": self.size, "scale": scale, **self.about}
+        save_file(tensors, part, {"attnlab.LinearMap": str(FORMAT), "about": json.dumps(about)})
+        part.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: TextEncoder | None = None) -> "LinearMap":
+        """Read what `save` wrote. `encoder`: `TextEncoder.of(pipe)`, needed to ask by word.
+
+        Raises
+        ------
+        ValueError : a file that is cut short, holds no LinearMap, or was written by a later version
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                version = header.get("attnlab.LinearMap")
+                if version is None:
+                    raise ValueError(f"{path} holds no LinearMap")
+                if int(version) > FORMAT:
+                    raise ValueError(
+                        f"{path} has format {version}, this attnlab reads up to {FORMAT}: install a later one"
+                    )
+                about = json.loads(header["about"])
+                size, scale = about.pop("size"), about.pop("scale")
+                matrix, bias = (file.get_tensor(name).float() * scale for name in ("matrix", "bias"))
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        return cls(matrix, bias, size, encoder, about)
+
+
+def embed(encoder: TextEncoder, word: str) -> torch.Tensor:
+    """Embedding (text width,) of a word or phrase by itself: mean over its tokens in [start, word, end, padding]."""
+    text = encoder(word)
+    tokens = [p for w in text.words for p in w.tokens]
+    return text.embedding[tokens].float().mean(0)
+
+
+@torch.no_grad()
+def linear_daam(
+    recording: Recording,
+    *,
+    layers: Layers = None,
+    steps: int | Collection[int] | None = None,
+    heads: int | Collection[int] | None = None,
+    scaled: bool = True,
+    mode: str = "bilinear",
+) -> LinearMap:
+    """Linear DAAM: query-key products without a softmax, so that all steps, layers and heads add up to one matrix.
+
+    A(pixel, :) = mean over step, layer, head of resize(q W_k) / sqrt(d); a text embedding x has the map A x (+ b where
+    the model's keys have a bias).
+
+    Parameters
+    ----------
+    recording : of one image; choose one with recording[i]
+    layers, steps, heads : as for `daam`
+    scaled : with 1 / sqrt(d), as the model's attention and OVAM have it; False is the thesis's form
+    mode : "bilinear" or "bicubic", not clamped: scores may be negative
+
+    Raises
+    ------
+    ValueError : several images, an unknown layer, step, head or mode, or keys that are normalized: those are not linear
+    """
+    trace, names, steps = recording.trace, recording.choose_layers(layers), recording.choose_steps(steps)
+    size = max((trace.sizes[name] for name in names), key=lambda s: s[0] * s[1])
+    index = [trace.steps.index(step) for step in steps]
+    matrix, bias, count = 0, torch.zeros(size[0] * size[1]), 0
+    for name in names:
+        layer = trace.layers[name]
+        if layer.norm_k is not None:
+            raise ValueError(f"{name} normalizes its keys, which is not linear: use ovam")
+        chosen = choose_heads(heads, layer.heads, name)
+        queries = sum(layer.queries(trace.queries[name][i].cpu()) for i in index)[chosen]  # (head, pixel, width)
+        queries = queries.transpose(-1, -2).unflatten(-1, trace.sizes[name])
+        queries = resize(queries, size, mode, clamp=False).flatten(-2)  # (head, width, pixel)
+        weight = layer.weight.float().unflatten(0, (layer.heads, -1))[chosen]  # (head, width, text width)
+        factor = layer.scale if scaled else 1.0
+        matrix = matrix + factor * queries.flatten(0, 1).T @ weight.flatten(0, 1)
+        if layer.bias is not None:
+            bias = (
+                bias
+                + factor
+                * queries.flatten(0, 1).T
+                @ layer.bias.float().unflatten(0, (layer.heads, -1))[chosen].flatten()
+            )
+        count += len(index) * len(chosen)
+    about = {**recording.about, "layers": names, "steps": list(steps), "scaled": scaled, "resize": mode}
+    return LinearMap(matrix / count, bias / count, size, recording.encoder, about)

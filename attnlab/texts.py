@@ -1,0 +1,91 @@
+"""Text to embeddings, at any time, as the denoiser of a pipeline reads them."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.loaders import TextualInversionLoaderMixin
+
+from . import words
+
+
+@dataclass(frozen=True)
+class Text:
+    """An encoded text, padded to the encoder's window.
+
+    ids : of its tokens, start, end and padding included
+    embedding : (token, width), as the denoiser reads it
+    words : its words, each with its token positions
+    """
+
+    ids: list[int]
+    embedding: torch.Tensor
+    words: list[words.Word]
+
+    @property
+    def length(self) -> int:
+        """Tokens up to the first end token, which is included."""
+        return max(p for word in self.words for p in word.tokens) + 2
+
+
+class TextEncoder:
+    """The tokenizers and text encoders of a pipeline; two of them side by side in SDXL.
+
+    It refers to the pipeline's own modules: a LoRA or an embedding loaded later takes part from then on.
+    """
+
+    def __init__(self, tokenizers, encoders, penultimate: bool = False):
+        self.tokenizers, self.encoders, self.penultimate = list(tokenizers), list(encoders), penultimate
+
+    @classmethod
+    def of(cls, pipe) -> "TextEncoder | None":
+        """Of a diffusers pipeline; None where it has no text encoder and takes embeddings alone."""
+        numbers = [n for n in ("", "_2") if getattr(pipe, f"text_encoder{n}", None) is not None]
+        if not numbers:
+            return None
+        found = ([getattr(pipe, f"{kind}{n}") for n in numbers] for kind in ("tokenizer", "text_encoder"))
+        return cls(*found, penultimate="_2" in numbers)  # SDXL reads the last layer but one
+
+    @property
+    def tokenizer(self):
+        return self.tokenizers[0]
+
+    @property
+    def window(self) -> int:
+        """Most tokens of a text, start and end included."""
+        return self.tokenizer.model_max_length
+
+    @torch.no_grad()
+    def __call__(self, text: str) -> Text:
+        """Encode a text.
+
+        Raises
+        ------
+        ValueError : no word in it, or more tokens than the window holds; the message names the words that fall outside
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text={text!r}: give at least one word")
+        parts = [self._encode(*pair, text) for pair in zip(self.tokenizers, self.encoders, strict=True)]
+        ids = parts[0][0]
+        return Text(ids, torch.cat([part for _, part in parts], -1), words.split(self.tokenizer, ids))
+
+    def _encode(self, tokenizer, encoder, text):
+        expanded = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
+        ids = tokenizer(expanded).input_ids
+        if len(ids) > self.window:
+            inside = self.window - 1  # the end token takes the last place
+            lost = [w.text for w in words.split(tokenizer, ids) if w.tokens[-1] >= inside]
+            raise ValueError(
+                f"the text has {len(ids)} tokens, the window {self.window}: "
+                f"{', '.join(map(repr, lost))} would fall outside"
+            )
+        padded = tokenizer(expanded, padding="max_length", max_length=self.window, return_tensors="pt").to(
+            encoder.device
+        )
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        output = encoder(
+            padded.input_ids,
+            attention_mask=padded.attention_mask if masked else None,
+            output_hidden_states=self.penultimate,
+        )
+        embedding = output.hidden_states[-2] if self.penultimate else output[0]
+        return padded.input_ids[0].tolist(), embedding[0].cpu()

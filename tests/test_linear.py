@@ -1,0 +1,109 @@
+"""Linear DAAM: equal to the sum over steps, layers and heads, one by one in float64; files that tell what is wrong."""
+
+import json
+import subprocess
+import sys
+from copy import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import interpolate
+
+import attnlab as al
+from attnlab.linear import embed
+
+
+def the_long_way(recording, x, layers=None, steps=None, heads=None, scaled=True):
+    trace, total, count = recording.trace, 0, 0
+    names = recording.choose_layers(layers)
+    size = max(trace.sizes[name] for name in names)
+    for name in names:
+        layer = trace.layers[name]
+        key = (layer.weight.double() @ x.double()).unflatten(0, (layer.heads, -1))
+        if layer.bias is not None:
+            key = key + layer.bias.double().unflatten(0, (layer.heads, -1))
+        for step in recording.choose_steps(steps):
+            queries = trace.queries[name][trace.steps.index(step)].double().unflatten(-1, (layer.heads, -1))
+            for head in range(layer.heads) if heads is None else heads:
+                scores = queries[:, head] @ key[head] * (layer.scale if scaled else 1)
+                grid = scores.reshape(1, 1, *trace.sizes[name])
+                total = total + interpolate(grid, size, mode="bilinear", align_corners=False)[0, 0]
+                count += 1
+    return (total / count).numpy()
+
+
+@pytest.mark.parametrize("choice", [{}, {"scaled": False}, {"layers": 8, "steps": [0, 3], "heads": [1, 2]}])
+def test_equals_the_long_way(recording, choice):
+    linear = al.linear_daam(recording, **choice)
+    for word in ("smoke", "car", "burning house"):
+        expected = the_long_way(recording, embed(recording.encoder, word), **choice)
+        assert abs(linear[word] - expected).max() <= 1e-4 * abs(expected).max()
+
+
+def test_biased_keys_make_it_affine(recording):
+    biased = al.Recording(recording.encoder, recording.traces)
+    trace = copy(recording.trace)
+    trace.layers = {
+        n: replace(layer, bias=torch.randn(len(layer.weight), generator=al.seed(1)))
+        for n, layer in trace.layers.items()
+    }
+    biased.traces = [trace]
+    linear, x = al.linear_daam(biased), embed(recording.encoder, "smoke")
+    expected = the_long_way(biased, x)
+    assert abs((linear @ x) - expected).max() <= 1e-4 * abs(expected).max()
+
+
+def test_normalized_keys_are_refused(recording):
+    trace = copy(recording.trace)
+    trace.layers = {n: replace(layer, norm_k=torch.nn.LayerNorm(4)) for n, layer in trace.layers.items()}
+    with pytest.raises(ValueError, match="normalizes its keys, which is not linear"):
+        al.linear_daam(al.Recording(recording.encoder, [trace]))
+
+
+def test_product_with_embeddings(recording):
+    linear = al.linear_daam(recording)
+    a, b = (embed(recording.encoder, word) for word in ("smoke", "tree"))
+    both = linear @ torch.stack([a, b])
+    assert both.shape == (2, 16, 16) and both.dtype == np.float32
+    np.testing.assert_allclose(both[0], linear["smoke"], atol=1e-6)
+    np.testing.assert_allclose(linear @ (2 * a - b), 2 * both[0] - both[1], atol=1e-5)
+    with pytest.raises(ValueError, match=r"\(128,\) or \(token, 128\) for this model, not \(64,\)"):
+        linear @ torch.zeros(64)
+
+
+def test_a_file_keeps_it(recording, tmp_path):
+    linear = al.linear_daam(recording)
+    path = linear.save(tmp_path / "house.safetensors")
+    again = al.LinearMap.load(path, recording.encoder)
+    assert abs(again["smoke"] - linear["smoke"]).max() <= 2e-3 * abs(linear["smoke"]).max()
+    assert again.about == json.loads(json.dumps(linear.about)) and again.about["prompt"] == recording.prompt
+    assert path.stat().st_size < 16 * 16 * 129 * 2 + 4096 and not list(tmp_path.glob("*.part"))
+    bare = al.LinearMap.load(path)
+    with pytest.raises(ValueError, match="no text encoder"):
+        bare["smoke"]
+
+
+def test_a_fresh_process_answers_for_a_new_word(recording, tmp_path):
+    linear = al.linear_daam(recording)
+    linear.save(tmp_path / "map.safetensors")
+    code = (
+        "import sys, numpy as np, attnlab as al; from attnlab.texts import TextEncoder; folder = sys.argv[1]\n"
+        "encoder = TextEncoder.of(al.load_pipeline('tiny', device='cpu'))\n"
+        "np.save(folder + '/out.npy', al.LinearMap.load(folder + '/map.safetensors', encoder)['mountain'])"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    found, expected = np.load(tmp_path / "out.npy"), linear["mountain"]
+    assert abs(found - expected).max() <= 2e-3 * abs(expected).max()
+
+
+def test_files_that_cannot_be_read(recording, tmp_path):
+    path = al.linear_daam(recording).save(tmp_path / "a.safetensors")
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
+    save_file({"x": torch.zeros(1)}, tmp_path / "newer", {"attnlab.LinearMap": "99", "about": "{}"})
+    for name, message in (("cut", "no whole safetensors"), ("foreign", "no LinearMap"), ("newer", "format 99")):
+        with pytest.raises(ValueError, match=message):
+            al.LinearMap.load(tmp_path / name)
