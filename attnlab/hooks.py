@@ -16,7 +16,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
-from .recording import Generation, Layer, Layers, Recording, Trace, as_list, choose_layers, map_size
+from .layers import Layer, Layers, as_list, choose_layers, map_size
+from .recording import Generation, Recording, Trace
 from .texts import TextEncoder
 
 BRANCHES = ("conditional", "negative")

@@ -1,19 +1,16 @@
 """Linear DAAM: all steps, layers and heads of a recording in one matrix, and any word's map one product with it."""
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from . import storage
 from .heatmaps import resize
-from .recording import Layers, Recording, choose_heads
+from .layers import Layers, choose_heads
+from .recording import Recording
 from .texts import TextEncoder
-
-FORMAT = 1  # of files; a reader refuses those of a later one
 
 
 class LinearMap:
@@ -58,39 +55,23 @@ class LinearMap:
         return self.matrix.nbytes + self.bias.nbytes
 
     def save(self, path: str | Path) -> Path:
-        """Write to a safetensors file in half precision, provenance included."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
+        """Write to a safetensors file in half precision, with all that is known of how it was made."""
         scale = float(self.matrix.abs().max()) or 1.0  # keeps small scores off half precision's denormals
         tensors = {"matrix": (self.matrix / scale).half(), "bias": (self.bias / scale).half()}
-        about = {"size": self.size, "scale": scale, **self.about}
-        save_file(tensors, part, {"attnlab.LinearMap": str(FORMAT), "about": json.dumps(about)})
-        part.replace(path)
-        return path
+        return storage.write(path, "LinearMap", tensors, {**self.about, "size": self.size, "scale": scale})
 
     @classmethod
     def load(cls, path: str | Path, encoder: TextEncoder | None = None) -> "LinearMap":
-        """Read what `save` wrote. `encoder`: `TextEncoder.of(pipe)`, needed to ask by word.
+        """Read what `save` wrote; ValueError or FileNotFoundError where that cannot be.
 
-        Raises
-        ------
-        ValueError : a file that is cut short, holds no LinearMap, or was written by a later version
+        `encoder` turns words into embeddings: `TextEncoder.of(pipe)`, or the recorded model's own, loaded when it is
+        first needed.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                version = header.get("attnlab.LinearMap")
-                if version is None:
-                    raise ValueError(f"{path} holds no LinearMap")
-                if int(version) > FORMAT:
-                    raise ValueError(
-                        f"{path} has format {version}, this attnlab reads up to {FORMAT}: install a later one"
-                    )
-                about = json.loads(header["about"])
-                size, scale = about.pop("size"), about.pop("scale")
-                matrix, bias = (file.get_tensor(name).float() * scale for name in ("matrix", "bias"))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        about = storage.read_about(path, "LinearMap")
+        size, scale = about.pop("size"), about.pop("scale")
+        matrix, bias = (storage.read(path, name).float() * scale for name in ("matrix", "bias"))
+        if encoder is None and about.get("model"):
+            encoder = TextEncoder.named(about["model"])
         return cls(matrix, bias, size, encoder, about)
 
 

@@ -4,6 +4,7 @@ Axes: step, head, token, pixel (row-major), then row, column. Tokens never stand
 the softmax over tokens runs along rows of memory, several times faster on a CPU.
 """
 
+import math
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import torch
 
 from . import words
 from .heatmaps import HeatMaps, resize
-from .recording import Layers, Recording, Trace, choose_heads
+from .layers import Layers, choose_heads
+from .recording import Recording, Trace
 
 CHUNK = 2**24  # most scores held at once: steps are taken in groups of this size
 
@@ -182,7 +184,7 @@ def _softmax_share(trace: Trace, name: str, steps, text, visible) -> torch.Tenso
     layer, recorded = trace.layers[name], trace.queries[name]
     keys = layer.keys(text) * layer.scale  # (head, token, width)
     index = [trace.steps.index(step) for step in steps]
-    group = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * recorded[0].shape[0]))
+    group = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * math.prod(trace.sizes[name])))
     total = 0
     for i in range(0, len(index), group):
         queries = layer.queries(torch.stack([recorded[k] for k in index[i : i + group]]).cpu())

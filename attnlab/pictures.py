@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from .hooks import Recorder
-from .recording import Layers, Recording, as_list
+from .layers import Layers, as_list
+from .recording import Recording
 from .texts import TextEncoder
 
 

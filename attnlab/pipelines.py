@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +49,17 @@ def load_pipeline(
             raise ConnectionError(_unreachable(source)) from error
     pipe.register_to_config(_name_or_path=str(name))  # what recordings note: the name as given, not where it lies
     return pipe.to(device)
+
+
+def load_parts(name: str | Path, parts: Sequence[str]) -> dict[str, object]:
+    """Some parts of a pipeline, those of them that it has, on the CPU in float32: {"tokenizer": ..., ...}.
+
+    `name` and the errors are those of `load_pipeline`; nothing else is loaded.
+    """
+    config = DiffusionPipeline.load_config(_source(name))
+    without = {part: None for part, value in config.items() if isinstance(value, list) and part not in parts}
+    pipe = load_pipeline(name, device="cpu", **without)
+    return {part: getattr(pipe, part, None) for part in parts}
 
 
 class Oracle:

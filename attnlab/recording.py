@@ -3,69 +3,15 @@
 Axes: step, head, pixel (row-major), token, width (channels of one head, or of the text).
 """
 
-import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
-from numbers import Number
+from pathlib import Path
 
 import torch
-from diffusers.models.attention_processor import Attention
-from torch import nn
 
-from . import words
+from . import storage, words
+from .layers import Layer, Layers, as_list, choose_layers
 from .texts import Text, TextEncoder
-
-Layers = str | int | Collection[str | int] | None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What turns one layer's queries and a text into scores: copies of its key weights, its heads and its scale."""
-
-    name: str
-    heads: int
-    scale: float
-    weight: torch.Tensor  # (head x width, text width)
-    bias: torch.Tensor | None
-    norm_q: nn.Module | None
-    norm_k: nn.Module | None
-
-    @classmethod
-    def of(cls, name: str, attention: Attention, dtype: torch.dtype = torch.float32) -> "Layer":
-        """Of a diffusers attention; `dtype` is that of its queries."""
-        weight, bias = _linear_map(attention.to_k, dtype)
-        norms = copy.deepcopy((attention.norm_q, attention.norm_k))
-        return cls(name, attention.heads, attention.scale, weight, bias, *norms)
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
-    def same(self, other: "Layer | None") -> bool:
-        """Whether both give the same keys."""
-        if other is None or self.norm_k is not None:
-            return False
-        biases = (self.bias is None, other.bias is None)
-        return torch.equal(self.weight, other.weight) and (
-            all(biases) or (not any(biases) and torch.equal(self.bias, other.bias))
-        )
-
-    def queries(self, recorded: torch.Tensor) -> torch.Tensor:
-        """Recorded (..., pixel, head x width) to float32 (..., head, pixel, width), normalized where the model does."""
-        return self._split(recorded.float(), self.norm_q)
-
-    def keys(self, text: torch.Tensor) -> torch.Tensor:
-        """Text (token, text width) to float32 keys (head, token, width)."""
-        bias = None if self.bias is None else self.bias.float()
-        return self._split(nn.functional.linear(text.float(), self.weight.float(), bias), self.norm_k)
-
-    def _split(self, x, norm):
-        x = x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-        if norm is None:
-            return x
-        parameter = next(norm.parameters(), x)
-        with torch.no_grad():
-            return norm(x.to(parameter.device, parameter.dtype)).to(x.device, torch.float32)
 
 
 @dataclass
@@ -92,7 +38,7 @@ class Trace:
     text : (token, text width), the text as the denoiser saw it
     token_ids : its tokens; None where it did not come from the pipeline's text encoder (`prompt_embeds=`)
     visible : bool (token,), False for tokens that the model masks; None where it masks none
-    queries : of each layer, one tensor (pixel, head x width) a recorded step
+    queries : of each layer, a sequence of one tensor (pixel, head x width) a recorded step
     sizes : of each layer, (height, width) of its maps
     layers : of each layer, what turns queries and text into scores
     steps, timesteps : which calls of the denoiser were recorded, and their timesteps
@@ -102,7 +48,7 @@ class Trace:
     token_ids: list[int] | None
     visible: torch.Tensor | None
     generation: Generation
-    queries: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    queries: dict[str, Sequence[torch.Tensor]] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
@@ -133,6 +79,36 @@ class Recording(Sequence):
         state = "" if self.complete else f", interrupted after {g.ran} of {g.planned} steps"
         size = f"{len(t.queries)} layers, {len(t.steps)} steps, {self.nbytes / 1e6:.1f} MB"
         return f"<Recording of {text}: {size}{state}>"
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to a safetensors file: queries, texts, key weights, and how the images came about.
+
+        ValueError where the model normalizes its queries or keys by modules, which cannot be written.
+        """
+        tensors, keys = {}, {}
+        traces = [_pack(trace, f"{i}.", tensors, keys) for i, trace in enumerate(self.traces)]
+        return storage.write(path, "Recording", tensors, {"versions": storage.versions(), "traces": traces})
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: TextEncoder | None = None) -> "Recording":
+        """Read what `save` wrote; queries stay in the file until they are asked for.
+
+        Parameters
+        ----------
+        encoder : for texts, `TextEncoder.of(pipe)`; or the recorded model's own, loaded when it is first needed
+
+        Raises
+        ------
+        FileNotFoundError : no such file
+        ValueError : a file that is cut short, is no recording, or was written by a later version
+        """
+        about = storage.read_about(path, "Recording")
+        keys: dict[int, Layer] = {}
+        traces = [_unpack(entry, f"{i}.", path, keys) for i, entry in enumerate(about["traces"])]
+        models = {t.generation.model for t in traces} - {None}
+        if encoder is None and len(models) == 1:
+            encoder = TextEncoder.named(models.pop())
+        return cls(encoder, traces)
 
     @property
     def trace(self) -> Trace:
@@ -182,9 +158,10 @@ class Recording(Sequence):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: queries, texts, and key weights (once where images share them)."""
+        """Bytes held: queries unless they are in a file, texts, and key weights (once where images share them)."""
         layers = {id(layer): layer.nbytes for t in self.traces for layer in t.layers.values()}
-        queries = sum(q.nbytes for t in self.traces for steps in t.queries.values() for q in steps)
+        held = (steps for t in self.traces for steps in t.queries.values() if isinstance(steps, list))
+        queries = sum(q.nbytes for steps in held for q in steps)
         return queries + sum(t.text.nbytes for t in self.traces) + sum(layers.values())
 
     def choose_layers(self, layers: Layers = None) -> list[str]:
@@ -201,75 +178,47 @@ class Recording(Sequence):
         return chosen
 
 
-def as_list(choice) -> list:
-    """One number or name as a list of one; several as a list."""
-    return [choice] if isinstance(choice, str | Number) else list(choice)
+def _pack(trace: Trace, prefix: str, tensors: dict, keys: dict) -> dict:
+    """Put a trace's tensors into `tensors`; what remains of it, as JSON types. `keys` numbers layers written before."""
+    tensors[prefix + "text"] = trace.text
+    if trace.visible is not None:
+        tensors[prefix + "visible"] = trace.visible
+    layers = {}
+    for name, layer in trace.layers.items():
+        if layer.norm_q is not None or layer.norm_k is not None:
+            raise ValueError(f"{name} normalizes its queries or keys: a recording of this model cannot be saved")
+        number = keys.setdefault(id(layer), len(keys))
+        tensors[f"keys.{number}.weight"] = layer.weight
+        if layer.bias is not None:
+            tensors[f"keys.{number}.bias"] = layer.bias
+        layers[name] = {"keys": number, "heads": layer.heads, "scale": layer.scale}
+        if trace.steps:
+            tensors[prefix + name] = torch.stack(list(trace.queries[name])).cpu()
+    plain = {name: getattr(trace, name) for name in ("token_ids", "sizes", "steps", "timesteps")}
+    return {**plain, "generation": asdict(trace.generation), "layers": layers}
 
 
-def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a layer with that many pixels: the latent's size, halved and rounded up until it fits."""
-    height, width = latent
-    while height * width > pixels:
-        height, width = -(-height // 2), -(-width // 2)
-    if height * width != pixels:
-        raise RuntimeError(f"a layer with {pixels} queries does not fit a latent of {latent[0]} x {latent[1]}")
-    return height, width
+def _unpack(entry: dict, prefix: str, path, keys: dict[int, Layer]) -> Trace:
+    """The reverse of `_pack`; `keys` holds layers that were read before."""
+    generation = Generation(**{**entry["generation"], "latent_size": tuple(entry["generation"]["latent_size"])})
+    stored = storage.names(path)
 
+    def optional(name):
+        return storage.read(path, name) if name in stored else None
 
-def in_down_or_up_block(name: str) -> bool:
-    """DAAM's and OVAM's layers: every cross-attention but that of the middle."""
-    return "mid_block" not in name
-
-
-def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool] = in_down_or_up_block) -> list[str]:
-    """Those names in `sizes` (name -> (height, width), or None where not yet known) that `layers` asks for.
-
-    Raises
-    ------
-    ValueError : nothing asked for, or something that fits no layer; the message lists what would
-    """
-    if layers is None:
-        return [name for name in sizes if default(name)]
-    if layers == "all":
-        return list(sizes)
-    heights = sorted({size[0] for size in sizes.values() if size}, reverse=True)
-    known = f"layers: {', '.join(sizes)}" + (f"; map heights: {heights}" if heights else "")
-    chosen = set()
-    for wanted in as_list(layers):
-        if isinstance(wanted, str):
-            fits = {name for name in sizes if name == wanted or name.startswith(wanted + ".")}
-        else:
-            fits = {name for name, size in sizes.items() if size is None or size[0] == wanted}
-        if not fits:
-            raise ValueError(f"no layer fits {wanted!r}; {known}")
-        chosen |= fits
-    if not chosen:
-        raise ValueError(f"layers={layers!r} chooses nothing; {known}")
-    return [name for name in sizes if name in chosen]
-
-
-def choose_heads(heads: int | Collection[int] | None, count: int, name: str) -> list[int]:
-    """Those of a layer's heads that `heads` asks for; ValueError where it has no such head."""
-    chosen = list(range(count)) if heads is None else as_list(heads)
-    unknown = sorted(set(chosen) - set(range(count)))
-    if unknown or not chosen:
-        raise ValueError(f"heads={unknown or []} cannot be chosen: {name} has {count}, numbered from 0")
-    return chosen
-
-
-def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Copies of the weight and bias of anything that acts as a linear layer: LoRA, offloaded or quantized ones too.
-
-    `dtype` is what quantized weights work in.
-    """
-    if type(module) is nn.Linear and module.weight.device.type != "meta":
-        bias = module.bias
-        return module.weight.detach().to("cpu", copy=True), None if bias is None else bias.detach().to("cpu", copy=True)
-    parameter = next(module.parameters())
-    dtype = parameter.dtype if parameter.is_floating_point() else dtype
-    device = torch.device("cpu" if parameter.device.type == "meta" else parameter.device)
-    inputs = torch.eye(module.in_features, dtype=dtype, device=device)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        bias = module(torch.zeros_like(inputs[:1])).cpu()
-        weight = module(inputs).cpu() - bias
-    return weight.T.contiguous(), bias[0] if bias.any() else None
+    for name, layer in entry["layers"].items():
+        number = layer["keys"]
+        if number not in keys:
+            weight, bias = (optional(f"keys.{number}.{part}") for part in ("weight", "bias"))
+            keys[number] = Layer(name, layer["heads"], layer["scale"], weight, bias, None, None)
+    return Trace(
+        text=storage.read(path, prefix + "text"),
+        token_ids=entry["token_ids"],
+        visible=optional(prefix + "visible"),
+        generation=generation,
+        queries={name: storage.Stored(path, prefix + name) if entry["steps"] else [] for name in entry["layers"]},
+        sizes={name: tuple(size) for name, size in entry["sizes"].items()},
+        layers={name: keys[layer["keys"]] for name, layer in entry["layers"].items()},
+        steps=entry["steps"],
+        timesteps=entry["timesteps"],
+    )

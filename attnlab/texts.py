@@ -1,11 +1,15 @@
 """Text to embeddings, at any time, as the denoiser of a pipeline reads them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin
 
 from . import words
+from .pipelines import load_parts
 
 
 @dataclass(frozen=True)
@@ -30,24 +34,37 @@ class Text:
 class TextEncoder:
     """The tokenizers and text encoders of a pipeline; two of them side by side in SDXL.
 
-    It refers to the pipeline's own modules: a LoRA or an embedding loaded later takes part from then on.
+    Made of a pipeline it refers to the pipeline's own modules: a LoRA or an embedding loaded later takes part from then
+    on. Made of a model's name it loads the modules, those alone, when it is first asked.
     """
 
-    def __init__(self, tokenizers, encoders, penultimate: bool = False):
-        self.tokenizers, self.encoders, self.penultimate = list(tokenizers), list(encoders), penultimate
+    def __init__(self, load: Callable[[], dict[str, object]]):
+        self._load = load
+
+    @cached_property
+    def _parts(self):
+        """Tokenizers, text encoders, and whether the last layer but one is read, as in SDXL."""
+        parts = self._load()
+        numbers = [n for n in ("", "_2") if parts.get(f"text_encoder{n}") is not None]
+        found = ([parts[f"{kind}{n}"] for n in numbers] for kind in ("tokenizer", "text_encoder"))
+        return *found, "_2" in numbers
 
     @classmethod
     def of(cls, pipe) -> "TextEncoder | None":
         """Of a diffusers pipeline; None where it has no text encoder and takes embeddings alone."""
-        numbers = [n for n in ("", "_2") if getattr(pipe, f"text_encoder{n}", None) is not None]
-        if not numbers:
+        parts = dict(pipe.components)
+        if all(parts.get(name) is None for name in ("text_encoder", "text_encoder_2")):
             return None
-        found = ([getattr(pipe, f"{kind}{n}") for n in numbers] for kind in ("tokenizer", "text_encoder"))
-        return cls(*found, penultimate="_2" in numbers)  # SDXL reads the last layer but one
+        return cls(lambda: parts)
+
+    @classmethod
+    def named(cls, model: str | Path) -> "TextEncoder":
+        """Of a model by its name, as `load_pipeline` takes it."""
+        return cls(lambda: load_parts(model, ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")))
 
     @property
     def tokenizer(self):
-        return self.tokenizers[0]
+        return self._parts[0][0]
 
     @property
     def window(self) -> int:
@@ -64,11 +81,12 @@ class TextEncoder:
         """
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text={text!r}: give at least one word")
-        parts = [self._encode(*pair, text) for pair in zip(self.tokenizers, self.encoders, strict=True)]
+        tokenizers, encoders, penultimate = self._parts
+        parts = [self._encode(*pair, text, penultimate) for pair in zip(tokenizers, encoders, strict=True)]
         ids = parts[0][0]
         return Text(ids, torch.cat([part for _, part in parts], -1), words.split(self.tokenizer, ids))
 
-    def _encode(self, tokenizer, encoder, text):
+    def _encode(self, tokenizer, encoder, text, penultimate):
         expanded = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
         ids = tokenizer(expanded).input_ids
         if len(ids) > self.window:
@@ -85,7 +103,7 @@ class TextEncoder:
         output = encoder(
             padded.input_ids,
             attention_mask=padded.attention_mask if masked else None,
-            output_hidden_states=self.penultimate,
+            output_hidden_states=penultimate,
         )
-        embedding = output.hidden_states[-2] if self.penultimate else output[0]
+        embedding = output.hidden_states[-2] if penultimate else output[0]
         return padded.input_ids[0].tolist(), embedding[0].cpu()

@@ -12,8 +12,8 @@ import attnlab
 
 ROOT = Path(attnlab.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["scenes", "words", "masks", "metrics", "figures"], 0),
-    **dict.fromkeys(["pipelines", "texts", "plots"], 1),
+    **dict.fromkeys(["scenes", "words", "masks", "metrics", "figures", "pipelines", "layers", "storage"], 0),
+    **dict.fromkeys(["texts", "plots"], 1),
     **dict.fromkeys(["recording", "heatmaps"], 2),
     **dict.fromkeys(["hooks", "maps", "linear"], 3),
     "pictures": 4,

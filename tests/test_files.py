@@ -1,0 +1,97 @@
+"""Files of recordings and linear maps: whole, lazy, and clear about what they cannot be."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import attnlab as al
+from attnlab import storage
+
+
+@pytest.fixture
+def path(recording, tmp_path):
+    return recording.save(tmp_path / "house.safetensors")
+
+
+def test_a_recording_comes_back(recording, path):
+    again = al.Recording.load(path)
+    assert again.about == recording.about and again.prompt == recording.prompt
+    assert again.trace.timesteps == recording.trace.timesteps
+    np.testing.assert_array_equal(al.daam(again).values, al.daam(recording).values)
+    np.testing.assert_array_equal(al.ovam(again, "red car").values, al.ovam(recording, "red car").values)
+    np.testing.assert_array_equal(al.linear_daam(again)["car"], al.linear_daam(recording)["car"])
+    assert not list(path.parent.glob("*.part"))
+
+
+def test_several_images_share_their_key_weights(pipe, generate, tmp_path):
+    with al.record(pipe) as recording:
+        generate(["a house", "a tree"], steps=2)
+    again = al.Recording.load(recording.save(tmp_path / "two.safetensors"))
+    assert len(again) == 2 and again[1].prompt == "a tree"
+    assert again.traces[0].layers is not again.traces[1].layers
+    weights = [name for name in storage.names(tmp_path / "two.safetensors") if name.startswith("keys.")]
+    assert len(weights) == len(again.traces[0].layers)
+    np.testing.assert_array_equal(al.daam(again[1]).values, al.daam(recording[1]).values)
+
+
+def test_only_what_is_asked_for_is_read(recording, path, monkeypatch):
+    """Key weights and text at once, a layer's queries when its maps are made."""
+    read = []
+    get = storage.Stored.__getitem__
+    monkeypatch.setattr(storage.Stored, "__getitem__", lambda self, i: (read.append(self.name), get(self, i))[1])
+    again = al.Recording.load(path)
+    assert again.nbytes < recording.nbytes and not read
+    al.daam(again, layers="up_blocks.1", steps=[0, 2])
+    assert len(read) == 4 and all("up_blocks.1" in name for name in read)
+    with pytest.raises(IndexError, match="entry 4 of 4"):
+        next(iter(again.trace.queries.values()))[4]
+
+
+def test_a_fresh_process_answers_for_a_new_word(recording, path):
+    """With the text encoder alone: the denoiser is not loaded."""
+    code = (
+        "import sys, numpy as np, attnlab as al; from diffusers import UNet2DConditionModel\n"
+        "UNet2DConditionModel.__init__ = None\n"
+        "np.save(sys.argv[1], al.ovam(al.Recording.load(sys.argv[2]), 'a river')['river'])"
+    )
+    out = path.parent / "river.npy"
+    subprocess.run([sys.executable, "-c", code, str(out), str(path)], check=True)
+    np.testing.assert_array_equal(np.load(out), al.ovam(recording, "a river")["river"])
+
+
+@pytest.mark.parametrize("kind", ["Recording", "LinearMap"])
+def test_files_that_cannot_be_read(kind, recording, tmp_path):
+    good = (recording if kind == "Recording" else al.linear_daam(recording)).save(tmp_path / "good")
+    (tmp_path / "cut").write_bytes(good.read_bytes()[:-100])
+    (tmp_path / "text").write_text("no tensors at all")
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
+    storage.write(tmp_path / "other", "Token", {"x": torch.zeros(1)}, {})
+    save_file({"x": torch.zeros(1)}, tmp_path / "newer", {"attnlab": kind, "format": "99", "about": "{}"})
+    load = getattr(al, kind).load
+    for name, message in (
+        ("cut", "no whole safetensors"),
+        ("text", "no whole safetensors"),
+        ("foreign", f"something else, not a {kind}"),
+        ("other", f"holds Token, not a {kind}"),
+        ("newer", "format 99, this attnlab reads up to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no file"):
+        load(tmp_path / "missing")
+
+
+def test_an_interrupted_write_leaves_the_old_file(recording, path, monkeypatch):
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(storage, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        recording.save(path)
+    assert path.read_bytes() == before
