@@ -13,17 +13,17 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
+from . import keep as keeping
+from .denoisers import batch_parts, cross_attentions
 from .layers import Layer, Layers, as_list, choose_layers, map_size
 from .recording import Generation, Recording, Trace
 from .texts import TextEncoder
+from .words import text_span
 
-BRANCHES = ("conditional", "negative")
+BRANCHES = {"conditional": ("conditional",), "negative": ("negative",), "both": ("conditional", "negative")}
 TEXTS = 32  # latest calls of the text encoder that are remembered, to tell which words an embedding stands for
-PARTS = {"StableDiffusionInstructPix2PixPipeline": ("conditional", "image", "negative")}
-"""Order of the parts of a guided batch, by pipeline class; diffusers' usual one is ("negative", "conditional")."""
 
 
 @contextmanager
@@ -33,6 +33,9 @@ def record(
     layers: Layers = None,
     steps: int | Collection[int] | None = None,
     branch: str = "conditional",
+    keep: str | None = None,
+    texts: str | Sequence[str] = (),
+    self_attention: int | Collection[int] = (),
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -41,12 +44,19 @@ def record(
 
     Parameters
     ----------
-    pipe : diffusers pipeline with one text encoder and a UNet2DConditionModel
+    pipe : Stable Diffusion 1.x, 2.x or XL, or another diffusers pipeline with CLIP text encoders and a
+        UNet2DConditionModel
     layers : None for every cross-attention of the down and up blocks (as DAAM and OVAM), "all" for the middle too, or
         names, beginnings of names ("up_blocks.1") and map heights (16), one or several
     steps : which calls of the denoiser to record, counted from 0; None for all
-    branch : with guidance, the part of the batch to keep: "conditional" or "negative"
-    dtype, device : how queries are kept; the pipeline's dtype and main memory unless given
+    branch : with guidance, the part of the batch to keep: "conditional", "negative" (whose maps are of the words of the
+        negative prompt), or "both", see `Recording.branch`
+    keep : "queries" (unless texts are given): maps of any text and step afterwards, in memory that grows with the steps.
+        What does not grow: "sum", of the queries, all that `linear_daam` needs; "maps", of the prompt's words, for `daam`
+    texts : softmax maps of these are summed up while generating, for `ovam` afterwards; no queries are kept for them
+    self_attention : map heights, one or several, whose mean self-attention is kept, for `propagate`. A size of h x w
+        takes 4 (h w)^2 bytes, and time
+    dtype, device : how queries are kept; the pipeline's dtype and main memory unless given. Sums are float32
     generator : noted, so that the recording knows its seed; hooks cannot see it. One, or one an image
 
     Yields
@@ -56,11 +66,13 @@ def record(
     Raises
     ------
     TypeError : a pipeline that cannot be recorded
-    ValueError : an unknown layer, branch or dtype, or a negative branch asked for without guidance
-    RuntimeError : an attention whose queries cannot be seen, a text that changes during a generation, or, at the end of
-        the block, nothing recorded; the message says why
+    ValueError : an unknown layer, branch, keep or dtype, an empty text or one beyond the encoder's window, or a negative
+        branch asked for without guidance
+    RuntimeError : a pipeline that is being recorded already, an attention whose queries cannot be seen, a text that
+        changes during a generation, or, at the end of the block, nothing recorded; the message says why
     """
     recorder = Recorder(pipe, layers, steps, branch, dtype, device, generator)
+    recorder.keep(keep, [texts] if isinstance(texts, str) else texts, as_list(self_attention))
     with recorder:
         yield recorder.recording
     recorder.check()
@@ -73,33 +85,53 @@ class Recorder:
     """
 
     def __init__(self, pipe, layers, steps, branch, dtype, device, generator=None, parts=None):
-        self.attentions = _attentions(pipe)
+        self.attentions = cross_attentions(pipe)
         if branch not in BRANCHES:
             raise ValueError(f"branch={branch!r}: choose one of {', '.join(BRANCHES)}")
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
         choose_layers(dict.fromkeys(self.attentions), layers)  # names are known now, map heights at the first step
-        self.pipe, self.wanted, self.branch, self.parts = pipe, layers, branch, parts
+        self.pipe, self.wanted, self.branches, self.parts = pipe, layers, BRANCHES[branch], parts
         self.steps = None if steps is None else as_list(steps)
         self.dtype, self.device = dtype, device
         generators = [generator] if isinstance(generator, torch.Generator) else generator or []
         self.seeds = [g.initial_seed() for g in generators]
         self.signature = inspect.signature(type(pipe.unet).forward)
-        self.encoder = getattr(pipe, "text_encoder", None)
+        self.encoder = getattr(pipe, "text_encoder", None) or getattr(pipe, "text_encoder_2", None)
         self.recording = Recording(TextEncoder.of(pipe))
+        self.keeps, self.looks, self.heights = [keeping.Queries(dtype, device)], None, ()
         self.texts: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # token ids, and what the encoder made of them
         self.layers: dict[str, Layer] = {}  # of the last generation
         self.current: list[Trace] = []  # the images being generated
         self.schedule = self.shape = self.text = self.chosen = None
         self.calls = 0
 
+    def keep(self, kind: str | None, texts: Sequence[str], heights: Collection[int]) -> None:
+        """Choose what is kept, by the words of `record`."""
+        if kind not in (None, *keeping.KINDS):
+            raise ValueError(f"keep={kind!r}: choose one of {', '.join(keeping.KINDS)}, or leave it out")
+        if texts and self.recording.encoder is None:
+            raise ValueError("texts= needs a pipeline with a text encoder")
+        streamed = [None] * (kind == "maps") + [self.recording.encode(text) for text in texts]
+        queries = kind == "queries" or (kind is None and not texts)
+        self.keeps = [keeping.Queries(self.dtype, self.device)] * queries + [keeping.Sum(self.device)] * (kind == "sum")
+        self.maps = keeping.Maps(streamed, self.device)
+        self.keeps += [self.maps] * bool(streamed)
+        self.heights = heights
+
     def __enter__(self):
         unet = self.pipe.unet
+        if any(isinstance(getattr(hook, "__self__", None), Recorder) for hook in unet._forward_pre_hooks.values()):
+            raise RuntimeError("this pipeline is being recorded already: leave that block first, or ask for more in it")
         self.handles = [
             unet.register_forward_pre_hook(self._before_step, with_kwargs=True),
             unet.register_forward_hook(self._after_step),
             *(m.to_q.register_forward_hook(self._on_query(name)) for name, m in self.attentions.items()),
         ]
+        if self.heights:
+            for module in unet.modules():
+                if isinstance(module, Attention) and not module.is_cross_attention:
+                    self.handles += self._look(module)
         if self.encoder is not None:
             self.handles.append(self.encoder.register_forward_hook(self._after_text, with_kwargs=True))
         return self
@@ -108,6 +140,8 @@ class Recorder:
         for handle in self.handles:
             handle.remove()
         self.texts, self.current, self.text = [], [], None
+        self.pending, self.looked = {}, []
+        self.maps.forget()
 
     def check(self):
         """RuntimeError where the block ended well but nothing was recorded."""
@@ -125,7 +159,8 @@ class Recorder:
         ids = args[0] if args else kwargs.get("input_ids")
         if ids is not None:
             norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", torch.nn.Identity())
-            skipped = [norm(h) for h in getattr(output, "hidden_states", None) or ()]  # what clip_skip= takes
+            hidden = getattr(output, "hidden_states", None) or ()
+            skipped = [made for h in hidden for made in (norm(h), h)]  # what clip_skip= takes, and SDXL
             self.texts = [*self.texts[1 - TEXTS :], (ids.cpu(), [output[0], *skipped])]
 
     def _before_step(self, unet, args, kwargs):
@@ -137,64 +172,74 @@ class Recorder:
             self._begin(sample, text, call.get("encoder_attention_mask"))
         elif text is not self.text:
             self._check_text(text)
-        self.text, self.pending = text, {}
+        self.text, self.pending, self.looked = text, {}, []
         self.timestep = round(float(torch.as_tensor(call["timestep"]).flatten()[0]))
         self.active = self.steps is None or self.calls in self.steps
 
-    def _rows(self, batch: int) -> range:
-        """Rows of the batch that belong to the branch; callbacks may turn guidance off on the way."""
-        parts = self.parts or _parts(self.pipe)
-        if self.branch not in parts:
-            raise ValueError("branch='negative' needs guidance: call the pipeline with a guidance_scale above 1")
+    def _rows(self, batch: int) -> list[tuple[str, int]]:
+        """(branch, row of the batch) of every image to keep; callbacks may turn guidance off on the way."""
+        parts = self.parts or batch_parts(self.pipe)
+        if missing := set(self.branches) - set(parts):
+            raise ValueError(
+                f"branch={missing.pop()!r} needs guidance: call the pipeline with a guidance_scale above 1"
+            )
         images, rest = divmod(batch, len(parts))
         if rest:
             raise ValueError(f"a batch of {batch} does not divide into the parts {parts} of {type(self.pipe).__name__}")
-        first = parts.index(self.branch) * images
-        return range(first, first + images)
+        return [(branch, parts.index(branch) * images + i) for branch in self.branches for i in range(images)]
 
     def _begin(self, sample, text, visible):
-        first = not self.recording.traces
-        seeds = self.seeds if first and len(self.seeds) == len(self.rows) else [None] * len(self.rows)
+        first, images = not self.recording.traces, len(self.rows) // len(self.branches)
+        seeds = self.seeds if first and len(self.seeds) == images else [None] * images
         self.schedule, self.shape = self.pipe.scheduler.timesteps, sample.shape[1:]
-        self.calls, self.chosen, self.known, self.layers = 0, None, self.layers, {}
+        self.calls, self.chosen, self.known, self.layers, self.sizes = 0, None, self.layers, {}, {}
+        self.maps.forget()
         self.current = [
-            Trace(
-                text=text[row].detach().to("cpu", copy=True),
-                token_ids=self._token_ids(text[row]),
-                visible=None if visible is None else visible[row].detach().bool().cpu(),
-                generation=self._generation(seed),
-                layers=self.layers,
-            )
-            for row, seed in zip(self.rows, seeds, strict=True)
+            self._new_trace(branch, seed, text[row], None if visible is None else visible[row])
+            for (branch, row), seed in zip(self.rows, seeds * len(self.branches), strict=True)
         ]
         self.recording.traces.extend(self.current)
 
-    def _generation(self, seed) -> Generation:
+    def _new_trace(self, branch, seed, text, visible) -> Trace:
+        ids = self._token_ids(text)
+        return Trace(
+            text=text.detach().to("cpu", copy=True),
+            token_ids=ids,
+            visible=None if visible is None else visible.detach().bool().cpu(),
+            generation=self._generation(branch, seed),
+            layers=self.layers,
+            length=ids and text_span(self.recording.encoder.tokenizer, ids).stop + 1,
+        )
+
+    def _generation(self, branch, seed) -> Generation:
         pipe = self.pipe
         asked = self.parts is None  # otherwise what the pipeline says is about an earlier call
         return Generation(
             model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
             scheduler=type(pipe.scheduler).__name__,
             guidance_scale=getattr(pipe, "guidance_scale", None) if asked else None,
-            branch=self.branch,
+            branch=branch,
             latent_size=tuple(self.shape[-2:]),
             seed=seed,
             planned=getattr(pipe, "num_timesteps", None) if asked else None,
         )
 
     def _token_ids(self, text):
-        """The token ids that the text encoder turned into `text` (token, text width), told by the result itself."""
+        """The token ids that the text encoder turned into `text` (token, text width), told by the result itself.
+
+        Where there are two text encoders, by the result of the first, which `text` begins with.
+        """
         for ids, outputs in reversed(self.texts):
             for output in outputs:
                 for row in range(len(ids)):
-                    made = output[row].to(text)
-                    if made.shape == text.shape and (made - text).norm() <= 5e-3 * text.norm():
+                    made, asked = output[row].to(text), text[..., : output.shape[-1]]
+                    if made.shape == asked.shape and (made - asked).norm() <= 5e-3 * asked.norm():
                         return ids[row].tolist()
         return None
 
     def _check_text(self, text):
         same = len(self.rows) == len(self.current) and all(
-            torch.equal(text[row].cpu(), trace.text) for row, trace in zip(self.rows, self.current, strict=True)
+            torch.equal(text[row].cpu(), trace.text) for (_, row), trace in zip(self.rows, self.current, strict=True)
         )
         if not same:
             raise RuntimeError("the text or the batch changed during a generation: a recording has one text an image")
@@ -206,11 +251,35 @@ class Recorder:
             if name not in self.layers:  # inside the forward: only here does a LoRA have its scale
                 layer = Layer.of(name, self.attentions[name], output.dtype)
                 self.layers[name] = self.known[name] if layer.same(self.known.get(name)) else layer
-            dtype = self.dtype or output.dtype
-            # a copy of each row: a view would keep the whole batch, both halves of it, alive
-            self.pending[name] = [output[row].detach().to(self.device, dtype, copy=True) for row in self.rows]
+                self.sizes[name] = map_size(output.shape[1], self.current[0].generation.latent_size)
+            layer = self.layers[name]
+            with torch.no_grad():
+                self.pending[name] = [
+                    [keep.take(trace, layer, output[row].detach()) for keep in self.keeps]
+                    for (_, row), trace in zip(self.rows, self.current, strict=True)
+                ]
 
         return hook
+
+    def _look(self, module) -> list:
+        """Hooks on a self-attention of one of the heights that were asked for."""
+        self.looks = keeping.SelfAttention(self.device)
+        seen = {}
+
+        def query(_, args, output):
+            size = map_size(output.shape[1], self.current[0].generation.latent_size)
+            if self.active and size[0] in self.heights:
+                seen[size] = [output[row].detach() for _, row in self.rows]
+
+        def key(_, args, output):
+            for size, queries in list(seen.items()):
+                keys = [output[row].detach() for _, row in self.rows]
+                with torch.no_grad():
+                    taken = [self.looks.take(module, q, k) for q, k in zip(queries, keys, strict=True)]
+                self.looked.append((size, taken))
+                del seen[size]
+
+        return [module.to_q.register_forward_hook(query), module.to_k.register_forward_hook(key)]
 
     def _after_step(self, unet, args, output):
         """The step is whole only now: one that was interrupted half-way leaves nothing behind."""
@@ -221,9 +290,15 @@ class Recorder:
             if self.active:
                 trace.steps.append(self.calls)
                 trace.timesteps.append(self.timestep)
-                for name in self.chosen:
-                    trace.queries[name].append(self.pending[name][i])
+                self._put(i, trace)
         self.calls += 1
+
+    def _put(self, i, trace):
+        for name in self.chosen:
+            for keep, taken in zip(self.keeps, self.pending[name][i], strict=True):
+                keep.put(trace, name, taken)
+        for size, taken in self.looked:
+            self.looks.put(trace, size, taken[i])
 
     def _choose(self):
         """The layers to keep, once the first recorded step has told their sizes."""
@@ -232,45 +307,10 @@ class Recorder:
                 f"{len(missing)} of {len(self.attentions)} cross-attentions gave no query, {missing[0]} for one: "
                 "its block is compiled, or its attention processor does not call to_q; record without that"
             )
-        latent = self.current[0].generation.latent_size
-        sizes = {name: map_size(queries[0].shape[0], latent) for name, queries in self.pending.items()}
-        self.chosen = choose_layers(sizes, self.wanted)
+        self.chosen = choose_layers({name: self.sizes[name] for name in self.pending}, self.wanted)
         for name in set(self.layers) - set(self.chosen):
             del self.layers[name]
         for trace in self.current:
-            trace.sizes = {name: sizes[name] for name in self.chosen}
-            trace.queries = {name: [] for name in self.chosen}
-
-
-def _parts(pipe) -> tuple[str, ...]:
-    """What the parts of the pipeline's batch are, in order."""
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
-    if guided is None or getattr(pipe, "do_perturbed_attention_guidance", False):
-        raise TypeError(
-            f"{type(pipe).__name__} does not say how it guides, so its images cannot be told from what guides them; "
-            "supported: pipelines with classifier-free guidance, called as pipe(...)"
-        )
-    if not guided:
-        return ("conditional",)
-    return next((PARTS[c.__name__] for c in type(pipe).__mro__ if c.__name__ in PARTS), ("negative", "conditional"))
-
-
-def _attentions(pipe) -> dict[str, Attention]:
-    """The cross-attentions of a pipeline's denoiser; TypeError where they cannot be recorded."""
-    name, unet = type(pipe).__name__, getattr(pipe, "unet", None)
-    if hasattr(unet, "_orig_mod") or any(m._compiled_call_impl for m in getattr(unet, "modules", list)()):
-        raise TypeError("the denoiser is compiled, and hooks are not called inside it: record before compiling it")
-    if not isinstance(unet, UNet2DConditionModel):
-        found = "no unet" if unet is None else type(unet).__name__
-        raise TypeError(f"record() needs a pipeline with a UNet2DConditionModel; {name} has {found}")
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        raise TypeError(f"record() reads one text encoder; {name} has two")
-    if unet.config.encoder_hid_dim_type not in (None, "ip_image_proj"):
-        raise TypeError(
-            f"record() cannot follow a text through {unet.config.encoder_hid_dim_type!r} (encoder_hid_dim_type)"
-        )
-    found = {n: m for n, m in unet.named_modules() if isinstance(m, Attention) and m.is_cross_attention}
-    for layer, module in found.items():
-        if module.norm_cross is not None or module.added_kv_proj_dim is not None:
-            raise TypeError(f"record() cannot follow the text of {name}: {layer} normalizes or extends it")
-    return found
+            trace.sizes = {name: self.sizes[name] for name in self.chosen}
+        if self.heights and (lost := set(self.heights) - {size[0] for size, _ in self.looked}):
+            raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are those of other heights")

@@ -49,20 +49,34 @@ class Layer:
 
     def queries(self, recorded: torch.Tensor) -> torch.Tensor:
         """Recorded (..., pixel, head x width) to float32 (..., head, pixel, width), normalized where the model does."""
-        return self._split(recorded.float(), self.norm_q)
+        return split_heads(recorded, self.heads, self.norm_q)
 
     def keys(self, text: torch.Tensor) -> torch.Tensor:
         """Text (token, text width) to float32 keys (head, token, width)."""
         bias = None if self.bias is None else self.bias.float()
-        return self._split(nn.functional.linear(text.float(), self.weight.float(), bias), self.norm_k)
+        return split_heads(nn.functional.linear(text.float(), self.weight.float(), bias), self.heads, self.norm_k)
 
-    def _split(self, x, norm):
-        x = x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
-        if norm is None:
-            return x
-        parameter = next(norm.parameters(), x)
-        with torch.no_grad():
-            return norm(x.to(parameter.device, parameter.dtype)).to(x.device, torch.float32)
+
+def split_heads(x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Tensor:
+    """(..., pixel, head x width) as float32 (..., head, pixel, width), normalized by `norm` if there is one."""
+    x = x.float().unflatten(-1, (heads, -1)).transpose(-2, -3)
+    if norm is None:
+        return x
+    parameter = next(norm.parameters(), x)
+    with torch.no_grad():
+        return norm(x.to(parameter.device, parameter.dtype)).to(x.device, torch.float32)
+
+
+def attention(queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+    """Share of attention that each token gets: float32 (..., head, token, pixel), 0..1.
+
+    queries (..., head, pixel, width); keys (head, token, width), scaled; visible bool (token,), False for masked tokens.
+    Tokens never stand on the last axis: with pixels there the softmax runs along rows of memory, several times faster.
+    """
+    scores = keys @ queries.mT
+    if visible is not None:
+        scores.masked_fill_(~visible[:, None], -torch.inf)
+    return scores.softmax(-2)
 
 
 def as_list(choice) -> list:

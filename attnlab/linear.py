@@ -109,6 +109,8 @@ def linear_daam(
     ValueError : several images, an unknown layer, step, head or mode, or keys that are normalized: those are not linear
     """
     trace, names, steps = recording.trace, recording.choose_layers(layers), recording.choose_steps(steps)
+    if not (trace.queries or trace.sums):
+        raise ValueError("this recording kept no queries and no sum of them: record with keep='sum' or 'queries'")
     size = max((trace.sizes[name] for name in names), key=lambda s: s[0] * s[1])
     index = [trace.steps.index(step) for step in steps]
     matrix, bias, count = 0, torch.zeros(size[0] * size[1]), 0
@@ -117,7 +119,7 @@ def linear_daam(
         if layer.norm_k is not None:
             raise ValueError(f"{name} normalizes its keys, which is not linear: use ovam")
         chosen = choose_heads(heads, layer.heads, name)
-        queries = sum(layer.queries(trace.queries[name][i].cpu()) for i in index)[chosen]  # (head, pixel, width)
+        queries = _sum_of_queries(trace, name, index)[chosen]  # (head, pixel, width)
         queries = queries.transpose(-1, -2).unflatten(-1, trace.sizes[name])
         queries = resize(queries, size, mode, clamp=False).flatten(-2)  # (head, width, pixel)
         weight = layer.weight.float().unflatten(0, (layer.heads, -1))[chosen]  # (head, width, text width)
@@ -133,3 +135,11 @@ def linear_daam(
         count += len(index) * len(chosen)
     about = {**recording.about, "layers": names, "steps": list(steps), "scaled": scaled, "resize": mode}
     return LinearMap(matrix / count, bias / count, size, recording.encoder, about)
+
+
+def _sum_of_queries(trace, name, index):
+    """Sum over steps, float32 (head, pixel, width)."""
+    if name in trace.sums and not trace.queries:
+        return trace.sums[name]
+    layer = trace.layers[name]
+    return sum(layer.queries(trace.queries[name][i].cpu()) for i in index)

@@ -1,7 +1,6 @@
 """From a recording and its words to heat maps.
 
-Axes: step, head, token, pixel (row-major), then row, column. Tokens never stand on the last axis: with pixels there
-the softmax over tokens runs along rows of memory, several times faster on a CPU.
+Axes: step, head, token, pixel (row-major), then row, column.
 """
 
 import math
@@ -12,9 +11,10 @@ import torch
 
 from . import words
 from .heatmaps import HeatMaps, resize
-from .layers import Layers, choose_heads
+from .layers import Layers, attention, choose_heads
 from .recording import Recording, Trace
 
+WHOLE = ""  # the name of no text: what has it is not among the streamed ones
 CHUNK = 2**24  # most scores held at once: steps are taken in groups of this size
 
 
@@ -51,8 +51,7 @@ def daam(
     ValueError : several images, a prompt given as embeddings, an unknown layer, step, head, `per` or `mode`
     """
     trace, text = recording.trace, recording.words
-    end = max((p for word in text for p in word.tokens), default=0) + 1
-    text = _Text(trace.text, trace.visible, list(range(end + 1)), text)  # start, text and the first end token
+    text = _Text(trace.text, trace.visible, list(range(trace.length)), text, None)  # up to the first end token
     return _maps(recording, text, layers, steps, heads, per, mode)
 
 
@@ -112,6 +111,7 @@ class _Text(NamedTuple):
     visible: torch.Tensor | None
     tokens: list[int]  # those whose maps are kept
     words: list[words.Word]  # with positions on the axis of the tokens that are kept
+    streamed: str | None  # the text's name among those whose maps were summed up while recording; None: the prompt
 
 
 def _of_text(recording, text, context, padded, special) -> _Text:
@@ -129,8 +129,10 @@ def _of_text(recording, text, context, padded, special) -> _Text:
     tokens = list(range(whole.length)) if special else list(range(1, whole.length - 1))
     if not special:
         asked = [word._replace(tokens=tuple(p - 1 for p in word.tokens)) for word in asked]
-        return _Text(whole.embedding[tokens], None, list(range(len(tokens))), asked)
-    return _Text(whole.embedding if padded else whole.embedding[tokens], None, tokens, asked)
+        return _Text(whole.embedding[tokens], None, list(range(len(tokens))), asked, WHOLE)
+    return _Text(
+        whole.embedding if padded else whole.embedding[tokens], None, tokens, asked, WHOLE if padded else whole.text
+    )
 
 
 def _of_embedding(recording, embedding) -> _Text:
@@ -140,19 +142,29 @@ def _of_embedding(recording, embedding) -> _Text:
     if not embedding.isfinite().all():
         raise ValueError("the embeddings hold NaN or infinity")
     tokens = list(range(len(embedding)))
-    return _Text(embedding.detach().cpu(), None, tokens, [words.Word(str(i), (i,)) for i in tokens])
+    return _Text(embedding.detach().cpu(), None, tokens, [words.Word(str(i), (i,)) for i in tokens], WHOLE)
+
+
+def _not_kept(trace):
+    kept = ["its prompt (daam)" if text is None else repr(text) for text in trace.streamed]
+    found = f"maps of {', '.join(kept)} alone" if kept else "the sum of its queries alone, for linear_daam"
+    return f"this recording kept {found}: record with keep='queries' for maps of any text, padded or not"
 
 
 def _maps(recording, text: _Text, layers, steps, heads, per, mode, special=True):
     """Softmax maps of a text, reduced over everything but tokens and what `per` names."""
     trace = recording.trace
+    if not trace.queries and text.streamed not in trace.streamed:
+        raise ValueError(_not_kept(trace))
+    if per == "step" and not trace.queries:
+        raise ValueError("this recording kept sums over its steps: per='step' needs record(pipe, keep='queries')")
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     size = max((trace.sizes[name] for name in names), key=lambda s: s[0] * s[1])
 
     def layer_maps(name, steps):
-        share = _softmax_share(trace, name, steps, text.embedding, text.visible)
+        share = _softmax_share(trace, name, steps, text)
         chosen = choose_heads(heads, len(share), name)
-        return resize(share[chosen][:, text.tokens].unflatten(-1, trace.sizes[name]), size, mode)
+        return resize(share[chosen].unflatten(-1, trace.sizes[name]), size, mode)
 
     def made(values):
         return HeatMaps(values.numpy(), text.words, special)
@@ -179,17 +191,16 @@ def _maps(recording, text: _Text, layers, steps, heads, per, mode, special=True)
 
 
 @torch.no_grad()
-def _softmax_share(trace: Trace, name: str, steps, text, visible) -> torch.Tensor:
-    """Share of attention that each token of `text` gets, mean over steps: float32 (head, token, pixel)."""
+def _softmax_share(trace: Trace, name: str, steps, text: _Text) -> torch.Tensor:
+    """Share of attention that each kept token of `text` gets, mean over steps: float32 (head, token, pixel)."""
+    if not trace.queries:
+        return trace.streamed[text.streamed][name] / len(trace.steps)
     layer, recorded = trace.layers[name], trace.queries[name]
-    keys = layer.keys(text) * layer.scale  # (head, token, width)
+    keys = layer.keys(text.embedding) * layer.scale  # (head, token, width)
     index = [trace.steps.index(step) for step in steps]
     group = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * math.prod(trace.sizes[name])))
     total = 0
     for i in range(0, len(index), group):
         queries = layer.queries(torch.stack([recorded[k] for k in index[i : i + group]]).cpu())
-        scores = keys @ queries.mT  # (step, head, token, pixel)
-        if visible is not None:
-            scores.masked_fill_(~visible[:, None], -torch.inf)
-        total = total + scores.softmax(-2).sum(0)
-    return total / len(index)
+        total = total + attention(queries, keys, text.visible).sum(0)
+    return total[:, text.tokens] / len(index)

@@ -65,14 +65,28 @@ def record_image(
         latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
         noise = torch.stack([_noise((len(timesteps), *x.shape), generator) for x in latents]).to(**where)
         with Recorder(pipe, layers, None, "conditional", dtype, device, parts=("conditional",)) as recorder:
-            text, _ = pipe.encode_prompt(prompts[first : first + batch], where["device"], 1, False)
+            text, condition = _encode(pipe, prompts[first : first + batch], pixels.shape[-2:])
             for k, timestep in enumerate(timesteps):
                 signal = float(alphas[timestep])
                 noisy = signal**0.5 * latents + (1 - signal) ** 0.5 * noise[:, k]
-                pipe.unet(noisy, torch.tensor(timestep, device=where["device"]), encoder_hidden_states=text)
+                pipe.unet(
+                    noisy, torch.tensor(timestep, device=where["device"]), encoder_hidden_states=text, **condition
+                )
         recorder.check()
         traces.extend(recorder.recording.traces)
     return Recording(TextEncoder.of(pipe), traces)
+
+
+def _encode(pipe, prompts, size):
+    """Text as the denoiser reads it, and what else it wants to know of it: in Stable Diffusion XL a summary and sizes."""
+    device = pipe._execution_device
+    text, _, *pooled = pipe.encode_prompt(
+        prompt=prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    if not pooled:
+        return text, {}
+    sizes = torch.tensor([*size, 0, 0, *size], dtype=text.dtype, device=device).expand(len(text), 6)
+    return text, {"added_cond_kwargs": {"text_embeds": pooled[0], "time_ids": sizes}}
 
 
 def _noise(shape, generator):

@@ -3,7 +3,7 @@
 Axes: step, head, pixel (row-major), token, width (channels of one head, or of the text).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,12 @@ class Trace:
     sizes : of each layer, (height, width) of its maps
     layers : of each layer, what turns queries and text into scores
     steps, timesteps : which calls of the denoiser were recorded, and their timesteps
+    length : tokens up to the text's first end token, which is included; None where token_ids is
+    sums : of each layer, the sum of the steps' queries, float32 (head, pixel, width); for keep="sum"
+    streamed : of each text, of each layer, the sum of the steps' softmax maps, float32 (head, token, pixel), tokens up
+        to the first end token; None stands for the prompt
+    self_attention : by (height, width), the sum of what each pixel's self-attention gives each pixel, mean over heads,
+        float32 (pixel that looks, pixel looked at); `looks`: how many steps and layers it is the sum of
     """
 
     text: torch.Tensor
@@ -53,6 +59,19 @@ class Trace:
     layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
+    length: int | None = None
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
+    self_attention: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    looks: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """What is held in memory of this image alone."""
+        yield self.text
+        yield from (q for steps in self.queries.values() if isinstance(steps, list) for q in steps)
+        yield from self.sums.values()
+        yield from (share for layers in self.streamed.values() for share in layers.values())
+        yield from self.self_attention.values()
 
 
 class Recording(Sequence):
@@ -77,7 +96,7 @@ class Recording(Sequence):
             repr(" ".join(w.text for w in words.split(self.encoder.tokenizer, t.token_ids))) if known else "embeddings"
         )
         state = "" if self.complete else f", interrupted after {g.ran} of {g.planned} steps"
-        size = f"{len(t.queries)} layers, {len(t.steps)} steps, {self.nbytes / 1e6:.1f} MB"
+        size = f"{len(t.sizes)} layers, {len(t.steps)} steps, {self.nbytes / 1e6:.1f} MB"
         return f"<Recording of {text}: {size}{state}>"
 
     def save(self, path: str | Path) -> Path:
@@ -100,12 +119,15 @@ class Recording(Sequence):
         Raises
         ------
         FileNotFoundError : no such file
-        ValueError : a file that is cut short, is no recording, or was written by a later version
+        ValueError : a file that is cut short, is no recording, was written by a later version, or an encoder of another
+            model than the recorded one
         """
         about = storage.read_about(path, "Recording")
         keys: dict[int, Layer] = {}
         traces = [_unpack(entry, f"{i}.", path, keys) for i, entry in enumerate(about["traces"])]
         models = {t.generation.model for t in traces} - {None}
+        if encoder and encoder.model and models - {encoder.model}:
+            raise ValueError(f"{path} was recorded from {', '.join(models)}: {encoder.model}'s texts do not fit it")
         if encoder is None and len(models) == 1:
             encoder = TextEncoder.named(models.pop())
         return cls(encoder, traces)
@@ -158,19 +180,42 @@ class Recording(Sequence):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: queries unless they are in a file, texts, and key weights (once where images share them)."""
+        """Bytes held: all but what is still in a file; key weights once where images share them."""
         layers = {id(layer): layer.nbytes for t in self.traces for layer in t.layers.values()}
-        held = (steps for t in self.traces for steps in t.queries.values() if isinstance(steps, list))
-        queries = sum(q.nbytes for steps in held for q in steps)
-        return queries + sum(t.text.nbytes for t in self.traces) + sum(layers.values())
+        return sum(x.nbytes for t in self.traces for x in t.tensors()) + sum(layers.values())
 
     def choose_layers(self, layers: Layers = None) -> list[str]:
         """Names of recorded layers: all (None, "all"), or those of given names, name prefixes or map heights."""
         return choose_layers(self.trace.sizes, layers, default=lambda name: True)
 
+    def branch(self, name: str) -> "Recording":
+        """The images' "conditional" or "negative" part, of a recording of both."""
+        chosen = [t for t in self.traces if t.generation.branch == name]
+        if not chosen:
+            known = sorted({t.generation.branch for t in self.traces})
+            raise ValueError(f"branch {name!r} was not recorded, only {', '.join(known)}: record(pipe, branch='both')")
+        return Recording(self.encoder, chosen)
+
+    def self_attention(self, height: int | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Mean self-attention of the layers of one size, and that size (height, width).
+
+        float32 (pixel that looks, pixel looked at), rows add up to 1. `height`: of the maps; the largest recorded unless
+        given. ValueError where it was not recorded.
+        """
+        trace = self.trace
+        known = {size[0]: size for size in trace.self_attention}
+        if not known:
+            raise ValueError("no self-attention was recorded: ask for it, for example record(pipe, self_attention=16)")
+        if height not in (None, *known):
+            raise ValueError(f"self-attention of height {height} was not recorded, only of {sorted(known)}")
+        size = known[height or max(known)]
+        return trace.self_attention[size] / trace.looks[size], size
+
     def choose_steps(self, steps: int | Collection[int] | None = None) -> list[int]:
-        """Recorded steps: all (None), or the given ones; ValueError where one was not recorded."""
+        """Recorded steps: all (None), or the given ones; ValueError where one was not recorded, or summed up."""
         recorded = self.trace.steps
+        if not (steps is None or self.trace.queries):
+            raise ValueError("this recording kept sums over its steps: leave steps= out, or record with keep='queries'")
         chosen = recorded if steps is None else as_list(steps)
         unknown = [step for step in chosen if step not in recorded]
         if unknown or not chosen:
@@ -192,10 +237,17 @@ def _pack(trace: Trace, prefix: str, tensors: dict, keys: dict) -> dict:
         if layer.bias is not None:
             tensors[f"keys.{number}.bias"] = layer.bias
         layers[name] = {"keys": number, "heads": layer.heads, "scale": layer.scale}
-        if trace.steps:
-            tensors[prefix + name] = torch.stack(list(trace.queries[name])).cpu()
-    plain = {name: getattr(trace, name) for name in ("token_ids", "sizes", "steps", "timesteps")}
-    return {**plain, "generation": asdict(trace.generation), "layers": layers}
+    for name, queries in trace.queries.items():
+        tensors[f"{prefix}queries.{name}"] = torch.stack(list(queries)).cpu()
+    for name, total in trace.sums.items():
+        tensors[f"{prefix}sum.{name}"] = total
+    for i, shares in enumerate(trace.streamed.values()):
+        tensors |= {f"{prefix}maps.{i}.{name}": total for name, total in shares.items()}
+    for i, total in enumerate(trace.self_attention.values()):
+        tensors[f"{prefix}self.{i}"] = total
+    plain = {name: getattr(trace, name) for name in ("token_ids", "sizes", "steps", "timesteps", "length")}
+    kept = {"streamed": list(trace.streamed), "self_attention": [[*size, n] for size, n in trace.looks.items()]}
+    return {**plain, **kept, "generation": asdict(trace.generation), "layers": layers}
 
 
 def _unpack(entry: dict, prefix: str, path, keys: dict[int, Layer]) -> Trace:
@@ -205,6 +257,10 @@ def _unpack(entry: dict, prefix: str, path, keys: dict[int, Layer]) -> Trace:
 
     def optional(name):
         return storage.read(path, name) if name in stored else None
+
+    def held(kind):
+        """Names of the layers of which the file holds some kind of tensor, and those tensors' names."""
+        return {name: f"{prefix}{kind}.{name}" for name in entry["layers"] if f"{prefix}{kind}.{name}" in stored}
 
     for name, layer in entry["layers"].items():
         number = layer["keys"]
@@ -216,7 +272,17 @@ def _unpack(entry: dict, prefix: str, path, keys: dict[int, Layer]) -> Trace:
         token_ids=entry["token_ids"],
         visible=optional(prefix + "visible"),
         generation=generation,
-        queries={name: storage.Stored(path, prefix + name) if entry["steps"] else [] for name in entry["layers"]},
+        queries={name: storage.Stored(path, tensor) for name, tensor in held("queries").items()},
+        sums={name: storage.read(path, tensor) for name, tensor in held("sum").items()},
+        streamed={
+            text: {name: storage.read(path, tensor) for name, tensor in held(f"maps.{i}").items()}
+            for i, text in enumerate(entry["streamed"])
+        },
+        self_attention={
+            (h, w): storage.read(path, f"{prefix}self.{i}") for i, (h, w, _) in enumerate(entry["self_attention"])
+        },
+        looks={(h, w): n for h, w, n in entry["self_attention"]},
+        length=entry["length"],
         sizes={name: tuple(size) for name, size in entry["sizes"].items()},
         layers={name: keys[layer["keys"]] for name, layer in entry["layers"].items()},
         steps=entry["steps"],

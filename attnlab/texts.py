@@ -16,11 +16,13 @@ from .pipelines import load_parts
 class Text:
     """An encoded text, padded to the encoder's window.
 
+    text : as it was given
     ids : of its tokens, start, end and padding included
     embedding : (token, width), as the denoiser reads it
     words : its words, each with its token positions
     """
 
+    text: str
     ids: list[int]
     embedding: torch.Tensor
     words: list[words.Word]
@@ -38,8 +40,9 @@ class TextEncoder:
     on. Made of a model's name it loads the modules, those alone, when it is first asked.
     """
 
-    def __init__(self, load: Callable[[], dict[str, object]]):
+    def __init__(self, load: Callable[[], dict[str, object]], model: str | None = None):
         self._load = load
+        self.model = model  # its name, where that is known
 
     @cached_property
     def _parts(self):
@@ -55,12 +58,13 @@ class TextEncoder:
         parts = dict(pipe.components)
         if all(parts.get(name) is None for name in ("text_encoder", "text_encoder_2")):
             return None
-        return cls(lambda: parts)
+        return cls(lambda: parts, getattr(pipe, "name_or_path", None) or None)
 
     @classmethod
     def named(cls, model: str | Path) -> "TextEncoder":
         """Of a model by its name, as `load_pipeline` takes it."""
-        return cls(lambda: load_parts(model, ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")))
+        names = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+        return cls(lambda: load_parts(model, names), str(model))
 
     @property
     def tokenizer(self):
@@ -84,7 +88,7 @@ class TextEncoder:
         tokenizers, encoders, penultimate = self._parts
         parts = [self._encode(*pair, text, penultimate) for pair in zip(tokenizers, encoders, strict=True)]
         ids = parts[0][0]
-        return Text(ids, torch.cat([part for _, part in parts], -1), words.split(self.tokenizer, ids))
+        return Text(text, ids, torch.cat([part for _, part in parts], -1), words.split(self.tokenizer, ids))
 
     def _encode(self, tokenizer, encoder, text, penultimate):
         expanded = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)

@@ -12,11 +12,14 @@ import attnlab
 
 ROOT = Path(attnlab.__file__).parent
 FLOORS = {
-    **dict.fromkeys(["scenes", "words", "masks", "metrics", "figures", "pipelines", "layers", "storage"], 0),
+    **dict.fromkeys(
+        ["scenes", "words", "masks", "metrics", "figures", "pipelines", "layers", "storage", "denoisers"], 0
+    ),
     **dict.fromkeys(["texts", "plots"], 1),
     **dict.fromkeys(["recording", "heatmaps"], 2),
-    **dict.fromkeys(["hooks", "maps", "linear"], 3),
-    "pictures": 4,
+    **dict.fromkeys(["keep", "maps", "linear"], 3),
+    "hooks": 4,
+    "pictures": 5,
     "notebooks": 6,
     "cli": 7,
 }
