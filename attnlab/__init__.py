@@ -21,7 +21,7 @@ _NAMES = {
     "pictures": ("record_image",),
     "recording": ("Recording",),
     "heatmaps": ("HeatMaps",),
-    "maps": ("daam", "ovam"),
+    "maps": ("daam", "ovam", "propagate"),
     "linear": ("LinearMap", "linear_daam"),
     "masks": ("dbscan_clusters", "dbscan_mask", "otsu_mask", "random_walker_mask", "threshold_mask"),
 }

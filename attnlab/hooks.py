@@ -99,7 +99,7 @@ class Recorder:
         self.signature = inspect.signature(type(pipe.unet).forward)
         self.encoder = getattr(pipe, "text_encoder", None) or getattr(pipe, "text_encoder_2", None)
         self.recording = Recording(TextEncoder.of(pipe))
-        self.keeps, self.looks, self.heights = [keeping.Queries(dtype, device)], None, ()
+        self.keep(None, (), ())
         self.texts: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # token ids, and what the encoder made of them
         self.layers: dict[str, Layer] = {}  # of the last generation
         self.current: list[Trace] = []  # the images being generated

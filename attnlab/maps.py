@@ -204,3 +204,31 @@ def _softmax_share(trace: Trace, name: str, steps, text: _Text) -> torch.Tensor:
         queries = layer.queries(torch.stack([recorded[k] for k in index[i : i + group]]).cpu())
         total = total + attention(queries, keys, text.visible).sum(0)
     return total[:, text.tokens] / len(index)
+
+
+def propagate(maps: HeatMaps, self_attention: torch.Tensor, size: tuple[int, int], power: int = 1) -> HeatMaps:
+    """Maps spread along self-attention: each pixel takes the mean of what it looks at, `power` times over.
+
+    DiffSegmenter (Wang et al., 2023) and OVAM's follow-ups refine cross-attention like this. Values remain shares of
+    attention in 0..1, and a map that is constant stays so.
+
+    Parameters
+    ----------
+    maps : of any size; resized to `size`
+    self_attention, size : `recording.self_attention()`: float32 (pixel that looks, pixel looked at), (height, width)
+    power : how often, 0 or above
+
+    Raises
+    ------
+    ValueError : a self-attention that does not fit its size, or a power below 0
+    """
+    pixels = size[0] * size[1]
+    if tuple(self_attention.shape) != (pixels, pixels) or power < 0:
+        raise ValueError(
+            f"propagate wants ({pixels}, {pixels}) for {size} and power >= 0, not "
+            f"{tuple(self_attention.shape)} and power={power}"
+        )
+    values = resize(torch.from_numpy(maps.values)[None], size, "bilinear")[0].flatten(1).T
+    for _ in range(power):
+        values = self_attention @ values
+    return HeatMaps(values.T.unflatten(-1, size).numpy(), maps.words, maps.special)

@@ -395,7 +395,7 @@ class TestRefusals:
             generate()
 
     def test_branch(self, pipe, generate):
-        with pytest.raises(ValueError, match="conditional, negative"), al.record(pipe, branch="both"):
+        with pytest.raises(ValueError, match="conditional, negative, both"), al.record(pipe, branch="left"):
             pass
         with pytest.raises(ValueError, match="needs guidance"), al.record(pipe, branch="negative"):
             generate(guidance=1.0)
@@ -413,10 +413,10 @@ class TestRefusals:
         projected.unet.register_to_config(encoder_hid_dim_type="text_proj")
         with pytest.raises(TypeError, match="text_proj"), al.record(projected):
             pass
-        projected.text_encoder_2 = pipe.text_encoder
-        with pytest.raises(TypeError, match="has two"), al.record(projected):
-            pass
-        with pytest.raises(TypeError, match="list has no unet"), al.record([]):
+        projected.text_encoder_3 = pipe.text_encoder
+        with pytest.raises(TypeError, match="StableDiffusionPipeline .* three text encoders; supported: "):
+            al.record(projected).__enter__()
+        with pytest.raises(TypeError, match="list cannot be recorded, it has no unet; supported"), al.record([]):
             pass
 
     def test_attention_that_bypasses_its_queries(self, pipe, generate):
@@ -433,6 +433,12 @@ class TestRefusals:
         other = clone(pipe)
         with pytest.raises(TypeError, match="does not say how it guides"), al.record(other):
             other.unet(torch.zeros(1, 4, 16, 16), 1, torch.zeros(1, 32, 128))
+
+    def test_twice_at_once(self, pipe, generate):
+        with al.record(pipe):
+            with pytest.raises(RuntimeError, match="being recorded already"), al.record(pipe):
+                pass
+            generate(steps=1)
 
     def test_dtype(self, pipe):
         for wrong in (torch.int8, "float16"):

@@ -1,0 +1,160 @@
+"""What recordings keep that does not grow with the steps: equal to what kept queries give, and written and read again."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import PROMPT
+
+import attnlab as al
+
+TEXTS = ["fire and a tree", "smoke"]
+
+
+@pytest.fixture(scope="module")
+def sums(pipe, generate):
+    with al.record(pipe, keep="sum", texts=TEXTS) as recording:
+        generate()
+    return recording
+
+
+@pytest.fixture(scope="module")
+def maps(pipe, generate):
+    with al.record(pipe, keep="maps", self_attention=[16, 8]) as recording:
+        generate()
+    return recording
+
+
+def test_streamed_maps_are_those_of_kept_queries(recording, sums):
+    for text in TEXTS:
+        for choice in ({}, {"layers": 8, "heads": 1}, {"mode": "bicubic"}):
+            expected = al.ovam(recording, text, **choice)
+            found = al.ovam(sums, text, **choice)
+            assert list(found) == list(expected)
+            np.testing.assert_allclose(found.values, expected.values, atol=1e-5 * expected.values.max())
+
+
+def test_streamed_prompt_is_daam(recording, maps):
+    np.testing.assert_allclose(al.daam(maps).values, al.daam(recording).values, atol=1e-5)
+    for name, layer in al.daam(recording, per="layer").items():
+        np.testing.assert_allclose(al.daam(maps, per="layer")[name].values, layer.values, atol=1e-5)
+
+
+def test_a_sum_is_all_that_linear_daam_needs(recording, sums):
+    for choice in ({}, {"layers": 16, "heads": [0, 2]}):
+        expected = al.linear_daam(recording, **choice)
+        np.testing.assert_allclose(al.linear_daam(sums, **choice).matrix, expected.matrix, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [{"keep": "sum"}, {"keep": "maps"}, {"texts": TEXTS}, {"self_attention": 16}])
+def test_nothing_grows_with_the_steps_and_the_image_is_the_same(pipe, generate, keep):
+    held = {}
+    for steps in (2, 5):
+        with al.record(pipe, **keep) as recording:
+            image = generate(steps=steps)
+        held[steps] = recording.nbytes - sum(q.nbytes for qs in recording.trace.queries.values() for q in qs)
+        assert torch.equal(image, generate(steps=steps))
+    assert held[2] == held[5] > 0
+
+
+def test_images_of_a_batch_are_kept_apart(pipe, generate):
+    with al.record(pipe, keep="maps", texts=TEXTS) as both:
+        generate(["a house", "a tree near a car"], steps=2)
+    with al.record(pipe, layers=16) as queries:
+        generate(["a house", "a tree near a car"], steps=2)
+    for i in range(2):
+        found, expected = al.daam(both[i], layers=16), al.daam(queries[i])
+        assert list(found) == list(expected)
+        np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
+        np.testing.assert_allclose(
+            al.ovam(both[i], "smoke", layers=16).values, al.ovam(queries[i], "smoke").values, atol=1e-5
+        )
+
+
+def test_both_branches(pipe, generate):
+    """Conditional and negative part of the same generation, as each is recorded by itself."""
+    call = {"negative_prompt": "a red car", "steps": 2}
+    with al.record(pipe, branch="both", generator=al.seed(7)) as both:
+        generate(**call)
+    assert len(both) == 2 and {t.generation.seed for t in both.traces} == {7}
+    for branch, prompt in (("conditional", PROMPT), ("negative", "a red car")):
+        with al.record(pipe, branch=branch) as alone:
+            generate(**call)
+        assert both.branch(branch).prompt == prompt == alone.prompt
+        np.testing.assert_array_equal(al.daam(both.branch(branch)).values, al.daam(alone).values)
+    with pytest.raises(ValueError, match="only negative"):
+        both.branch("negative").branch("conditional")
+
+
+def test_self_attention_is_the_models_own(pipe, generate, maps):
+    """Mean over heads, layers and steps of the probabilities that attention written out in float64 has."""
+    expected, processors = {}, dict(pipe.unet.attn_processors)
+
+    class Written:
+        def __call__(self, attn, x, encoder_hidden_states=None, attention_mask=None, temb=None):
+            text = x if encoder_hidden_states is None else encoder_hidden_states
+            q, k, v = (f(y).double().unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+                       for f, y in ((attn.to_q, x), (attn.to_k, text), (attn.to_v, text)))  # fmt: skip
+            p = (q @ k.mT * attn.scale + (0 if attention_mask is None else attention_mask[:, None].double())).softmax(
+                -1
+            )
+            if encoder_hidden_states is None:
+                expected.setdefault(p.shape[-1], []).append(p[1].mean(0))
+            return attn.to_out[0]((p @ v).transpose(1, 2).flatten(2).to(x.dtype))
+
+    pipe.unet.set_attn_processor(Written())
+    generate()
+    pipe.unet.set_attn_processor(processors)
+    for height in (16, 8):
+        found, size = maps.self_attention(height)
+        assert size == (height, height)
+        torch.testing.assert_close(found.sum(-1), torch.ones(height**2), atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.double(), torch.stack(expected[height**2]).mean(0), atol=1e-4, rtol=1e-3)
+        assert found.std(0).mean() > 1e-4  # not constant: pixels look at different places
+    assert maps.self_attention()[1] == (16, 16)
+
+
+def test_propagation():
+    """Three pixels, hand-set: the first looks at the second, the second at all, the third at itself."""
+    looks = torch.tensor([[0, 1, 0], [1 / 3, 1 / 3, 1 / 3], [0, 0, 1]])
+    maps = al.HeatMaps(np.float32([[[0.3, 0.6, 0.9]]]), [], special=False)
+    once = al.propagate(maps, looks, (1, 3)).values[0, 0]
+    np.testing.assert_allclose(once, [0.6, 0.6, 0.9], atol=1e-6)
+    twice = al.propagate(maps, looks, (1, 3), power=2).values[0, 0]
+    np.testing.assert_allclose(twice, [0.6, 0.7, 0.9], atol=1e-6)
+    np.testing.assert_array_equal(al.propagate(maps, looks, (1, 3), power=0).values, maps.values)
+    with pytest.raises(ValueError, match=r"\(4, 4\) for \(2, 2\).*not \(3, 3\)"):
+        al.propagate(maps, looks, (2, 2))
+
+
+def test_files(sums, maps, tmp_path):
+    again = al.Recording.load(sums.save(tmp_path / "sums"))
+    np.testing.assert_array_equal(al.ovam(again, TEXTS[0]).values, al.ovam(sums, TEXTS[0]).values)
+    np.testing.assert_array_equal(al.linear_daam(again).matrix, al.linear_daam(sums).matrix)
+    again = al.Recording.load(maps.save(tmp_path / "maps"))
+    np.testing.assert_array_equal(al.daam(again).values, al.daam(maps).values)
+    torch.testing.assert_close(again.self_attention(8), maps.self_attention(8))
+
+
+def test_what_was_not_kept_is_said(pipe, recording, sums, maps):
+    for call, message in (
+        (lambda: al.daam(sums), "maps of 'fire and a tree', 'smoke' alone: record with keep='queries'"),
+        (lambda: al.ovam(sums, "a river"), "maps of 'fire and a tree', 'smoke' alone"),
+        (lambda: al.ovam(sums, "smoke", padded=True), "maps of 'fire and a tree', 'smoke' alone"),
+        (lambda: al.ovam(sums, "smoke", steps=1), "sums over its steps"),
+        (lambda: al.ovam(sums, "smoke", per="step"), "sums over its steps"),
+        (lambda: al.ovam(maps, "smoke"), r"maps of its prompt \(daam\) alone"),
+        (lambda: al.linear_daam(maps), "no queries and no sum"),
+        (lambda: recording.self_attention(), "no self-attention was recorded"),
+        (lambda: maps.self_attention(32), r"height 32 was not recorded, only of \[8, 16\]"),
+        (lambda: al.record(pipe, keep="all").__enter__(), "choose one of queries, sum, maps"),
+        (lambda: al.record(pipe, texts=[""]).__enter__(), "at least one word"),
+        (lambda: al.record(pipe, texts="a " * 40).__enter__(), "would fall outside"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_self_attention_of_no_such_size(pipe, generate):
+    with pytest.raises(ValueError, match=r"no self-attention has maps of height \[32\]"):
+        with al.record(pipe, self_attention=32):
+            generate(steps=1)
