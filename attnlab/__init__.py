@@ -20,10 +20,10 @@ _NAMES = {
     "hooks": ("record",),
     "pictures": ("record_image",),
     "recording": ("Recording",),
-    "heatmaps": ("HeatMaps",),
+    "heatmaps": ("HeatMaps", "spread"),
     "maps": ("daam", "ovam", "propagate"),
     "linear": ("LinearMap", "linear_daam"),
-    "masks": ("dbscan_clusters", "dbscan_mask", "otsu_mask", "random_walker_mask", "threshold_mask"),
+    "masks": ("dbscan_clusters", "dbscan_mask", "otsu_mask", "random_walker_mask", "threshold_mask", "vote_mask"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULE)

@@ -1,6 +1,6 @@
 """Heat maps of the words of a text, and how maps are resized."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -83,3 +83,15 @@ def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = T
         return maps
     resized = F.interpolate(maps, size, mode=mode, align_corners=False)
     return resized.clamp_(min=0) if mode == "bicubic" and clamp else resized
+
+
+def spread(maps: Iterable[HeatMaps]) -> HeatMaps:
+    """Standard deviation of several maps of one text, over steps, heads or seeds: float32 (token, row, column).
+
+    What `per=` gives, for example: ``spread(daam(recording, per="step").values())``. ValueError for maps of different
+    texts or sizes, or fewer than two.
+    """
+    maps = list(maps)
+    if len(maps) < 2 or len({(m.values.shape, tuple(m.words), m.special) for m in maps}) > 1:
+        raise ValueError(f"a spread is over two or more maps of one text and size, got {maps}")
+    return HeatMaps(np.std([m.values for m in maps], axis=0), maps[0].words, maps[0].special)

@@ -18,12 +18,15 @@ an empty mask and a UserWarning: one bad image does not stop a run over thousand
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
 from skimage.filters import threshold_otsu
 from skimage.segmentation import random_walker
 from sklearn.cluster import DBSCAN
+
+UNDECIDED = 255  # in the masks of `vote_mask`
 
 
 def threshold_mask(heat: ArrayLike, level: float = 0.4) -> np.ndarray:
@@ -224,6 +227,23 @@ def random_walker_mask(
         warnings.filterwarnings("ignore", message="The probability range is outside")
         seeds = np.where(object_seeds, 2, np.where(background_seeds, 1, 0))
         return random_walker(image, seeds, beta=beta, mode="cg_j", channel_axis=-1) == 2
+
+
+def vote_mask(heats: Iterable[ArrayLike], level: float = 0.4, agree: float = 0.8) -> np.ndarray:
+    """A mask by vote of several maps of the same thing, with an undecided band: uint8 (row, column).
+
+    Each map, of a step, a head or a noise seed for example, is for a pixel that reaches ``level * heat.max()``. 1 where at
+    least a share `agree` of the maps is for the pixel, 0 where at least that share is not, `UNDECIDED` (255, what
+    segmentation losses ignore) elsewhere. ValueError where there is no map, or maps differ in shape.
+    """
+    heats = [_as_heat(heat) for heat in heats]
+    _check_share("level", level)
+    if not 0.5 < agree <= 1:
+        raise ValueError(f"agree is a majority, above 0.5 and up to 1, got {agree}")
+    if len({heat.shape for heat in heats}) != 1:
+        raise ValueError(f"a vote needs one or more maps of one shape, got {sorted({h.shape for h in heats})}")
+    share = np.mean([_above(heat, level) for heat in heats], axis=0)
+    return np.where(share >= agree, 1, np.where(1 - share >= agree, 0, UNDECIDED)).astype(np.uint8)
 
 
 def _as_heat(heat: ArrayLike) -> np.ndarray:

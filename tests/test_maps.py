@@ -198,3 +198,11 @@ def test_overlapping_words_are_told_apart_by_position():
     maps = HeatMaps(values, [Word("fire", (1,)), Word("fire", (2,))])
     assert maps["fire", 0].max() == 1 and maps["fire", 1].max() == 2 and maps["fire fire"].max() == 1.5
     assert maps.start.max() == 0 and maps.end.max() == 3
+
+
+def test_spread(recording):
+    parts = list(al.daam(recording, per="step").values())
+    np.testing.assert_allclose(al.spread(parts)["smoke"], np.std([m["smoke"] for m in parts], axis=0), atol=1e-7)
+    for wrong in ([], parts[:1], [parts[0], al.ovam(recording, "fire")]):
+        with pytest.raises(ValueError, match="two or more maps of one text"):
+            al.spread(wrong)

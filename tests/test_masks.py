@@ -219,3 +219,19 @@ def test_random_walker_names_what_does_not_fit(ramp):
         random_walker_mask(ramp, RED_LEFT, low=0.7, high=0.3)
     with pytest.raises(ValueError, match="beta"):
         random_walker_mask(ramp, RED_LEFT, beta=0)
+
+
+def test_vote():
+    """Five maps over four pixels: all for it, four, three, none."""
+    heats = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0.9, 0.1], [1, 0.8, 0, 0], [1, 0, 0, 0.3]])[:, None]
+    assert masks.vote_mask(heats, level=0.4, agree=0.8).tolist() == [[1, 1, masks.UNDECIDED, 0]]
+    assert masks.vote_mask(heats, level=0.4, agree=0.6).tolist() == [[1, 1, 1, 0]]
+    assert masks.vote_mask([heats[0]]).dtype == np.uint8
+    for wrong, message in (
+        ({"heats": []}, "one or more maps"),
+        ({"heats": [np.ones((2, 2)), np.ones((2, 3))]}, "of one shape"),
+        ({"heats": heats, "agree": 0.5}, "a majority"),
+        ({"heats": heats, "level": 2}, "level is a share"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            masks.vote_mask(**wrong)

@@ -165,7 +165,7 @@ def test_summary_by_hand():
 
 def test_words_of_the_bundled_model_localize(pipe):
     """Far below the card's figures, far above the baseline: broken weights or maps would not pass."""
-    found = localize.summary(localize.cases(pipe, localize.TUNING, 20), localize.cases(pipe, street.HELD_OUT, 30))
+    found = localize.localization(pipe, 30, tuning=20)
     assert found["word pointing"] > 0.75 > 0.4 > found["shuffled word pointing"]
     assert found["word iou"] > 0.4 > 0.25 > found["shuffled word iou"]
 

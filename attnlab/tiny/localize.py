@@ -1,16 +1,20 @@
 """How well the maps of a model's words find their objects in held-out rendered scenes.
 
-Every scene is noised and looked at once per timestep (`record_image`), the DAAM map of every caption word that names a
-class is resized to the scene, divided by its maximum and held against the exact mask. The threshold is the one with
-the highest mean IoU on other scenes. Baseline: each map held against the mask of another class of its caption.
+Every scene is noised and looked at once per timestep (`record_image`), the map of every caption word that names a class
+(DAAM's, or another method's) is resized to the scene, divided by its maximum and held against the exact mask. The
+threshold is the one with the highest mean IoU on other scenes. Baseline: each map held against the mask of another class
+of its caption.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-from .. import daam, metrics, record_image, seed
+from .. import Recording, daam, metrics, record_image, seed
+from ..heatmaps import resize
 from ..scenes import street
 
 TIMESTEPS = (100, 300, 500)  # of 1000
@@ -27,9 +31,21 @@ class Case(NamedTuple):
     other: np.ndarray | None
 
 
-def cases(pipe, first: int, count: int, batch: int = 10) -> list[Case]:
-    """All words of the scenes with seeds first, first + 1, ...; the noise depends on the seed."""
-    found = []
+Method = Callable[[Recording, list[str]], dict[str, np.ndarray]]
+"""From a recording of a scene and words of its caption to the map (row, column) of each."""
+
+
+def caption_maps(recording: Recording, words: list[str]) -> dict[str, np.ndarray]:
+    """DAAM's map of each word, of the first one where it occurs more than once."""
+    maps = daam(recording)
+    return {word: maps[word, 0] for word in words}
+
+
+def cases(
+    pipe, first: int, count: int, methods: dict[str, Method], batch: int = 10, self_attention: int | tuple = ()
+) -> dict[str, list[Case]]:
+    """By method, all words of the scenes with seeds first, first + 1, ...; the noise depends on the seed."""
+    found = {name: [] for name in methods}
     for start in tqdm(range(first, first + count, batch), desc="scenes"):
         seeds = range(start, min(start + batch, first + count))
         scenes = [street.render(s, size=pipe.unet.config.sample_size * pipe.vae_scale_factor) for s in seeds]
@@ -38,21 +54,28 @@ def cases(pipe, first: int, count: int, batch: int = 10) -> list[Case]:
             [s.image for s in scenes],
             [s.caption for s in scenes],
             timesteps=TIMESTEPS,
+            self_attention=self_attention,
             generator=seed(start),
         )
         for k, scene in enumerate(scenes):
-            maps = daam(recording[k]).upscale(scene.labels.shape)
-            words, heats = list(scene.words), {w: maps[w, 0] for w in scene.words}
-            for w in words:
-                others = [o for o in words if scene.words[o] != scene.words[w]]
-                shuffled = heats[others[(start + k) % len(others)]] if others else None
-                found.append(Case(seeds[k], scene.words[w], heats[w], scene.mask(w), shuffled))
+            for name, maps in methods.items():
+                found[name] += _cases(seeds[k], scene, maps(recording[k], list(scene.words)))
     return found
+
+
+def _cases(number, scene, heats):
+    size = scene.labels.shape
+    heats = {word: resize(torch.from_numpy(heat)[None, None], size, "bicubic")[0, 0].numpy() for word, heat in heats.items()}
+    for word in heats:
+        others = [other for other in heats if scene.words[other] != scene.words[word]]
+        shuffled = heats[others[number % len(others)]] if others else None
+        yield Case(number, scene.words[word], heats[word], scene.mask(word), shuffled)
 
 
 def localization(pipe, scenes: int = 500, tuning: int = 200) -> dict:
     """`summary` over `scenes` held-out scenes, the threshold chosen on `tuning` others."""
-    return summary(cases(pipe, TUNING, tuning), cases(pipe, street.HELD_OUT, scenes))
+    methods = {"daam": caption_maps}
+    return summary(cases(pipe, TUNING, tuning, methods)["daam"], cases(pipe, street.HELD_OUT, scenes, methods)["daam"])
 
 
 def summary(tuning: list[Case], test: list[Case]) -> dict:
