@@ -49,10 +49,11 @@ def record(
     layers : None for every cross-attention of the down and up blocks (as DAAM and OVAM), "all" for the middle too, or
         names, beginnings of names ("up_blocks.1") and map heights (16), one or several
     steps : which calls of the denoiser to record, counted from 0; None for all
-    branch : with guidance, the part of the batch to keep: "conditional", "negative" (whose maps are of the words of the
-        negative prompt), or "both", see `Recording.branch`
-    keep : "queries" (unless texts are given): maps of any text and step afterwards, in memory that grows with the steps.
-        What does not grow: "sum", of the queries, all that `linear_daam` needs; "maps", of the prompt's words, for `daam`
+    branch : with guidance, the part of the batch to keep: "conditional", "negative" (whose words are the
+        negative prompt's), or "both", see `Recording.branch`
+    keep : "queries" (unless texts are given): maps of any text and step afterwards, in memory that grows with the
+        steps. What does not grow: "sum", of the queries, all that `linear_daam` needs; "maps", of the prompt, for
+        `daam`
     texts : softmax maps of these are summed up while generating, for `ovam` afterwards; no queries are kept for them
     self_attention : map heights, one or several, whose mean self-attention is kept, for `propagate`. A size of h x w
         takes 4 (h w)^2 bytes, and time
@@ -66,8 +67,8 @@ def record(
     Raises
     ------
     TypeError : a pipeline that cannot be recorded
-    ValueError : an unknown layer, branch, keep or dtype, an empty text or one beyond the encoder's window, or a negative
-        branch asked for without guidance
+    ValueError : an unknown layer, branch, keep or dtype, an empty text or one beyond the encoder's window, or a
+        negative branch asked for without guidance
     RuntimeError : a pipeline that is being recorded already, an attention whose queries cannot be seen, a text that
         changes during a generation, or, at the end of the block, nothing recorded; the message says why
     """

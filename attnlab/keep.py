@@ -1,7 +1,7 @@
 """What is kept of a denoiser's queries, step by step: themselves, their sum, or the softmax maps of texts.
 
-Of each there is a class with `take`, what is computed while the denoiser runs, and `put`, which adds it to the trace once
-the step is whole: one that is interrupted half-way leaves nothing behind.
+Of each there is a class with `take`, what is computed while the denoiser runs, and `put`, which adds it to the trace
+once the step is whole: one that is interrupted half-way leaves nothing behind.
 
 Axes: head, token, pixel (row-major), width (channels of one head, or of the text).
 """
@@ -46,9 +46,9 @@ class Sum:
 
 
 class Maps:
-    """The sum of all steps' softmax maps of some texts, or of each image's own prompt: constant in the number of steps.
+    """The sum of all steps' softmax maps of some texts, or of each image's prompt: constant in the number of steps.
 
-    texts : with None for the prompt, as the model sees it; others with start and end token, unpadded, as `ovam` has them
+    texts : with None for the prompt, as the model sees it; others with start and end token, unpadded, as in `ovam`
     """
 
     def __init__(self, texts: Sequence[Text | None], device):

@@ -70,7 +70,7 @@ def split_heads(x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Te
 def attention(queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
     """Share of attention that each token gets: float32 (..., head, token, pixel), 0..1.
 
-    queries (..., head, pixel, width); keys (head, token, width), scaled; visible bool (token,), False for masked tokens.
+    queries (..., head, pixel, width); keys (head, token, width), scaled; visible bool (token,), False for masked ones.
     Tokens never stand on the last axis: with pixels there the softmax runs along rows of memory, several times faster.
     """
     scores = keys @ queries.mT

@@ -232,8 +232,8 @@ def random_walker_mask(
 def vote_mask(heats: Iterable[ArrayLike], level: float = 0.4, agree: float = 0.8) -> np.ndarray:
     """A mask by vote of several maps of the same thing, with an undecided band: uint8 (row, column).
 
-    Each map, of a step, a head or a noise seed for example, is for a pixel that reaches ``level * heat.max()``. 1 where at
-    least a share `agree` of the maps is for the pixel, 0 where at least that share is not, `UNDECIDED` (255, what
+    Each map, of a step, a head or a noise seed for example, is for a pixel that reaches ``level * heat.max()``. 1 where
+    at least a share `agree` of the maps is for the pixel, 0 where at least that share is not, `UNDECIDED` (255, what
     segmentation losses ignore) elsewhere. ValueError where there is no map, or maps differ in shape.
     """
     heats = [_as_heat(heat) for heat in heats]

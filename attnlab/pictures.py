@@ -83,7 +83,7 @@ def record_image(
 
 
 def _encode(pipe, prompts, size):
-    """Text as the denoiser reads it, and what else it wants to know of it: in Stable Diffusion XL a summary and sizes."""
+    """Text as the denoiser reads it, and what else it wants to know: in Stable Diffusion XL a summary and sizes."""
     device = pipe._execution_device
     text, _, *pooled = pipe.encode_prompt(
         prompt=prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -199,8 +199,8 @@ class Recording(Sequence):
     def self_attention(self, height: int | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
         """Mean self-attention of the layers of one size, and that size (height, width).
 
-        float32 (pixel that looks, pixel looked at), rows add up to 1. `height`: of the maps; the largest recorded unless
-        given. ValueError where it was not recorded.
+        float32 (pixel that looks, pixel looked at), rows add up to 1. `height`: of the maps; the largest recorded
+        unless given. ValueError where it was not recorded.
         """
         trace = self.trace
         known = {size[0]: size for size in trace.self_attention}

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL: small pipelines of the real classes with random weights, and what they derive from."""
+"""Stable Diffusion 1.x, 2.x and XL: small pipelines of the real classes with random weights, in all their uses."""
 
 import numpy as np
 import pytest

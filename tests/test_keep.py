@@ -1,4 +1,4 @@
-"""What recordings keep that does not grow with the steps: equal to what kept queries give, and written and read again."""
+"""What recordings keep that does not grow with the steps: equal to what kept queries give, also from a file."""
 
 import numpy as np
 import pytest

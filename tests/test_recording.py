@@ -414,9 +414,9 @@ class TestRefusals:
         with pytest.raises(TypeError, match="text_proj"), al.record(projected):
             pass
         projected.text_encoder_3 = pipe.text_encoder
-        with pytest.raises(TypeError, match="StableDiffusionPipeline .* three text encoders; supported: "):
+        with pytest.raises(TypeError, match=r"StableDiffusionPipeline .* three text encoders; supported: "):
             al.record(projected).__enter__()
-        with pytest.raises(TypeError, match="list cannot be recorded, it has no unet; supported"), al.record([]):
+        with pytest.raises(TypeError, match=r"list cannot be recorded, it has no unet; supported"), al.record([]):
             pass
 
     def test_attention_that_bypasses_its_queries(self, pipe, generate):

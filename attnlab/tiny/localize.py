@@ -2,8 +2,8 @@
 
 Every scene is noised and looked at once per timestep (`record_image`), the map of every caption word that names a class
 (DAAM's, or another method's) is resized to the scene, divided by its maximum and held against the exact mask. The
-threshold is the one with the highest mean IoU on other scenes. Baseline: each map held against the mask of another class
-of its caption.
+threshold is the one with the highest mean IoU on other scenes. Baseline: each map held against the mask of another
+class of its caption.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,9 @@ def cases(
 
 def _cases(number, scene, heats):
     size = scene.labels.shape
-    heats = {word: resize(torch.from_numpy(heat)[None, None], size, "bicubic")[0, 0].numpy() for word, heat in heats.items()}
+    heats = {
+        word: resize(torch.from_numpy(heat)[None, None], size, "bicubic")[0, 0].numpy() for word, heat in heats.items()
+    }
     for word in heats:
         others = [other for other in heats if scene.words[other] != scene.words[word]]
         shuffled = heats[others[number % len(others)]] if others else None
