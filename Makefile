@@ -23,9 +23,9 @@ lab: .venv/installed ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 figures: .venv/installed ## run every notebook and copy its figures to figures/
-	@echo "make figures: every notebook runs, then figures/ gets the PNG files of runs/"
+	@echo "make figures: every notebook runs, then figures/ gets the PNG and GIF files of runs/"
 	@$(BIN)/attnlab run all
-	@mkdir -p figures && cp runs/[0-9][0-9]/*.png figures/ && ls figures/*.png
+	@mkdir -p figures && cp runs/[0-9][0-9]/*.png runs/[0-9][0-9]/*.gif figures/ && ls figures/*
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \

@@ -15,7 +15,10 @@ from attnlab.notebooks import read_parameters, run_notebook
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Parameters that make a run short, where the defaults take more than about a minute: {"04_dbscan_masks": {"steps": 4}}
-QUICK = {}
+QUICK = {
+    "02_open_vocabulary_maps": {"scenes": 12},
+    "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8},
+}
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
