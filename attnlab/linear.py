@@ -1,6 +1,7 @@
 """Linear DAAM: all steps, layers and heads of a recording in one matrix, and any word's map one product with it."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ class LinearMap:
     ----------
     matrix : float32 (row x column, text width)
     bias : float32 (row x column,), 0 where the model's keys have none
-    size : (row, column)
+    size : (row, column); (image, row, column) of a stack
     encoder : the text encoder that turns words into embeddings, or None
     about : how it was made: model, prompt, seed, layers, steps, heads, scaled, ...
     """
@@ -46,9 +47,21 @@ class LinearMap:
         scores = x @ self.matrix.T + self.bias
         return scores.unflatten(-1, self.size).numpy()
 
+    @classmethod
+    def stack(cls, maps: Sequence["LinearMap"]) -> "LinearMap":
+        """Several images' maps as one of `size` (image, row, column): a word's maps of all of them in one product.
+
+        ValueError where they differ in size, text width or model.
+        """
+        kinds = {(m.size, m.matrix.shape[1], m.about.get("model")) for m in maps}
+        if len(kinds) != 1:
+            raise ValueError(f"stack wants maps of one size, text width and model, got {sorted(map(str, kinds))}")
+        matrix, bias = torch.cat([m.matrix for m in maps]), torch.cat([m.bias for m in maps])
+        about = {"model": maps[0].about.get("model"), "images": [m.about for m in maps]}
+        return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, about)
+
     def __repr__(self) -> str:
-        rows, columns = self.size
-        return f"<LinearMap {rows} x {columns}, text width {self.matrix.shape[1]}, {self.nbytes / 1e6:.1f} MB>"
+        return f"<LinearMap {' x '.join(map(str, self.size))}, text width {self.matrix.shape[1]}, {self.nbytes / 1e6:.1f} MB>"
 
     @property
     def nbytes(self) -> int:
@@ -111,30 +124,28 @@ def linear_daam(
     trace, names, steps = recording.trace, recording.choose_layers(layers), recording.choose_steps(steps)
     if not (trace.queries or trace.sums):
         raise ValueError("this recording kept no queries and no sum of them: record with keep='sum' or 'queries'")
-    size = max((trace.sizes[name] for name in names), key=lambda s: s[0] * s[1])
     index = [trace.steps.index(step) for step in steps]
-    matrix, bias, count = 0, torch.zeros(size[0] * size[1]), 0
+    sums, count = {}, 0  # by map size: resizing is linear, so it can wait until all layers of a size are added up
     for name in names:
-        layer = trace.layers[name]
+        layer, size = trace.layers[name], trace.sizes[name]
         if layer.norm_k is not None:
             raise ValueError(f"{name} normalizes its keys, which is not linear: use ovam")
         chosen = choose_heads(heads, layer.heads, name)
-        queries = _sum_of_queries(trace, name, index)[chosen]  # (head, pixel, width)
-        queries = queries.transpose(-1, -2).unflatten(-1, trace.sizes[name])
-        queries = resize(queries, size, mode, clamp=False).flatten(-2)  # (head, width, pixel)
-        weight = layer.weight.float().unflatten(0, (layer.heads, -1))[chosen]  # (head, width, text width)
-        factor = layer.scale if scaled else 1.0
-        matrix = matrix + factor * queries.flatten(0, 1).T @ weight.flatten(0, 1)
-        if layer.bias is not None:
-            bias = (
-                bias
-                + factor
-                * queries.flatten(0, 1).T
-                @ layer.bias.float().unflatten(0, (layer.heads, -1))[chosen].flatten()
-            )
+        queries = _sum_of_queries(trace, name, index)[chosen].transpose(0, 1).flatten(1)  # (pixel, head x width)
+        scores = queries @ _weight_and_bias(layer)[chosen].flatten(0, 1)
+        sums[size] = sums.get(size, 0) + (layer.scale if scaled else 1.0) * scores
         count += len(index) * len(chosen)
+    largest = max(sums, key=math.prod)
+    resized = [resize(total.T.unflatten(-1, size)[None], largest, mode, clamp=False)[0] for size, total in sums.items()]
+    matrix = sum(resized).flatten(1).T / count
     about = {**recording.about, "layers": names, "steps": list(steps), "scaled": scaled, "resize": mode}
-    return LinearMap(matrix / count, bias / count, size, recording.encoder, about)
+    return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, about)
+
+
+def _weight_and_bias(layer):
+    """Key weights with the bias as a last column, (head, width, text width + 1)."""
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.float()
+    return torch.cat([layer.weight.float(), bias[:, None]], 1).unflatten(0, (layer.heads, -1))
 
 
 def _sum_of_queries(trace, name, index):

@@ -15,7 +15,7 @@ from .layers import Layers, attention, choose_heads
 from .recording import Recording, Trace
 
 WHOLE = ""  # the name of no text: what has it is not among the streamed ones
-CHUNK = 2**24  # most scores held at once: steps are taken in groups of this size
+CHUNK = 2**19  # most scores held at once, what a core's cache takes: steps are grouped to this size
 
 
 def daam(
@@ -161,17 +161,25 @@ def _maps(recording, text: _Text, layers, steps, heads, per, mode, special=True)
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     size = max((trace.sizes[name] for name in names), key=lambda s: s[0] * s[1])
 
-    def layer_maps(name, steps):
+    def shares(name, steps):
         share = _softmax_share(trace, name, steps, text)
-        chosen = choose_heads(heads, len(share), name)
-        return resize(share[chosen].unflatten(-1, trace.sizes[name]), size, mode)
+        return share[choose_heads(heads, len(share), name)]
+
+    def resized(name, share):
+        return resize(share.unflatten(-1, trace.sizes[name]), size, mode)
 
     def made(values):
         return HeatMaps(values.numpy(), text.words, special)
 
     def reduced(names, steps):
-        totals = [layer_maps(name, steps) for name in names]
-        return made(sum(total.sum(0) for total in totals) / sum(map(len, totals)))
+        total, count = 0, 0
+        for name in names:
+            share = shares(name, steps)
+            count += len(share)
+            if mode == "bilinear":  # the sum of resized maps is the resized sum; clamped ones have to be resized each
+                share = share.sum(0, keepdim=True)
+            total = total + resized(name, share).sum(0)
+        return made(total / count)
 
     if per is None:
         return reduced(names, steps)
@@ -180,12 +188,11 @@ def _maps(recording, text: _Text, layers, steps, heads, per, mode, special=True)
     if per == "layer":
         return {name: reduced([name], steps) for name in names}
     if per == "head":
+        numbers = {name: choose_heads(heads, trace.layers[name].heads, name) for name in names}
         return {
             (name, head): made(values)
             for name in names
-            for head, values in zip(
-                choose_heads(heads, trace.layers[name].heads, name), layer_maps(name, steps), strict=True
-            )
+            for head, values in zip(numbers[name], resized(name, shares(name, steps)), strict=True)
         }
     raise ValueError(f"per={per!r}: choose 'step', 'layer' or 'head', or leave it out")
 

@@ -95,3 +95,16 @@ def test_a_fresh_process_answers_for_a_new_word(recording, tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     found, expected = np.load(tmp_path / "out.npy"), linear["mountain"]
     assert abs(found - expected).max() <= 2e-3 * abs(expected).max()
+
+
+def test_a_stack_is_its_parts(pipe, generate):
+    with al.record(pipe, keep="sum") as two:
+        generate(["a house", "a tree"], steps=2)
+    parts = [al.linear_daam(two[i]) for i in range(2)]
+    stack = al.LinearMap.stack(parts)
+    assert stack.size == (2, 16, 16)
+    np.testing.assert_allclose(stack["car"], [m["car"] for m in parts], atol=1e-6)
+    smaller = al.linear_daam(two[0], layers=8)
+    for wrong in ([], [parts[0], smaller]):
+        with pytest.raises(ValueError, match="one size, text width and model"):
+            al.LinearMap.stack(wrong)
