@@ -61,7 +61,8 @@ class LinearMap:
         return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, about)
 
     def __repr__(self) -> str:
-        return f"<LinearMap {' x '.join(map(str, self.size))}, text width {self.matrix.shape[1]}, {self.nbytes / 1e6:.1f} MB>"
+        size = " x ".join(map(str, self.size))
+        return f"<LinearMap {size}, text width {self.matrix.shape[1]}, {self.nbytes / 1e6:.1f} MB>"
 
     @property
     def nbytes(self) -> int:
