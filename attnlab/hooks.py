@@ -217,6 +217,7 @@ class Recorder:
         asked = self.parts is None  # otherwise what the pipeline says is about an earlier call
         return Generation(
             model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
+            revision=pipe.config.get("_revision"),
             scheduler=type(pipe.scheduler).__name__,
             guidance_scale=getattr(pipe, "guidance_scale", None) if asked else None,
             branch=branch,

@@ -47,7 +47,8 @@ def load_pipeline(
             if isinstance(source, Path):
                 raise
             raise ConnectionError(_unreachable(source)) from error
-    pipe.register_to_config(_name_or_path=str(name))  # what recordings note: the name as given, not where it lies
+    # what recordings note: the name as given, not where it lies
+    pipe.register_to_config(_name_or_path=str(name), _revision=options.get("revision"))
     return pipe.to(device)
 
 

@@ -22,6 +22,7 @@ class Generation:
     """
 
     model: str | None
+    revision: str | None
     scheduler: str
     guidance_scale: float | None
     branch: str

@@ -6,10 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import PROMPT
 from safetensors.torch import save_file
 
 import attnlab as al
 from attnlab import storage
+from attnlab.texts import TextEncoder
 
 
 @pytest.fixture
@@ -25,6 +27,41 @@ def test_a_recording_comes_back(recording, path):
     np.testing.assert_array_equal(al.ovam(again, "red car").values, al.ovam(recording, "red car").values)
     np.testing.assert_array_equal(al.linear_daam(again)["car"], al.linear_daam(recording)["car"])
     assert not list(path.parent.glob("*.part"))
+
+
+def test_how_it_came_about_is_in_the_file(pipe, generate, tmp_path):
+    with al.record(pipe, generator=al.seed(7)) as recording:
+        generate(steps=2)
+    about = al.Recording.load(recording.save(tmp_path / "file")).about
+    assert about == recording.about
+    known = {
+        "model": "tiny",
+        "revision": None,
+        "prompt": PROMPT,
+        "seed": 7,
+        "guidance_scale": 4.0,
+        "branch": "conditional",
+    }
+    assert known.items() <= about.items() and about["planned"] == about["ran"] == 2
+    assert set(storage.read_about(tmp_path / "file", "Recording")["versions"]) == {
+        "attnlab", "torch", "diffusers", "transformers"
+    }  # fmt: skip
+
+
+def test_an_interrupted_generation_says_so(pipe, tmp_path):
+    def stop(p, step, timestep, kwargs):
+        p._interrupt = step == 1
+        return kwargs
+
+    with al.record(pipe) as recording:
+        pipe(PROMPT, num_inference_steps=5, callback_on_step_end=stop, output_type="latent", generator=al.seed(0))
+    again = al.Recording.load(recording.save(tmp_path / "file"))
+    assert not again.complete and "interrupted after 2 of 5 steps" in repr(again)
+
+
+def test_the_text_encoder_of_another_model_is_refused(path):
+    with pytest.raises(ValueError, match="was recorded from tiny: tiny-plain's texts do not fit"):
+        al.Recording.load(path, TextEncoder.named("tiny-plain"))
 
 
 def test_several_images_share_their_key_weights(pipe, generate, tmp_path):
