@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from .. import load_pipeline
@@ -35,7 +36,7 @@ def stable_diffusion_15(dtype: torch.dtype = torch.float32) -> DiffusionPipeline
         levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
         vae = AutoencoderKL(block_out_channels=(8,) * 4, latent_channels=4, norm_num_groups=4, **levels)
     return type(tiny)(
-        vae=vae.to(dtype).eval(),
+        vae=nn.Module.to(vae, dtype).eval(),
         text_encoder=encoder.to(dtype).eval(),
         tokenizer=tokenizer,
         unet=_random(unet, dtype),
@@ -48,7 +49,7 @@ def stable_diffusion_15(dtype: torch.dtype = torch.float32) -> DiffusionPipeline
 
 def _random(unet, dtype):
     """Weights of the usual size in place of those that are only declared: quicker than the library's own start."""
-    unet = unet.to(dtype).to_empty(device="cpu").eval()
+    unet = nn.Module.to(unet, dtype).to_empty(device="cpu").eval()  # not its own `to`, which warns of other types
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
