@@ -20,7 +20,7 @@ from .denoisers import batch_parts, cross_attentions
 from .layers import Layer, Layers, as_list, choose_layers, map_size
 from .recording import Generation, Recording, Trace
 from .texts import TextEncoder
-from .words import text_span
+from .words import split, text_span
 
 BRANCHES = {"conditional": ("conditional",), "negative": ("negative",), "both": ("conditional", "negative")}
 TEXTS = 32  # latest calls of the text encoder that are remembered, to tell which words an embedding stands for
@@ -72,8 +72,7 @@ def record(
     RuntimeError : a pipeline that is being recorded already, an attention whose queries cannot be seen, a text that
         changes during a generation, or, at the end of the block, nothing recorded; the message says why
     """
-    recorder = Recorder(pipe, layers, steps, branch, dtype, device, generator)
-    recorder.keep(keep, [texts] if isinstance(texts, str) else texts, as_list(self_attention))
+    recorder = Recorder(pipe, layers, steps, branch, (keep, texts, self_attention), dtype, device, generator)
     with recorder:
         yield recorder.recording
     recorder.check()
@@ -82,10 +81,11 @@ def record(
 class Recorder:
     """The hooks behind `record`, for as long as its own `with` block lasts.
 
-    `parts` names the parts of a batch where the pipeline cannot be asked, because its denoiser is called from outside.
+    `kept` is (keep, texts, self_attention) as in `record`; `parts` names the parts of a batch where the pipeline cannot
+    be asked, because its denoiser is called from outside.
     """
 
-    def __init__(self, pipe, layers, steps, branch, dtype, device, generator=None, parts=None):
+    def __init__(self, pipe, layers, steps, branch, kept, dtype, device, generator=None, parts=None):
         self.attentions = cross_attentions(pipe)
         if branch not in BRANCHES:
             raise ValueError(f"branch={branch!r}: choose one of {', '.join(BRANCHES)}")
@@ -100,25 +100,25 @@ class Recorder:
         self.signature = inspect.signature(type(pipe.unet).forward)
         self.encoder = getattr(pipe, "text_encoder", None) or getattr(pipe, "text_encoder_2", None)
         self.recording = Recording(TextEncoder.of(pipe))
-        self.keep(None, (), ())
+        self._choose_what_to_keep(*kept)
         self.texts: list[tuple[torch.Tensor, list[torch.Tensor]]] = []  # token ids, and what the encoder made of them
         self.layers: dict[str, Layer] = {}  # of the last generation
         self.current: list[Trace] = []  # the images being generated
         self.schedule = self.shape = self.text = self.chosen = None
         self.calls = 0
 
-    def keep(self, kind: str | None, texts: Sequence[str], heights: Collection[int]) -> None:
-        """Choose what is kept, by the words of `record`."""
+    def _choose_what_to_keep(self, kind, texts, heights):
         if kind not in (None, *keeping.KINDS):
             raise ValueError(f"keep={kind!r}: choose one of {', '.join(keeping.KINDS)}, or leave it out")
+        texts = dict.fromkeys([texts] if isinstance(texts, str) else texts)  # each once
         if texts and self.recording.encoder is None:
             raise ValueError("texts= needs a pipeline with a text encoder")
         streamed = [None] * (kind == "maps") + [self.recording.encode(text) for text in texts]
         queries = kind == "queries" or (kind is None and not texts)
-        self.keeps = [keeping.Queries(self.dtype, self.device)] * queries + [keeping.Sum(self.device)] * (kind == "sum")
         self.maps = keeping.Maps(streamed, self.device)
-        self.keeps += [self.maps] * bool(streamed)
-        self.heights = heights
+        self.keeps = [keeping.Queries(self.dtype, self.device)] * queries
+        self.keeps += [keeping.Sum(self.device)] * (kind == "sum") + [self.maps] * bool(streamed)
+        self.self_attention = keeping.SelfAttention(as_list(heights), self.device)
 
     def __enter__(self):
         unet = self.pipe.unet
@@ -129,10 +129,10 @@ class Recorder:
             unet.register_forward_hook(self._after_step),
             *(m.to_q.register_forward_hook(self._on_query(name)) for name, m in self.attentions.items()),
         ]
-        if self.heights:
+        if self.self_attention.heights:
             for module in unet.modules():
                 if isinstance(module, Attention) and not module.is_cross_attention:
-                    self.handles += self._look(module)
+                    self.handles += self.self_attention.hook(module)
         if self.encoder is not None:
             self.handles.append(self.encoder.register_forward_hook(self._after_text, with_kwargs=True))
         return self
@@ -141,8 +141,9 @@ class Recorder:
         for handle in self.handles:
             handle.remove()
         self.texts, self.current, self.text = [], [], None
-        self.pending, self.looked = {}, []
+        self.pending = {}
         self.maps.forget()
+        self.self_attention.begin(False, [], (1, 1))
 
     def check(self):
         """RuntimeError where the block ended well but nothing was recorded."""
@@ -173,16 +174,18 @@ class Recorder:
             self._begin(sample, text, call.get("encoder_attention_mask"))
         elif text is not self.text:
             self._check_text(text)
-        self.text, self.pending, self.looked = text, {}, []
+        self.text, self.pending = text, {}
         self.timestep = round(float(torch.as_tensor(call["timestep"]).flatten()[0]))
         self.active = self.steps is None or self.calls in self.steps
+        self.self_attention.begin(self.active, [row for _, row in self.rows], tuple(self.shape[-2:]))
 
     def _rows(self, batch: int) -> list[tuple[str, int]]:
         """(branch, row of the batch) of every image to keep; callbacks may turn guidance off on the way."""
         parts = self.parts or batch_parts(self.pipe)
         if missing := set(self.branches) - set(parts):
             raise ValueError(
-                f"branch={missing.pop()!r} needs guidance: call the pipeline with a guidance_scale above 1"
+                f"the {missing.pop()} branch needs guidance: call the pipeline with a guidance_scale above 1, or "
+                "record with branch='conditional'"
             )
         images, rest = divmod(batch, len(parts))
         if rest:
@@ -203,13 +206,19 @@ class Recorder:
 
     def _new_trace(self, branch, seed, text, visible) -> Trace:
         ids = self._token_ids(text)
+        if ids is None and None in self.maps.texts and branch == "conditional":
+            raise ValueError(
+                "keep='maps' is of the prompt's words, which embeddings do not tell: give the prompt as text"
+            )
+        tokenizer = None if ids is None else self.recording.encoder.tokenizer
         return Trace(
             text=text.detach().to("cpu", copy=True),
             token_ids=ids,
             visible=None if visible is None else visible.detach().bool().cpu(),
             generation=self._generation(branch, seed),
             layers=self.layers,
-            length=ids and text_span(self.recording.encoder.tokenizer, ids).stop + 1,
+            words=None if ids is None else split(tokenizer, ids),
+            length=None if ids is None else text_span(tokenizer, ids).stop + 1,
         )
 
     def _generation(self, branch, seed) -> Generation:
@@ -263,26 +272,6 @@ class Recorder:
 
         return hook
 
-    def _look(self, module) -> list:
-        """Hooks on a self-attention of one of the heights that were asked for."""
-        self.looks = keeping.SelfAttention(self.device)
-        seen = {}
-
-        def query(_, args, output):
-            size = map_size(output.shape[1], self.current[0].generation.latent_size)
-            if self.active and size[0] in self.heights:
-                seen[size] = [output[row].detach() for _, row in self.rows]
-
-        def key(_, args, output):
-            for size, queries in list(seen.items()):
-                keys = [output[row].detach() for _, row in self.rows]
-                with torch.no_grad():
-                    taken = [self.looks.take(module, q, k) for q, k in zip(queries, keys, strict=True)]
-                self.looked.append((size, taken))
-                del seen[size]
-
-        return [module.to_q.register_forward_hook(query), module.to_k.register_forward_hook(key)]
-
     def _after_step(self, unet, args, output):
         """The step is whole only now: one that was interrupted half-way leaves nothing behind."""
         if self.active and self.chosen is None:
@@ -299,8 +288,8 @@ class Recorder:
         for name in self.chosen:
             for keep, taken in zip(self.keeps, self.pending[name][i], strict=True):
                 keep.put(trace, name, taken)
-        for size, taken in self.looked:
-            self.looks.put(trace, size, taken[i])
+        if self.self_attention.heights:
+            self.self_attention.put(trace, i)
 
     def _choose(self):
         """The layers to keep, once the first recorded step has told their sizes."""
@@ -314,5 +303,3 @@ class Recorder:
             del self.layers[name]
         for trace in self.current:
             trace.sizes = {name: self.sizes[name] for name in self.chosen}
-        if self.heights and (lost := set(self.heights) - {size[0] for size, _ in self.looked}):
-            raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are those of other heights")

@@ -6,12 +6,13 @@ once the step is whole: one that is interrupted half-way leaves nothing behind.
 Axes: head, token, pixel (row-major), width (channels of one head, or of the text).
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 
 import torch
 from diffusers.models.attention_processor import Attention
 
-from .layers import Layer, attention, split_heads
+from .layers import Layer, attention, map_size, split_heads
 from .recording import Trace
 from .texts import Text
 
@@ -39,10 +40,11 @@ class Sum:
         self.device = device
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> torch.Tensor:
-        return layer.queries(queries).to(self.device, copy=True)  # (head, pixel, width)
+        return queries.to(self.device, copy=True)
 
     def put(self, trace: Trace, name: str, taken: torch.Tensor) -> None:
-        trace.sums[name] = trace.sums[name].add_(taken) if name in trace.sums else taken
+        split = trace.layers[name].queries(taken)  # (head, pixel, width)
+        trace.sums[name] = trace.sums[name].add_(split) if name in trace.sums else split.contiguous()
 
 
 class Maps:
@@ -55,13 +57,14 @@ class Maps:
         self.texts, self.device = list(texts), device
         self.keys: dict[tuple, torch.Tensor] = {}
 
-    def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list[torch.Tensor]:
+    def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list[tuple[str | None, torch.Tensor]]:
         split = layer.queries(queries)
-        return [self._share(trace, layer, split, text).to(self.device) for text in self.texts]
+        shown = [text for text in self.texts if text or trace.length]  # a negative prompt may be no text at all
+        return [(text and text.text, self._share(trace, layer, split, text).to(self.device)) for text in shown]
 
-    def put(self, trace: Trace, name: str, taken: list[torch.Tensor]) -> None:
-        for text, share in zip(self.texts, taken, strict=True):
-            sums = trace.streamed.setdefault(text and text.text, {})
+    def put(self, trace: Trace, name: str, taken: list[tuple[str | None, torch.Tensor]]) -> None:
+        for text, share in taken:
+            sums = trace.streamed.setdefault(text, {})
             sums[name] = sums[name].add_(share) if name in sums else share
 
     def _share(self, trace, layer, queries, text):
@@ -80,12 +83,47 @@ class Maps:
 
 
 class SelfAttention:
-    """The sum over steps and layers of self-attention, mean over heads: (pixel that looks, pixel looked at)."""
+    """The sum over steps and layers of self-attention, mean over heads: (pixel that looks, pixel looked at).
 
-    def __init__(self, device):
-        self.device = device
+    With hooks of its own, on both sides of a self-attention; `heights` are those of the maps that are wanted.
+    """
 
-    def take(self, module: Attention, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def __init__(self, heights: Collection[int], device):
+        self.heights, self.device = heights, device
+        self.begin(False, [], (1, 1))
+
+    def begin(self, active: bool, rows: list[int], latent: tuple[int, int]) -> None:
+        """Before a step: whether it is recorded, the rows of the batch to keep, (height, width) of the latent."""
+        self.active, self.rows, self.latent = active, rows, latent
+        self.queries: dict[Attention, tuple] = {}  # of those whose keys are to come
+        self.totals: dict[tuple[int, int], list[torch.Tensor]] = {}  # of this step, by size, one an image
+        self.layers: Counter[tuple[int, int]] = Counter()
+        self.met: set[int] = set()  # heights there are
+
+    def hook(self, module: Attention) -> list:
+        """Hooks on a self-attention; handles to remove them by."""
+        return [
+            module.to_q.register_forward_hook(lambda _, args, output: self._query(module, output)),
+            module.to_k.register_forward_hook(lambda _, args, output: self._key(module, output)),
+        ]
+
+    def _query(self, module, output):
+        size = map_size(output.shape[1], self.latent)
+        self.met.add(size[0])
+        if self.active and size[0] in self.heights:
+            self.queries[module] = size, [output[row].detach() for row in self.rows]
+
+    @torch.no_grad()
+    def _key(self, module, output):
+        if module not in self.queries:
+            return
+        size, queries = self.queries.pop(module)
+        shares = [self._share(module, q, output[row].detach()) for q, row in zip(queries, self.rows, strict=True)]
+        before = self.totals.get(size)
+        self.totals[size] = shares if before is None else [a.add_(b) for a, b in zip(before, shares, strict=True)]
+        self.layers[size] += 1
+
+    def _share(self, module, queries, keys):
         queries = split_heads(queries, module.heads, module.norm_q)
         keys = split_heads(keys, module.heads, module.norm_k) * module.scale
         total = 0
@@ -93,7 +131,11 @@ class SelfAttention:
             total = total + (q @ k.mT).softmax(-1)
         return (total / module.heads).to(self.device)
 
-    def put(self, trace: Trace, size: tuple[int, int], taken: torch.Tensor) -> None:
-        held = trace.self_attention.get(size)
-        trace.self_attention[size] = taken if held is None else held.add_(taken)
-        trace.looks[size] = trace.looks.get(size, 0) + 1
+    def put(self, trace: Trace, i: int) -> None:
+        """Add a whole step to the trace of image i. ValueError where no self-attention has a height asked for."""
+        if lost := set(self.heights) - self.met:
+            raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are {sorted(self.met)}")
+        for size, total in self.totals.items():
+            held = trace.self_attention.get(size)
+            trace.self_attention[size] = total[i] if held is None else held.add_(total[i])
+            trace.looks[size] = trace.looks.get(size, 0) + self.layers[size]

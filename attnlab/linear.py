@@ -9,7 +9,7 @@ import torch
 
 from . import storage
 from .heatmaps import resize
-from .layers import Layers, choose_heads
+from .layers import Layers, as_list, choose_heads
 from .recording import Recording
 from .texts import TextEncoder
 
@@ -44,6 +44,8 @@ class LinearMap:
         if x.ndim not in (1, 2) or x.shape[-1] != self.matrix.shape[1]:
             width = self.matrix.shape[1]
             raise ValueError(f"embeddings are ({width},) or (token, {width}) for this model, not {tuple(x.shape)}")
+        if not x.isfinite().all():
+            raise ValueError("the embedding holds NaN or infinity")
         scores = x @ self.matrix.T + self.bias
         return scores.unflatten(-1, self.size).numpy()
 
@@ -51,13 +53,16 @@ class LinearMap:
     def stack(cls, maps: Sequence["LinearMap"]) -> "LinearMap":
         """Several images' maps as one of `size` (image, row, column): a word's maps of all of them in one product.
 
-        ValueError where they differ in size, text width or model.
+        ValueError where they differ in how they were made.
         """
-        kinds = {(m.size, m.matrix.shape[1], m.about.get("model")) for m in maps}
+        alike = ("model", "layers", "heads", "scaled")
+        kinds = {(m.size, m.matrix.shape[1], *(str(m.about.get(name)) for name in alike)) for m in maps}
         if len(kinds) != 1:
-            raise ValueError(f"stack wants maps of one size, text width and model, got {sorted(map(str, kinds))}")
+            raise ValueError(
+                f"stack wants maps of one size, text width, model, layers, heads and scale: {sorted(map(str, kinds))}"
+            )
         matrix, bias = torch.cat([m.matrix for m in maps]), torch.cat([m.bias for m in maps])
-        about = {"model": maps[0].about.get("model"), "images": [m.about for m in maps]}
+        about = {name: maps[0].about.get(name) for name in alike} | {"images": [m.about for m in maps]}
         return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, about)
 
     def __repr__(self) -> str:
@@ -81,12 +86,12 @@ class LinearMap:
         `encoder` turns words into embeddings: `TextEncoder.of(pipe)`, or the recorded model's own, loaded when it is
         first needed.
         """
-        about = storage.read_about(path, "LinearMap")
+        file = storage.File(path, "LinearMap")
+        about = dict(file.about)
         size, scale = about.pop("size"), about.pop("scale")
-        matrix, bias = (storage.read(path, name).float() * scale for name in ("matrix", "bias"))
-        if encoder is None and about.get("model"):
-            encoder = TextEncoder.named(about["model"])
-        return cls(matrix, bias, size, encoder, about)
+        matrix, bias = (file.read(name).float() * scale for name in ("matrix", "bias"))
+        models = {about["model"]} if about.get("model") else set()
+        return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), about)
 
 
 def embed(encoder: TextEncoder, word: str) -> torch.Tensor:
@@ -139,7 +144,10 @@ def linear_daam(
     largest = max(sums, key=math.prod)
     resized = [resize(total.T.unflatten(-1, size)[None], largest, mode, clamp=False)[0] for size, total in sums.items()]
     matrix = sum(resized).flatten(1).T / count
-    about = {**recording.about, "layers": names, "steps": list(steps), "scaled": scaled, "resize": mode}
+    if not matrix.isfinite().all():
+        raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
+    choice = {"layers": names, "steps": list(steps), "heads": None if heads is None else as_list(heads)}
+    about = {**recording.about, **choice, "scaled": scaled, "resize": mode, "versions": storage.versions()}
     return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, about)
 
 
@@ -152,6 +160,6 @@ def _weight_and_bias(layer):
 def _sum_of_queries(trace, name, index):
     """Sum over steps, float32 (head, pixel, width)."""
     if name in trace.sums and not trace.queries:
-        return trace.sums[name]
+        return trace.sums[name].cpu()
     layer = trace.layers[name]
     return sum(layer.queries(trace.queries[name][i].cpu()) for i in index)

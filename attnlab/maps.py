@@ -30,7 +30,7 @@ def daam(
     """Diffusion attentive attribution maps of every word of the prompt (Tang et al., ACL 2023, equations 4 to 7).
 
     Softmax over the padded prompt as the model saw it; mean over steps; resized per layer and head to the largest
-    recorded map and clamped at 0; mean over layers and heads.
+    chosen map and clamped at 0; mean over layers and heads.
 
     Parameters
     ----------
@@ -98,8 +98,10 @@ def ovam(
         raise ValueError("padding stands behind the end token: padded=True needs special=True")
     if isinstance(text, str):
         chosen = _of_text(recording, text, context, padded, special)
+    elif padded or context != "{}" or not special:
+        raise ValueError("padded, context and special are about text: embeddings are all that takes part")
     else:
-        chosen = _of_embedding(recording, text)
+        chosen = _of_embedding(recording, torch.as_tensor(text))
     hidden = visible if padded and isinstance(text, str) else None
     return _maps(recording, chosen._replace(visible=hidden), layers, steps, heads, per, mode, special)
 
@@ -126,6 +128,8 @@ def _of_text(recording, text, context, padded, special) -> _Text:
         tokenizer = recording.encoder.tokenizer
         first, count = (len(words.split(tokenizer, tokenizer(part).input_ids)) for part in (before, text))
         asked = whole.words[first : first + count]
+        if not asked:
+            raise ValueError(f"context={context!r}: put spaces around {{}}, so that the text is a word of its own")
     tokens = list(range(whole.length)) if special else list(range(1, whole.length - 1))
     if not special:
         asked = [word._replace(tokens=tuple(p - 1 for p in word.tokens)) for word in asked]
@@ -169,6 +173,8 @@ def _maps(recording, text: _Text, layers, steps, heads, per, mode, special=True)
         return resize(share.unflatten(-1, trace.sizes[name]), size, mode)
 
     def made(values):
+        if not values.isfinite().all():
+            raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
         return HeatMaps(values.numpy(), text.words, special)
 
     def reduced(names, steps):
@@ -201,7 +207,7 @@ def _maps(recording, text: _Text, layers, steps, heads, per, mode, special=True)
 def _softmax_share(trace: Trace, name: str, steps, text: _Text) -> torch.Tensor:
     """Share of attention that each kept token of `text` gets, mean over steps: float32 (head, token, pixel)."""
     if not trace.queries:
-        return trace.streamed[text.streamed][name] / len(trace.steps)
+        return trace.streamed[text.streamed][name].cpu() / len(trace.steps)
     layer, recorded = trace.layers[name], trace.queries[name]
     keys = layer.keys(text.embedding) * layer.scale  # (head, token, width)
     index = [trace.steps.index(step) for step in steps]

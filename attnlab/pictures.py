@@ -46,8 +46,8 @@ def record_image(
 
     Raises
     ------
-    ValueError : not as many prompts as images, images of several sizes or of no known form, or a timestep that the
-        scheduler does not have
+    ValueError : not as many prompts as images, images of several sizes or of no known form, a timestep that the
+        scheduler does not have, or an autoencoder that overflows in half precision
     """
     images, prompts = (list(x) if isinstance(x, list | tuple) else [x] for x in (image, prompt))
     if not images or batch < 1:
@@ -66,9 +66,13 @@ def record_image(
     for first in range(0, len(images), batch):
         pixels = pipe.image_processor.preprocess(images[first : first + batch]).to(**where)
         latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+        if not latents.isfinite().all():
+            raise ValueError("the autoencoder overflows: load the pipeline with dtype=torch.float32 or torch.bfloat16")
         noise = torch.stack([_noise((len(timesteps), *x.shape), generator) for x in latents]).to(**where)
-        recorder = Recorder(pipe, layers, None, "conditional", dtype, device, parts=("conditional",))
-        recorder.keep(keep, [texts] if isinstance(texts, str) else texts, as_list(self_attention))
+        kept = (keep, texts, self_attention)
+        recorder = Recorder(pipe, layers, None, "conditional", kept, dtype, device, parts=("conditional",))
+        if traces:
+            recorder.layers = traces[-1].layers  # equal key weights are shared
         with recorder:
             text, condition = _encode(pipe, prompts[first : first + batch], pixels.shape[-2:])
             for k, timestep in enumerate(timesteps):

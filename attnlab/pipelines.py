@@ -57,7 +57,13 @@ def load_parts(name: str | Path, parts: Sequence[str]) -> dict[str, object]:
 
     `name` and the errors are those of `load_pipeline`; nothing else is loaded.
     """
-    config = DiffusionPipeline.load_config(_source(name))
+    source = _source(name)
+    try:
+        config = DiffusionPipeline.load_config(source)
+    except OSError as error:
+        if isinstance(source, Path):
+            raise
+        raise ConnectionError(_unreachable(source)) from error
     without = {part: None for part, value in config.items() if isinstance(value, list) and part not in parts}
     pipe = load_pipeline(name, device="cpu", **without)
     return {part: getattr(pipe, part, None) for part in parts}

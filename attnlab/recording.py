@@ -43,6 +43,7 @@ class Trace:
     sizes : of each layer, (height, width) of its maps
     layers : of each layer, what turns queries and text into scores
     steps, timesteps : which calls of the denoiser were recorded, and their timesteps
+    words : its words, each with its token positions; None where token_ids is
     length : tokens up to the text's first end token, which is included; None where token_ids is
     sums : of each layer, the sum of the steps' queries, float32 (head, pixel, width); for keep="sum"
     streamed : of each text, of each layer, the sum of the steps' softmax maps, float32 (head, token, pixel), tokens up
@@ -60,6 +61,7 @@ class Trace:
     layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
+    words: list[words.Word] | None = None
     length: int | None = None
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -90,12 +92,10 @@ class Recording(Sequence):
 
     def __repr__(self) -> str:
         if len(self) != 1:
-            return f"<Recording of {len(self)} images, {self.nbytes / 1e6:.1f} MB>"
+            state = "" if self.complete else ", not all of them complete"
+            return f"<Recording of {len(self)} images, {self.nbytes / 1e6:.1f} MB{state}>"
         t, g = self.traces[0], self.traces[0].generation
-        known = t.token_ids is not None
-        text = (
-            repr(" ".join(w.text for w in words.split(self.encoder.tokenizer, t.token_ids))) if known else "embeddings"
-        )
+        text = "embeddings" if t.words is None else repr(" ".join(word.text for word in t.words))
         state = "" if self.complete else f", interrupted after {g.ran} of {g.planned} steps"
         size = f"{len(t.sizes)} layers, {len(t.steps)} steps, {self.nbytes / 1e6:.1f} MB"
         return f"<Recording of {text}: {size}{state}>"
@@ -123,15 +123,10 @@ class Recording(Sequence):
         ValueError : a file that is cut short, is no recording, was written by a later version, or an encoder of another
             model than the recorded one
         """
-        about = storage.read_about(path, "Recording")
-        keys: dict[int, Layer] = {}
-        traces = [_unpack(entry, f"{i}.", path, keys) for i, entry in enumerate(about["traces"])]
+        file, keys = storage.File(path, "Recording"), {}
+        traces = [_unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.about["traces"])]
         models = {t.generation.model for t in traces} - {None}
-        if encoder and encoder.model and models - {encoder.model}:
-            raise ValueError(f"{path} was recorded from {', '.join(models)}: {encoder.model}'s texts do not fit it")
-        if encoder is None and len(models) == 1:
-            encoder = TextEncoder.named(models.pop())
-        return cls(encoder, traces)
+        return cls(TextEncoder.fitting(encoder, models, path), traces)
 
     @property
     def trace(self) -> Trace:
@@ -150,16 +145,16 @@ class Recording(Sequence):
     @property
     def words(self) -> list[words.Word]:
         """The words of the prompt, each with its token positions."""
-        ids = self.trace.token_ids
-        if ids is None:
+        if self.trace.words is None:
             raise ValueError("the prompt's words are unknown: in the block it was given as embeddings, not as text")
-        return words.split(self.encoder.tokenizer, ids)
+        return self.trace.words
 
     def encode(self, text: str) -> Text:
         """Any text as the recorded model's text encoder gives it; ValueError where there is none."""
         if self.encoder is None:
             raise ValueError(
-                "the recording has no text encoder: its pipeline was given embeddings, give embeddings here"
+                "the recording has no text encoder: give embeddings, or load it with Recording.load(path, "
+                "TextEncoder.of(pipe))"
             )
         return self.encoder(text)
 
@@ -171,8 +166,7 @@ class Recording(Sequence):
     @property
     def about(self) -> dict:
         """What is known of how the image came about, as JSON types."""
-        known = self.trace.token_ids is not None
-        return {**asdict(self.trace.generation), "prompt": self.prompt if known else None}
+        return {**asdict(self.trace.generation), "prompt": None if self.trace.words is None else self.prompt}
 
     @property
     def complete(self) -> bool:
@@ -210,7 +204,7 @@ class Recording(Sequence):
         if height not in (None, *known):
             raise ValueError(f"self-attention of height {height} was not recorded, only of {sorted(known)}")
         size = known[height or max(known)]
-        return trace.self_attention[size] / trace.looks[size], size
+        return trace.self_attention[size].cpu() / trace.looks[size], size
 
     def choose_steps(self, steps: int | Collection[int] | None = None) -> list[int]:
         """Recorded steps: all (None), or the given ones; ValueError where one was not recorded, or summed up."""
@@ -248,20 +242,20 @@ def _pack(trace: Trace, prefix: str, tensors: dict, keys: dict) -> dict:
         tensors[f"{prefix}self.{i}"] = total
     plain = {name: getattr(trace, name) for name in ("token_ids", "sizes", "steps", "timesteps", "length")}
     kept = {"streamed": list(trace.streamed), "self_attention": [[*size, n] for size, n in trace.looks.items()]}
-    return {**plain, **kept, "generation": asdict(trace.generation), "layers": layers}
+    text = trace.words and [[word.text, list(word.tokens)] for word in trace.words]
+    return {**plain, **kept, "words": text, "generation": asdict(trace.generation), "layers": layers}
 
 
-def _unpack(entry: dict, prefix: str, path, keys: dict[int, Layer]) -> Trace:
+def _unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer]) -> Trace:
     """The reverse of `_pack`; `keys` holds layers that were read before."""
     generation = Generation(**{**entry["generation"], "latent_size": tuple(entry["generation"]["latent_size"])})
-    stored = storage.names(path)
 
     def optional(name):
-        return storage.read(path, name) if name in stored else None
+        return file.read(name) if name in file.names else None
 
     def held(kind):
         """Names of the layers of which the file holds some kind of tensor, and those tensors' names."""
-        return {name: f"{prefix}{kind}.{name}" for name in entry["layers"] if f"{prefix}{kind}.{name}" in stored}
+        return {name: f"{prefix}{kind}.{name}" for name in entry["layers"] if f"{prefix}{kind}.{name}" in file.names}
 
     for name, layer in entry["layers"].items():
         number = layer["keys"]
@@ -269,20 +263,19 @@ def _unpack(entry: dict, prefix: str, path, keys: dict[int, Layer]) -> Trace:
             weight, bias = (optional(f"keys.{number}.{part}") for part in ("weight", "bias"))
             keys[number] = Layer(name, layer["heads"], layer["scale"], weight, bias, None, None)
     return Trace(
-        text=storage.read(path, prefix + "text"),
+        text=file.read(prefix + "text"),
         token_ids=entry["token_ids"],
         visible=optional(prefix + "visible"),
         generation=generation,
-        queries={name: storage.Stored(path, tensor) for name, tensor in held("queries").items()},
-        sums={name: storage.read(path, tensor) for name, tensor in held("sum").items()},
+        queries={name: file.stored(tensor) for name, tensor in held("queries").items()},
+        sums={name: file.read(tensor) for name, tensor in held("sum").items()},
         streamed={
-            text: {name: storage.read(path, tensor) for name, tensor in held(f"maps.{i}").items()}
+            text: {name: file.read(tensor) for name, tensor in held(f"maps.{i}").items()}
             for i, text in enumerate(entry["streamed"])
         },
-        self_attention={
-            (h, w): storage.read(path, f"{prefix}self.{i}") for i, (h, w, _) in enumerate(entry["self_attention"])
-        },
+        self_attention={(h, w): file.read(f"{prefix}self.{i}") for i, (h, w, _) in enumerate(entry["self_attention"])},
         looks={(h, w): n for h, w, n in entry["self_attention"]},
+        words=entry["words"] and [words.Word(text, tuple(tokens)) for text, tokens in entry["words"]],
         length=entry["length"],
         sizes={name: tuple(size) for name, size in entry["sizes"].items()},
         layers={name: keys[layer["keys"]] for name, layer in entry["layers"].items()},

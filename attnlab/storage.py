@@ -22,54 +22,56 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], abou
     return path
 
 
-def read_about(path: str | Path, kind: str) -> dict:
-    """What `write` was told about a file.
+def versions() -> dict[str, str]:
+    """Of attnlab and the libraries that a recording depends on."""
+    return {name: metadata.version(name) for name in ("attnlab", "torch", "diffusers", "transformers")}
+
+
+class File:
+    """A file that `write` made, open for reading: one that is replaced meanwhile goes on to give what it held.
+
+    Attributes
+    ----------
+    about : what `write` was told
+    names : of its tensors
 
     Raises
     ------
     FileNotFoundError : no such file
     ValueError : a file that is cut short, is of another kind, or was written by a later version
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-    if header.get("attnlab") != kind:
-        raise ValueError(f"{path} holds {header.get('attnlab', 'something else')}, not a {kind}")
-    if int(header["format"]) > FORMAT:
-        raise ValueError(
-            f"{path} has format {header['format']}, this attnlab reads up to {FORMAT}: install a later one"
-        )
-    return json.loads(header["about"])
 
+    def __init__(self, path: str | Path, kind: str):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"no file {path}")
+        try:
+            self.handle = safe_open(path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        header = self.handle.metadata() or {}
+        if header.get("attnlab") != kind:
+            raise ValueError(f"{path} holds {header.get('attnlab', 'something else')}, not a {kind}")
+        if int(header["format"]) > FORMAT:
+            raise ValueError(
+                f"{path} has format {header['format']}, this attnlab reads up to {FORMAT}: install a later one"
+            )
+        self.about, self.names = json.loads(header["about"]), frozenset(self.handle.keys())
 
-def names(path: str | Path) -> set[str]:
-    """Names of a file's tensors."""
-    with safe_open(path, "pt") as file:
-        return set(file.keys())
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor."""
+        return self.handle.get_tensor(name)
 
-
-def versions() -> dict[str, str]:
-    """Of attnlab and the libraries that a recording depends on."""
-    return {name: metadata.version(name) for name in ("attnlab", "torch", "diffusers", "transformers")}
-
-
-def read(path: str | Path, name: str) -> torch.Tensor:
-    """One tensor of a file."""
-    with safe_open(path, "pt") as file:
-        return file.get_tensor(name)
+    def stored(self, name: str) -> "Stored":
+        """The entries along a tensor's first axis, each read when it is asked for."""
+        return Stored(self.handle, name)
 
 
 class Stored(Sequence):
-    """The entries along the first axis of a tensor in a file, each read when it is asked for."""
+    """The entries along the first axis of a tensor in an open file, each read when it is asked for."""
 
-    def __init__(self, path: str | Path, name: str):
-        self.path, self.name = Path(path), name
-        with safe_open(path, "pt") as file:
-            self.count = file.get_slice(name).get_shape()[0]
+    def __init__(self, handle: safe_open, name: str):
+        self.handle, self.name = handle, name
+        self.count = handle.get_slice(name).get_shape()[0]
 
     def __len__(self) -> int:
         return self.count
@@ -77,5 +79,4 @@ class Stored(Sequence):
     def __getitem__(self, i: int) -> torch.Tensor:
         if not -self.count <= i < self.count:
             raise IndexError(f"entry {i} of {self.count}")
-        with safe_open(self.path, "pt") as file:
-            return file.get_slice(self.name)[i % self.count]
+        return self.handle.get_slice(self.name)[i % self.count]

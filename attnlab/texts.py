@@ -1,8 +1,8 @@
 """Text to embeddings, at any time, as the denoiser of a pipeline reads them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -33,6 +33,14 @@ class Text:
         return max(p for word in self.words for p in word.tokens) + 2
 
 
+PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+
+
+@lru_cache(maxsize=2)
+def _parts_of(model: str) -> dict[str, object]:
+    return load_parts(model, PARTS)
+
+
 class TextEncoder:
     """The tokenizers and text encoders of a pipeline; two of them side by side in SDXL.
 
@@ -55,7 +63,7 @@ class TextEncoder:
     @classmethod
     def of(cls, pipe) -> "TextEncoder | None":
         """Of a diffusers pipeline; None where it has no text encoder and takes embeddings alone."""
-        parts = dict(pipe.components)
+        parts = {name: pipe.components.get(name) for name in PARTS}
         if all(parts.get(name) is None for name in ("text_encoder", "text_encoder_2")):
             return None
         return cls(lambda: parts, getattr(pipe, "name_or_path", None) or None)
@@ -63,8 +71,23 @@ class TextEncoder:
     @classmethod
     def named(cls, model: str | Path) -> "TextEncoder":
         """Of a model by its name, as `load_pipeline` takes it."""
-        names = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
-        return cls(lambda: load_parts(model, names), str(model))
+        return cls(lambda: _parts_of(str(model)), str(model))
+
+    @classmethod
+    def fitting(cls, encoder: "TextEncoder | None", models: Collection[str], path) -> "TextEncoder | None":
+        """The given encoder for a file made with these models, or the model's own; None where that is not known.
+
+        ValueError where the given one is of another model.
+        """
+        if encoder is None:
+            return cls.named(*models) if len(models) == 1 else None
+        if encoder.model and set(models) - {encoder.model}:
+            made = ", ".join(models)
+            raise ValueError(
+                f"{path} was recorded from {made}: {encoder.model}'s texts do not fit it. If both are one model "
+                f"by two names, set encoder.model = {made!r}"
+            )
+        return encoder
 
     @property
     def tokenizer(self):
@@ -88,7 +111,10 @@ class TextEncoder:
         tokenizers, encoders, penultimate = self._parts
         parts = [self._encode(*pair, text, penultimate) for pair in zip(tokenizers, encoders, strict=True)]
         ids = parts[0][0]
-        return Text(text, ids, torch.cat([part for _, part in parts], -1), words.split(self.tokenizer, ids))
+        found = words.split(self.tokenizer, ids)
+        if not found:
+            raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
+        return Text(text, ids, torch.cat([part for _, part in parts], -1), found)
 
     def _encode(self, tokenizer, encoder, text, penultimate):
         expanded = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
@@ -100,9 +126,9 @@ class TextEncoder:
                 f"the text has {len(ids)} tokens, the window {self.window}: "
                 f"{', '.join(map(repr, lost))} would fall outside"
             )
-        padded = tokenizer(expanded, padding="max_length", max_length=self.window, return_tensors="pt").to(
-            encoder.device
-        )
+        padded = tokenizer(expanded, padding="max_length", max_length=self.window, return_tensors="pt")
+        if encoder.device.type != "meta":  # an offloaded encoder fetches its input itself
+            padded = padded.to(encoder.device)
         masked = getattr(encoder.config, "use_attention_mask", False)
         output = encoder(
             padded.input_ids,

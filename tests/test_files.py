@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,7 +45,7 @@ def test_how_it_came_about_is_in_the_file(pipe, generate, tmp_path):
         "branch": "conditional",
     }
     assert known.items() <= about.items() and about["planned"] == about["ran"] == 2
-    assert set(storage.read_about(tmp_path / "file", "Recording")["versions"]) == {
+    assert set(storage.File(tmp_path / "file", "Recording").about["versions"]) == {
         "attnlab", "torch", "diffusers", "transformers"
     }  # fmt: skip
 
@@ -62,6 +64,28 @@ def test_an_interrupted_generation_says_so(pipe, tmp_path):
 def test_the_text_encoder_of_another_model_is_refused(path):
     with pytest.raises(ValueError, match="was recorded from tiny: tiny-plain's texts do not fit"):
         al.Recording.load(path, TextEncoder.named("tiny-plain"))
+    linear = al.linear_daam(al.Recording.load(path)).save(path.parent / "linear")
+    with pytest.raises(ValueError, match="was recorded from tiny: tiny-plain's texts do not fit"):
+        al.LinearMap.load(linear, TextEncoder.named("tiny-plain"))
+
+
+def test_a_replaced_file_goes_on_to_give_what_it_held(pipe, generate, tmp_path):
+    with al.record(pipe) as recording:
+        generate(["a house", "a tree"], steps=2)
+    again = al.Recording.load(recording.save(tmp_path / "file"))
+    again[1].save(tmp_path / "file")
+    np.testing.assert_array_equal(al.daam(again[0]).values, al.daam(recording[0]).values)
+
+
+def test_without_a_text_encoder_it_knows_its_prompt(recording, path):
+    """Of a model without a name: maps of the prompt need the file alone."""
+    trace = copy(recording.trace)
+    trace.generation = replace(trace.generation, model=None)
+    again = al.Recording.load(al.Recording(None, [trace]).save(path))
+    assert again.encoder is None and again.prompt == PROMPT and PROMPT in repr(again)
+    np.testing.assert_array_equal(al.daam(again).values, al.daam(recording).values)
+    with pytest.raises(ValueError, match=r"load it with Recording.load"):
+        al.ovam(again, "a tree")
 
 
 def test_several_images_share_their_key_weights(pipe, generate, tmp_path):
@@ -70,7 +94,8 @@ def test_several_images_share_their_key_weights(pipe, generate, tmp_path):
     again = al.Recording.load(recording.save(tmp_path / "two.safetensors"))
     assert len(again) == 2 and again[1].prompt == "a tree"
     assert again.traces[0].layers is not again.traces[1].layers
-    weights = [name for name in storage.names(tmp_path / "two.safetensors") if name.startswith("keys.")]
+    file = storage.File(tmp_path / "two.safetensors", "Recording")
+    weights = [name for name in file.names if name.startswith("keys.")]
     assert len(weights) == len(again.traces[0].layers)
     np.testing.assert_array_equal(al.daam(again[1]).values, al.daam(recording[1]).values)
 

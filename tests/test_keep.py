@@ -56,6 +56,45 @@ def test_nothing_grows_with_the_steps_and_the_image_is_the_same(pipe, generate, 
     assert held[2] == held[5] > 0
 
 
+@pytest.mark.parametrize("keep", [{"keep": "sum"}, {"keep": "maps"}, {"texts": TEXTS}, {"self_attention": 16}])
+def test_a_half_step_leaves_nothing_behind(pipe, generate, keep):
+    """An error in the second step, then a whole generation of another size in the same block."""
+
+    def fail(module, args):
+        if len(recording) and len(recording.traces[-1].steps) == 1 and not failed:
+            failed.append(True)
+            raise RuntimeError("out of memory")
+
+    failed = []
+    late = pipe.unet.up_blocks[-1].register_forward_pre_hook(fail)
+    with al.record(pipe, **keep) as recording:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            generate()
+        generate(height=64, width=96)
+    late.remove()
+    with al.record(pipe, **keep, steps=0) as first:
+        generate()
+    with al.record(pipe, **keep) as whole:
+        generate(height=64, width=96)
+    for found, expected in ((recording[0], first), (recording[1], whole)):
+        assert found.trace.steps == expected.trace.steps
+        pairs = zip(found.trace.tensors(), expected.trace.tensors(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_text_given_twice_counts_once(pipe, generate):
+    with al.record(pipe, texts=["smoke", "smoke"]) as recording:
+        generate(steps=2)
+    np.testing.assert_allclose(al.ovam(recording, "smoke").values.sum(0), 1, atol=1e-5)
+
+
+def test_maps_of_a_prompt_that_is_not_known(pipe):
+    embedding, _ = pipe.encode_prompt("a house", "cpu", 1, False)
+    call = {"guidance_scale": 1.0, "output_type": "latent"}
+    with pytest.raises(ValueError, match="give the prompt as text"), al.record(pipe, keep="maps"):
+        pipe(prompt_embeds=embedding, num_inference_steps=1, **call)
+
+
 def test_images_of_a_batch_are_kept_apart(pipe, generate):
     with al.record(pipe, keep="maps", texts=TEXTS) as both:
         generate(["a house", "a tree near a car"], steps=2)
@@ -155,6 +194,6 @@ def test_what_was_not_kept_is_said(pipe, recording, sums, maps):
 
 
 def test_self_attention_of_no_such_size(pipe, generate):
-    with pytest.raises(ValueError, match=r"no self-attention has maps of height \[32\]"):
+    with pytest.raises(ValueError, match=r"no self-attention has maps of height \[32\]; there are \[4, 8, 16\]"):
         with al.record(pipe, self_attention=32):
             generate(steps=1)
