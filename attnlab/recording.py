@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from . import storage, words
+from . import storage
 from .layers import Layer, Layers, as_list, choose_layers
 from .texts import Text, TextEncoder
+from .words import Word
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Trace:
     layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
-    words: list[words.Word] | None = None
+    words: list[Word] | None = None
     length: int | None = None
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -143,7 +144,7 @@ class Recording(Sequence):
         return self.traces[0]
 
     @property
-    def words(self) -> list[words.Word]:
+    def words(self) -> list[Word]:
         """The words of the prompt, each with its token positions."""
         if self.trace.words is None:
             raise ValueError("the prompt's words are unknown: in the block it was given as embeddings, not as text")
@@ -275,7 +276,7 @@ def _unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer]
         },
         self_attention={(h, w): file.read(f"{prefix}self.{i}") for i, (h, w, _) in enumerate(entry["self_attention"])},
         looks={(h, w): n for h, w, n in entry["self_attention"]},
-        words=entry["words"] and [words.Word(text, tuple(tokens)) for text, tokens in entry["words"]],
+        words=entry["words"] and [Word(text, tuple(tokens)) for text, tokens in entry["words"]],
         length=entry["length"],
         sizes={name: tuple(size) for name, size in entry["sizes"].items()},
         layers={name: keys[layer["keys"]] for name, layer in entry["layers"].items()},

@@ -106,5 +106,5 @@ def test_a_stack_is_its_parts(pipe, generate):
     np.testing.assert_allclose(stack["car"], [m["car"] for m in parts], atol=1e-6)
     smaller = al.linear_daam(two[0], layers=8)
     for wrong in ([], [parts[0], smaller]):
-        with pytest.raises(ValueError, match="one size, text width and model"):
+        with pytest.raises(ValueError, match="one size, text width, model, layers"):
             al.LinearMap.stack(wrong)
