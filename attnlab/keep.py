@@ -43,8 +43,10 @@ class Sum:
         return queries.to(self.device, copy=True)
 
     def put(self, trace: Trace, name: str, taken: torch.Tensor) -> None:
-        split = trace.layers[name].queries(taken)  # (head, pixel, width)
-        trace.sums[name] = trace.sums[name].add_(split) if name in trace.sums else split.contiguous()
+        layer = trace.layers[name]
+        if layer.norm_q is not None:  # the sum is of what meets the keys
+            taken = layer.queries(taken).transpose(0, 1).flatten(1)
+        trace.sums[name] = trace.sums[name].add_(taken) if name in trace.sums else taken.float()
 
 
 class Maps:

@@ -9,7 +9,7 @@ import torch
 
 from . import storage
 from .heatmaps import resize
-from .layers import Layers, as_list, choose_heads
+from .layers import Layers, as_list, choose_heads, split_heads
 from .recording import Recording
 from .texts import TextEncoder
 
@@ -159,7 +159,7 @@ def _weight_and_bias(layer):
 
 def _sum_of_queries(trace, name, index):
     """Sum over steps, float32 (head, pixel, width)."""
-    if name in trace.sums and not trace.queries:
-        return trace.sums[name].cpu()
     layer = trace.layers[name]
+    if name in trace.sums and not trace.queries:
+        return split_heads(trace.sums[name].cpu(), layer.heads, None)
     return sum(layer.queries(trace.queries[name][i].cpu()) for i in index)

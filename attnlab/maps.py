@@ -15,7 +15,7 @@ from .layers import Layers, attention, choose_heads
 from .recording import Recording, Trace
 
 WHOLE = ""  # the name of no text: what has it is not among the streamed ones
-CHUNK = 2**19  # most scores held at once, what a core's cache takes: steps are grouped to this size
+CHUNK = 2**19  # most scores or queries taken at once, what caches hold: small layers' steps are grouped to this size
 
 
 def daam(
@@ -211,11 +211,15 @@ def _softmax_share(trace: Trace, name: str, steps, text: _Text) -> torch.Tensor:
     layer, recorded = trace.layers[name], trace.queries[name]
     keys = layer.keys(text.embedding) * layer.scale  # (head, token, width)
     index = [trace.steps.index(step) for step in steps]
-    group = max(1, CHUNK // (keys.shape[0] * keys.shape[1] * math.prod(trace.sizes[name])))
-    total = 0
+    wide = max(len(keys) * keys.shape[1], len(layer.weight))  # scores or query channels of a pixel
+    group = max(1, CHUNK // (wide * math.prod(trace.sizes[name])))
+    total = None
     for i in range(0, len(index), group):
-        queries = layer.queries(torch.stack([recorded[k] for k in index[i : i + group]]).cpu())
-        total = total + attention(queries, keys, text.visible).sum(0)
+        queries = [recorded[k] for k in index[i : i + group]]
+        queries = torch.stack(queries) if len(queries) > 1 else queries[0][None]
+        shares = attention(layer.queries(queries.cpu()), keys, text.visible)  # (step, head, token, pixel)
+        share = shares.sum(0) if len(shares) > 1 else shares[0]
+        total = share if total is None else total.add_(share)
     return total[:, text.tokens] / len(index)
 
 

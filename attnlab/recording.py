@@ -46,7 +46,8 @@ class Trace:
     steps, timesteps : which calls of the denoiser were recorded, and their timesteps
     words : its words, each with its token positions; None where token_ids is
     length : tokens up to the text's first end token, which is included; None where token_ids is
-    sums : of each layer, the sum of the steps' queries, float32 (head, pixel, width); for keep="sum"
+    sums : of each layer, the sum of the steps' queries, normalized where the model does, float32 (pixel, head x width);
+        for keep="sum"
     streamed : of each text, of each layer, the sum of the steps' softmax maps, float32 (head, token, pixel), tokens up
         to the first end token; None stands for the prompt
     self_attention : by (height, width), the sum of what each pixel's self-attention gives each pixel, mean over heads,
