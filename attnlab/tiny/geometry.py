@@ -3,10 +3,10 @@
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from .. import load_pipeline
 from .loop import seeded
+from .text import new_text_encoder
 
 WINDOW = 77  # tokens of CLIP's texts
 
@@ -22,17 +22,8 @@ def stable_diffusion_15(dtype: torch.dtype = torch.float32) -> DiffusionPipeline
     tiny = load_pipeline("tiny", device="cpu")
     tokenizer = tiny.tokenizer
     tokenizer.model_max_length = WINDOW
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=768,
-        intermediate_size=3072,
-        num_attention_heads=12,
-        max_position_embeddings=WINDOW,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     with seeded(0):
-        encoder = CLIPTextModel(config)
+        encoder = new_text_encoder(tokenizer, width=768, layers=12, heads=12)
         levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
         vae = AutoencoderKL(block_out_channels=(8,) * 4, latent_channels=4, norm_num_groups=4, **levels)
     return type(tiny)(
