@@ -23,6 +23,10 @@ _NAMES = {
     "heatmaps": ("HeatMaps", "spread"),
     "maps": ("daam", "ovam", "propagate"),
     "linear": ("LinearMap", "linear_daam"),
+    "tokens": ("Token", "TokenLibrary"),
+    "fit": ("fit_token", "fit_tokens"),
+    "descent": ("optimize_token",),
+    "transfer": ("best_words", "nearest_words", "transfer_matrix"),
     "masks": ("dbscan_clusters", "dbscan_mask", "otsu_mask", "random_walker_mask", "threshold_mask", "vote_mask"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from . import plots, words
+from .tokens import Token
 
 
 class HeatMaps:
@@ -28,7 +29,8 @@ class HeatMaps:
         self.words = list(text)
         self.special = special
 
-    def __getitem__(self, query: words.Query) -> np.ndarray:
+    def __getitem__(self, query: words.Query | Token) -> np.ndarray:
+        query = query.name if isinstance(query, Token) else query
         return self.values[list(words.find(self.words, query))].mean(0)
 
     def __iter__(self) -> Iterator[words.Query]:
@@ -66,13 +68,29 @@ class HeatMaps:
 
     def upscale(self, size: int | tuple[int, int], mode: str = "bicubic") -> "HeatMaps":
         """The same maps resized to (height, width), `mode` "bicubic" (clamped at 0) or "bilinear"."""
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        values = resize(torch.from_numpy(self.values)[None], size, mode)[0]
-        return HeatMaps(values.numpy(), self.words, self.special)
+        return HeatMaps(upscale(self.values, size, mode), self.words, self.special)
 
     def overlay(self, image, query: words.Query) -> np.ndarray:
         """`image` under the heat map of a word, uint8 (row, column, rgb) of the image's size."""
         return plots.overlay(image, self[query])
+
+
+def upscale(maps: np.ndarray, size: int | tuple[int, int], mode: str = "bilinear") -> np.ndarray:
+    """Maps (row, column), or several along a first axis, resized to (height, width); "bicubic" ones clamped at 0."""
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    values = torch.from_numpy(maps)
+    resized = resize(values.reshape(1, -1, *values.shape[-2:]), size, mode)
+    return resized.reshape(*values.shape[:-2], *size).numpy()
+
+
+def stretch(maps: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Maps as `upscale` takes them, resized bilinear and then each moved and scaled to 0..1; 0 where it is flat.
+
+    Makes shares of linear maps, which have no zero: a threshold on them is a share of a map's range.
+    """
+    maps = upscale(maps, size)
+    low, high = (f(maps, axis=(-2, -1), keepdims=True) for f in (np.min, np.max))
+    return (maps - low) / np.where(high > low, high - low, 1)
 
 
 def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = True) -> torch.Tensor:

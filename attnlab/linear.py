@@ -1,21 +1,22 @@
 """Linear DAAM: all steps, layers and heads of a recording in one matrix, and any word's map one product with it."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import storage
-from .heatmaps import resize
+from .heatmaps import resize, upscale
 from .layers import Layers, as_list, choose_heads, split_heads
 from .recording import Recording
 from .texts import TextEncoder
+from .tokens import Token
 
 
 class LinearMap:
-    """Scores of any text embedding: `linear["smoke"]` or `linear @ embedding` is float32 (row, column).
+    """Scores of any text embedding: `linear["smoke"]`, `linear[token]`, `linear @ embedding`: float32 (row, column).
 
     Scores are no shares: they have no unit, can be negative, and those of different words do not add up to anything.
 
@@ -32,11 +33,37 @@ class LinearMap:
         self.matrix, self.bias, self.size = matrix, bias, tuple(size)
         self.encoder, self.about = encoder, dict(about or {})
 
-    def __getitem__(self, word: str) -> np.ndarray:
-        """Map of a word or phrase, by itself: the mean of its tokens' embeddings in [start, word, end, padding]."""
+    def __getitem__(self, word: str | Token) -> np.ndarray:
+        """Map of a word or phrase by itself, in [start, word, end, padding], mean over its tokens; or of a learned one.
+
+        Where the map of a fitted token is above 0 is its mask. ValueError for a token of another model.
+        """
+        if isinstance(word, Token):
+            word.check(self.matrix.shape[1], self.model, {**self.about, "size": self.size[-2:]})
+            return self @ word.value + np.float32(word.bias)
+        return self @ self.embed(word)
+
+    def embed(self, word: str) -> torch.Tensor:
+        """Embedding (text width,) of a word by itself; ValueError where there is no text encoder."""
         if self.encoder is None:
             raise ValueError("this LinearMap has no text encoder: load it with one, or multiply it with an embedding")
-        return self @ embed(self.encoder, word)
+        return self.encoder.embed(word)
+
+    @property
+    def model(self) -> str | None:
+        return self.about.get("model")
+
+    def upscaled(self, word: str | Token, size: int | tuple[int, int]) -> np.ndarray:
+        """`self[word]` resized to (height, width), bilinear: (row, column), or (image, row, column) of a stack."""
+        return upscale(self[word], size)
+
+    def labels(self, tokens: Mapping[str, Token], size: int | tuple[int, int]) -> np.ndarray:
+        """Which token's map is highest at each pixel: uint8 (row, column) or (image, row, column).
+
+        0 where none is above its zero level, 1 for the first token, and so on.
+        """
+        maps = np.stack([self.upscaled(token, size) for token in tokens.values()])
+        return np.where(maps.max(0) > 0, maps.argmax(0) + 1, 0).astype(np.uint8)
 
     def __matmul__(self, embedding: torch.Tensor | np.ndarray) -> np.ndarray:
         """Map (row, column) of one embedding (text width,), or maps (token, row, column) of several (token, width)."""
@@ -94,11 +121,19 @@ class LinearMap:
         return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), about)
 
 
-def embed(encoder: TextEncoder, word: str) -> torch.Tensor:
-    """Embedding (text width,) of a word or phrase by itself: mean over its tokens in [start, word, end, padding]."""
-    text = encoder(word)
-    tokens = [p for w in text.words for p in w.tokens]
-    return text.embedding[tokens].float().mean(0)
+def linear_maps(recordings: "Recording | LinearMap | Iterable[Recording | LinearMap]") -> LinearMap:
+    """The LinearMaps of images as one stack, made by `linear_daam` where they are recordings.
+
+    ValueError where there are none, or they differ in size, model, layers, heads or scale.
+    """
+    if isinstance(recordings, LinearMap):
+        recordings = [recordings]
+    maps = [one if isinstance(one, LinearMap) else linear_daam(one) for one in recordings]
+    if len(maps) == 1 and len(maps[0].size) == 3:
+        return maps[0]
+    if not maps:
+        raise ValueError("no recordings: give one or more, or LinearMaps")
+    return LinearMap.stack(maps)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Axes: step, head, token, pixel (row-major), then row, column.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from . import words
 from .heatmaps import HeatMaps, resize
 from .layers import Layers, attention, choose_heads
 from .recording import Recording, Trace
+from .tokens import Token
 
 WHOLE = ""  # the name of no text: what has it is not among the streamed ones
 CHUNK = 2**19  # most scores or queries taken at once, what caches hold: small layers' steps are grouped to this size
@@ -57,7 +58,7 @@ def daam(
 
 def ovam(
     recording: Recording,
-    text: str | torch.Tensor,
+    text: str | torch.Tensor | Token | Sequence[str | Token],
     *,
     context: str = "{}",
     padded: bool = False,
@@ -76,8 +77,9 @@ def ovam(
     Parameters
     ----------
     recording : of one image; choose one with recording[i]
-    text : any text, or embeddings (token, text width) that take the place of text, start and end; their maps are
-        asked for by number
+    text : any text; or what takes the place of text, start and end: embeddings (token, text width), whose maps are
+        asked for by number, or several tokens and words, `[background, token, "tree"]`, asked for by name. A token
+        that was learned together with its background may be given alone
     context : a phrase with {} where `text` stands: "a car and a {} in an urban environment"; maps are of `text` alone
     padded : softmax over the whole window of the text encoder, as the model was trained; otherwise up to the first end
         token, as in the paper
@@ -99,7 +101,9 @@ def ovam(
     if isinstance(text, str):
         chosen = _of_text(recording, text, context, padded, special)
     elif padded or context != "{}" or not special:
-        raise ValueError("padded, context and special are about text: embeddings are all that takes part")
+        raise ValueError("padded, context and special are about text: embeddings and tokens are all that takes part")
+    elif isinstance(text, Token) or not hasattr(text, "shape"):
+        chosen = _of_tokens(recording, text)
     else:
         chosen = _of_embedding(recording, torch.as_tensor(text))
     hidden = visible if padded and isinstance(text, str) else None
@@ -147,6 +151,28 @@ def _of_embedding(recording, embedding) -> _Text:
         raise ValueError("the embeddings hold NaN or infinity")
     tokens = list(range(len(embedding)))
     return _Text(embedding.detach().cpu(), None, tokens, [words.Word(str(i), (i,)) for i in tokens], WHOLE)
+
+
+def _of_tokens(recording, tokens) -> _Text:
+    if isinstance(tokens, Token):
+        tokens = [token for token in (tokens.background, tokens) if token is not None]
+    if len(tokens) < 2:
+        raise ValueError(
+            "a softmax over one token is 1 everywhere: give a background beside it, ovam(recording, [background, "
+            "token]), or take linear_daam(recording)[token]"
+        )
+    values, names = [], []
+    for token in tokens:
+        if isinstance(token, Token):
+            token.check(recording.trace.text.shape[-1], recording.trace.generation.model)
+        elif recording.encoder is None:
+            raise ValueError(
+                f"the recording has no text encoder to turn {token!r} into an embedding: give tokens alone"
+            )
+        values.append(token.value if isinstance(token, Token) else recording.encoder.embed(token))
+        names.append(token.name if isinstance(token, Token) else token)
+    chosen = _of_embedding(recording, torch.stack(values))
+    return chosen._replace(words=[words.Word(name, (i,)) for i, name in enumerate(names)])
 
 
 def _not_kept(trace):

@@ -165,6 +165,42 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_over_classes(
+    values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int | np.random.Generator = 0
+) -> tuple[float, float, float]:
+    """Mean of each class's mean over its images, and its confidence interval by the percentile bootstrap over images.
+
+    Parameters
+    ----------
+    values : (image, class) array
+        One number for each class of each image, NaN where the image does not show the class.
+    level, resamples, seed
+        As in `bootstrap_interval`.
+
+    Returns
+    -------
+    mean, low, high : float
+        In the unit of `values`. An image that shows several classes is drawn with all of them.
+
+    Examples
+    --------
+    >>> mean_over_classes([[0.0, np.nan], [1.0, 0.75]])[0]
+    0.625
+    """
+    values = np.asarray(values, dtype=float)
+    known = np.isfinite(values)
+    if values.ndim != 2 or not known.any(axis=0).all() or np.isinf(values).any():
+        raise ValueError(f"values must be (image, class), each class in some image; got shape {values.shape}")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level is in 0..1 and resamples at least 1, such as 0.95 and 2000; got {level}, {resamples}")
+    filled, rng = np.where(known, values, 0), np.random.default_rng(seed)
+    drawn = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)  # how often each image
+    counts = drawn @ known
+    means = np.divide(drawn @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    low, high = np.quantile(np.nanmean(means, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float((filled.sum(0) / known.sum(0)).mean()), float(low), float(high)
+
+
 def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray) -> np.ndarray:
     """IoU of one map at each threshold, (threshold,)."""
     heat, truth = _as_pair(heat, truth)

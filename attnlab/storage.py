@@ -27,6 +27,22 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("attnlab", "torch", "diffusers", "transformers")}
 
 
+def kind(path: str | Path) -> str | None:
+    """Which kind of file `write` made; None for another safetensors file, errors as those of `File`."""
+    return _open(path)[1].get("attnlab")
+
+
+def _open(path):
+    """A handle and the header."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        handle = safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    return handle, handle.metadata() or {}
+
+
 class File:
     """A file that `write` made, open for reading: one that is replaced meanwhile goes on to give what it held.
 
@@ -42,13 +58,7 @@ class File:
     """
 
     def __init__(self, path: str | Path, kind: str):
-        if not Path(path).exists():
-            raise FileNotFoundError(f"no file {path}")
-        try:
-            self.handle = safe_open(path, "pt")
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-        header = self.handle.metadata() or {}
+        self.handle, header = _open(path)
         if header.get("attnlab") != kind:
             raise ValueError(f"{path} holds {header.get('attnlab', 'something else')}, not a {kind}")
         if int(header["format"]) > FORMAT:

@@ -116,6 +116,14 @@ class TextEncoder:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
         return Text(text, ids, torch.cat([part for _, part in parts], -1), found)
 
+    def embed(self, word: str) -> torch.Tensor:
+        """Embedding, float32 (text width,), of a word or phrase by itself, in [start, word, end, padding].
+
+        The mean over its tokens; errors as for a text.
+        """
+        text = self(word)
+        return text.embedding[[p for w in text.words for p in w.tokens]].float().mean(0)
+
     def _encode(self, tokenizer, encoder, text, penultimate):
         expanded = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
         ids = tokenizer(expanded).input_ids

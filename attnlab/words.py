@@ -48,6 +48,12 @@ def _follows(previous: str, piece: str) -> bool:
     return number.isdigit() and previous == (stem if number == "1" else f"{stem}_{int(number) - 1}")
 
 
+def vocabulary(tokenizer) -> list[str]:
+    """The tokenizer's whole words of three letters and more, in alphabetical order."""
+    pieces = (piece.removesuffix(END_OF_WORD) for piece in tokenizer.get_vocab() if piece.endswith(END_OF_WORD))
+    return sorted(word for word in pieces if len(word) > 2 and word.isalpha() and word.isascii())
+
+
 def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
     """Token positions of a word, of a phrase of neighboring words, or of the n-th word.
 
@@ -83,17 +89,21 @@ def matches(words: Sequence[Word], query: Query) -> list[tuple[int, ...]]:
         return matches(words, text)[which : which + 1] if which >= 0 else []
     if not isinstance(query, str):
         raise TypeError(f'ask by word ("smoke"), by number (3) or for one of several (("car", 1)), not by {query!r}')
-    letters = "".join(query.lower().split())
-    found = [word.tokens for word in words if word.text.lower() == letters]
+    letters, spelled = _letters(query), [_letters(word.text) for word in words]
+    found = [word.tokens for word, own in zip(words, spelled, strict=True) if own == letters]
     for first in range(len(words) if not found else 0):  # a phrase, where no single word is meant
         joined, tokens = "", ()
-        for word in words[first:]:
-            joined, tokens = joined + word.text.lower(), tokens + word.tokens
+        for word, own in zip(words[first:], spelled[first:], strict=True):
+            joined, tokens = joined + own, tokens + word.tokens
             if joined == letters:
                 found.append(tokens)
             if not letters.startswith(joined):
                 break
     return found
+
+
+def _letters(text: str) -> str:
+    return "".join(text.lower().split())
 
 
 def _spell(tokenizer, ids, learned) -> str:

@@ -12,7 +12,6 @@ import torch
 from torch.nn.functional import interpolate
 
 import attnlab as al
-from attnlab.linear import embed
 
 
 def the_long_way(recording, x, layers=None, steps=None, heads=None, scaled=True):
@@ -38,7 +37,7 @@ def the_long_way(recording, x, layers=None, steps=None, heads=None, scaled=True)
 def test_equals_the_long_way(recording, choice):
     linear = al.linear_daam(recording, **choice)
     for word in ("smoke", "car", "burning house"):
-        expected = the_long_way(recording, embed(recording.encoder, word), **choice)
+        expected = the_long_way(recording, recording.encoder.embed(word), **choice)
         assert abs(linear[word] - expected).max() <= 1e-4 * abs(expected).max()
 
 
@@ -50,7 +49,7 @@ def test_biased_keys_make_it_affine(recording):
         for n, layer in trace.layers.items()
     }
     biased.traces = [trace]
-    linear, x = al.linear_daam(biased), embed(recording.encoder, "smoke")
+    linear, x = al.linear_daam(biased), recording.encoder.embed("smoke")
     expected = the_long_way(biased, x)
     assert abs((linear @ x) - expected).max() <= 1e-4 * abs(expected).max()
 
@@ -64,7 +63,7 @@ def test_normalized_keys_are_refused(recording):
 
 def test_product_with_embeddings(recording):
     linear = al.linear_daam(recording)
-    a, b = (embed(recording.encoder, word) for word in ("smoke", "tree"))
+    a, b = (recording.encoder.embed(word) for word in ("smoke", "tree"))
     both = linear @ torch.stack([a, b])
     assert both.shape == (2, 16, 16) and both.dtype == np.float32
     np.testing.assert_allclose(both[0], linear["smoke"], atol=1e-6)

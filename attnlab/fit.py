@@ -1,0 +1,326 @@
+"""The word that segments, found by convex optimization: logistic regression on linear maps.
+
+A linear map's value at a cell is a product of the cell's row of `LinearMap.matrix` and a text embedding, so the
+embedding whose map is positive inside a mask and negative outside is a logistic regression with that matrix as its
+features: one optimum, found in well under a second.
+
+    token = fit_token(recordings, masks, init="car")
+    library = fit_tokens(recordings, {"car": cars, "tree": trees})     # masks that do not overlap
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+from sklearn.model_selection import KFold
+from threadpoolctl import threadpool_limits
+
+from . import targets
+from .heatmaps import upscale
+from .linear import LinearMap, linear_daam, linear_maps
+from .metrics import iou
+from .recording import Recording
+from .tokens import SETTINGS, Token, TokenLibrary
+
+Images = Recording | LinearMap | Iterable[Recording | LinearMap]
+Init = str | Token | torch.Tensor | None
+
+RIDGES = (0.01, 0.03, 0.1, 0.3)  # tried by k-fold
+RIDGE = 0.05  # of fewer images than FEW: chosen on one or two left-out images it is chosen worse
+FEW = 5
+GRID = 32  # rows up to which smaller maps are refined: masks say more than so few cells can
+FREE = 1e-3  # share of the ridge that the word's own direction keeps, so that the optimum is finite
+WHITE = 0.75  # 1: all directions of the features get the same variance, 0: they keep theirs
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Features on one scale: (features - mean) @ scale. Made of images without masks, `Whitening.of(recordings)`.
+
+    Directions get variance ** 0.25: whitened in full, those in which images hardly differ would count as much as those
+    in which they do.
+
+    mean : float64 (text width,)
+    scale, inverse : float64 (text width, text width)
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    inverse: torch.Tensor
+
+    @classmethod
+    def of(cls, recordings: Images) -> "Whitening":
+        """From recordings or LinearMaps, one at a time; ValueError where there are none."""
+        count, total, square = 0, 0, 0
+        for one in [recordings] if isinstance(recordings, LinearMap) else recordings:
+            matrix = (one if isinstance(one, LinearMap) else linear_daam(one)).matrix.double()
+            count, total, square = count + len(matrix), total + matrix.sum(0), square + matrix.T @ matrix
+        if count and not square.isfinite().all():
+            raise ValueError("the unlabeled maps hold NaN or infinity: record in float32 or bfloat16")
+        if not count:
+            raise ValueError("unlabeled is empty: give recordings or LinearMaps, or leave it out")
+        mean = total / count
+        variance, axes = torch.linalg.eigh(square / count - torch.outer(mean, mean))
+        variance = variance.clamp(min=1e-8 * float(variance.max()))
+        power = variance ** (-WHITE / 2) / (variance ** (1 - WHITE)).mean().sqrt()
+        return cls(mean, axes * power, (axes / power).T)
+
+
+def fit_token(
+    recordings: Images,
+    masks: Sequence[ArrayLike],
+    init: Init = None,
+    *,
+    name: str | None = None,
+    unlabeled: Images | Whitening | None = None,
+    ridge: float | Sequence[float] | None = None,
+    folds: int = 5,
+    band: tuple[float, float] | None = None,
+) -> Token:
+    """The token whose linear map fits masks: the minimum of a convex logistic loss.
+
+    loss(v, b) = sum of w log(1 + exp(-+(A v + b))) + ridge / 2 |P u|^2 over the cells of all images, where A is
+    `LinearMap.matrix`, cells inside a mask weigh sqrt(cells outside / cells inside) times those outside, u is v in
+    whitened coordinates, and P takes out the direction of the word to start from: its length is free, departing from
+    it costs. A cell that a mask covers in part counts for both sides. The map of the token, b included, is above 0
+    where the mask is.
+
+    Parameters
+    ----------
+    recordings : of one model, or LinearMaps, one an image
+    masks : (row, column) of any size that covers the whole image: booleans or 0 and 1, 255 where undecided
+    init : the word to stay near: a word or phrase, an embedding (text width,), a Token, or None for none
+    name : of the token; the word's own, or "token"
+    unlabeled : recordings, LinearMaps or a `Whitening` of images without masks, which say how features vary; the more
+        the better with few masks. The training images themselves unless given
+    ridge : how much departing from the word costs; of several the one with the least loss on left-out images. Unless
+        given, RIDGE for fewer than FEW images and one of RIDGES for more
+    folds : of the images, at most, for that choice
+    band : (low, high): cells whose share inside the mask lies strictly between take no part
+
+    Returns
+    -------
+    Token; its `about` has ridge, gradient (its norm at the optimum), iterations, seconds, IoU of the training images
+    and, where ridges were compared, for each the loss and IoU of left-out images
+
+    Raises
+    ------
+    ValueError : no image, recordings that differ in model, size, layers or heads, NaN in them; masks that are not one
+        for each, not in the maps' proportions, empty or full; a ridge that is not positive; an init that does not fit
+    """
+    stack = linear_maps(recordings)
+    masks = targets.as_masks(masks, stack.size[1:], stack.size[0])
+    name = name or (init if isinstance(init, str) else getattr(init, "name", "token"))
+    library = _fit(stack, {name: masks}, {name: init}, unlabeled, ridge, folds, band, "fit_token")
+    return library[name]
+
+
+def fit_tokens(
+    recordings: Images,
+    masks: Mapping[str, Sequence[ArrayLike]],
+    init: Mapping[str, Init] | None = None,
+    *,
+    unlabeled: Images | Whitening | None = None,
+    ridge: float | Sequence[float] | None = None,
+    folds: int = 5,
+    band: tuple[float, float] | None = None,
+) -> TokenLibrary:
+    """Tokens of several classes that share each image out among them and the background: multinomial `fit_token`.
+
+    `LinearMap.labels(library, size)` gives each pixel to one class or to none.
+
+    Parameters
+    ----------
+    masks : of each class, one an image, which may be empty where it is absent; no pixel belongs to two of them
+    init : the word of each class; its name unless given
+    recordings, unlabeled, ridge, folds, band : as for `fit_token`; a cell counts as undecided where any class is
+
+    Raises
+    ------
+    ValueError : as `fit_token`, a class that is in no image, masks that overlap
+    """
+    stack = linear_maps(recordings)
+    masks = {name: _class_masks(name, of_class, stack) for name, of_class in masks.items()}
+    if not masks:
+        raise ValueError("no class: give masks by name, {'car': [mask, ...]}")
+    for i, planes in enumerate(zip(*masks.values(), strict=True)):
+        if len({plane.shape for plane in planes}) > 1:
+            raise ValueError(f"the masks of image {i} have several sizes: {[plane.shape for plane in planes]}")
+        if (sum((plane == 1).astype(int) for plane in planes) > 1).any():
+            raise ValueError(f"masks of image {i} overlap: a pixel belongs to one class; take it out of the others")
+    init = {name: name for name in masks} | dict(init or {})
+    if unknown := set(init) - set(masks):
+        raise ValueError(f"init names {', '.join(map(repr, unknown))}, of which there are no masks")
+    return _fit(stack, masks, init, unlabeled, ridge, folds, band, "fit_tokens")
+
+
+def _class_masks(name, masks, stack):
+    if len(masks) != stack.size[0]:
+        raise ValueError(f"masks[{name!r}] has {len(masks)} masks for {stack.size[0]} images: give one for each")
+    masks = [targets.as_mask(m, stack.size[1:], f"masks[{name!r}][{i}]", absent=True) for i, m in enumerate(masks)]
+    if not any((mask == 1).any() for mask in masks):
+        raise ValueError(f"{name!r} is in no training image: leave it out, or give an image that shows it")
+    return masks
+
+
+def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibrary:
+    started = time.perf_counter()
+    ridges = _ridges(ridge, folds, stack.size[0])
+    if band is not None and not 0 <= band[0] < band[1] <= 1:
+        raise ValueError(f"band is (low, high), shares of a cell with 0 <= low < high <= 1, not {band}")
+    if not stack.matrix.isfinite().all():
+        raise ValueError("the maps hold NaN or infinity: record in float32 or bfloat16")
+    words = [_embedding(stack, one) for one in init.values()]
+    whitening = (
+        unlabeled if isinstance(unlabeled, Whitening) else Whitening.of(stack if unlabeled is None else unlabeled)
+    )
+    if len(whitening.mean) != stack.matrix.shape[1]:
+        raise ValueError(f"unlabeled has text width {len(whitening.mean)}, the recordings {stack.matrix.shape[1]}")
+    cells = _cells(stack, list(masks.values()), whitening, band)
+    directions = [None if x is None else F.normalize(whitening.inverse @ x.double(), dim=0) for x in words]
+    compared = [_left_out(cells, directions, r, folds) for r in ridges] if len(ridges) > 1 else []
+    best = ridges[int(np.argmin([loss for loss, _ in compared]))] if compared else ridges[0]
+    u, bias, result = _solve(cells, directions, best)
+    value = whitening.scale @ u.T
+    bias = bias - whitening.mean @ value
+    settings = {name: stack.about.get(name) for name in SETTINGS if name != "size"}
+    about = {"method": method, "model": stack.model, **settings, "size": list(stack.size[1:]), "images": stack.size[0]}
+    about |= {"ridge": best, "gradient": result["gradient"], "iterations": result["iterations"]}
+    if compared:
+        about["left out"] = [{"ridge": r, "loss": a, "iou": b} for r, (a, b) in zip(ridges, compared, strict=True)]
+    about["seconds"] = time.perf_counter() - started
+    library = TokenLibrary()
+    for i, (name, of_class) in enumerate(masks.items()):
+        word = init[name] if isinstance(init[name], str) else getattr(init[name], "name", None)
+        token = Token(name, value[:, i], float(bias[i]), about={**about, "init": word})
+        library.add(Token(name, token.value, token.bias, about=token.about | {"iou": _iou(stack, token, of_class)}))
+    return library
+
+
+def _ridges(ridge, folds, images):
+    if ridge is None:
+        ridge = RIDGES if images >= FEW else RIDGE
+    ridges = [ridge] if np.ndim(ridge) == 0 else list(ridge)
+    if not ridges or not all(r > 0 and np.isfinite(r) for r in ridges):
+        raise ValueError(f"ridge={ridge!r}: give a positive number, or several to choose from; {RIDGE} is a good one")
+    if len(ridges) > 1 and min(folds, images) < 2:
+        raise ValueError(f"choosing a ridge needs 2 folds of 2 images, not {folds} of {images}: give one ridge")
+    return ridges
+
+
+def _embedding(stack, init):
+    if init is None:
+        return None
+    width = stack.matrix.shape[1]
+    if isinstance(init, Token):
+        init.check(width, stack.model)
+        return init.value
+    x = stack.embed(init) if isinstance(init, str) else torch.as_tensor(init).detach().cpu()
+    if x.shape != (width,) or not x.isfinite().all() or not x.any():
+        raise ValueError(f"init is a word, a token or a finite embedding ({width},), not {tuple(x.shape)}")
+    return x
+
+
+@dataclass
+class _Cells:
+    """Cells of all images: whitened features, scores' offsets, weights by class (background first), image numbers."""
+
+    features: torch.Tensor  # float64 (cell, text width)
+    offset: torch.Tensor  # float64 (cell, 1): the maps' own bias
+    weights: torch.Tensor  # float64 (cell, 1 + class)
+    image: np.ndarray  # int (cell,)
+
+    def part(self, chosen) -> "_Cells":
+        return _Cells(self.features[chosen], self.offset[chosen], self.weights[chosen], self.image[chosen])
+
+
+def _cells(stack, masks, whitening, band) -> _Cells:
+    images, height, width = stack.size
+    factor = max(1, GRID // height)
+    grid = (height * factor, width * factor)
+    features = (stack.matrix.double() - whitening.mean) @ whitening.scale
+    planes = torch.cat([features, stack.bias.double()[:, None]], 1).unflatten(0, stack.size)
+    if factor > 1:
+        planes = F.interpolate(planes.permute(0, 3, 1, 2), grid, mode="bilinear", align_corners=False)
+        planes = planes.permute(0, 2, 3, 1)
+    planes = planes.flatten(0, 2)
+    shares, decided = (torch.stack(x) for x in zip(*(targets.shares(m, grid) for m in masks), strict=True))
+    decided = decided.amin(0)
+    if band is not None:
+        decided = decided * ~((shares > band[0]) & (shares < band[1])).any(0)
+    inside = (shares * decided).flatten(1).T
+    outside = (decided.flatten() - inside.sum(1)).clamp(min=0)
+    weights = torch.cat([outside[:, None], inside], 1)
+    if not (weights.sum(0) > 0).all():
+        raise ValueError("no decided cell is left inside or outside a mask: widen the band or the masks")
+    image = np.repeat(np.arange(images), grid[0] * grid[1])
+    return _Cells(planes[:, :-1].contiguous(), planes[:, -1:], weights, image)
+
+
+def _balanced(weights):
+    """Weights that add up to 1, each class raised by the root of how rare it is beside the background."""
+    total = weights.sum(0)
+    raised = weights * (total[0] / total.clamp(min=1e-9)).sqrt()
+    return raised / raised.sum()
+
+
+def _solve(cells: _Cells, directions, ridge, tolerance=1e-8):
+    """Minimum of the loss: (class, text width) in whitened coordinates, (class,) biases, and how it was reached."""
+    weights, classes, width = _balanced(cells.weights), len(directions), cells.features.shape[1]
+    words = torch.stack([torch.zeros(width).double() if d is None else d for d in directions])
+
+    def split(flat):
+        flat = torch.from_numpy(flat)
+        return flat[: classes * width].reshape(classes, width), flat[classes * width :]
+
+    def objective(flat):
+        u, bias = split(flat)
+        loss, slope = _loss(cells.features @ u.T + bias + cells.offset, weights)
+        pulled = u - (1 - FREE) * (u * words).sum(1, keepdim=True) * words
+        gradient = slope.T @ cells.features + ridge * pulled
+        return float(loss + ridge / 2 * (u * pulled).sum()), torch.cat([gradient.flatten(), slope.sum(0)]).numpy()
+
+    options = {"maxiter": 5000, "maxfun": 10000, "gtol": tolerance, "ftol": 0.0, "maxcor": 20}
+    with threadpool_limits(1, "blas"):  # L-BFGS's own small products would fight torch's threads: 20 times slower
+        found = minimize(objective, np.zeros(classes * (width + 1)), jac=True, method="L-BFGS-B", options=options)
+    return *split(found.x), {"gradient": float(np.linalg.norm(found.jac)), "iterations": int(found.nit)}
+
+
+def _loss(scores, weights):
+    """Weighted cross-entropy of scores (cell, class) beside a background of score 0, and its slope in them."""
+    shares = torch.cat([torch.zeros_like(scores[:, :1]), scores], 1).log_softmax(1)
+    return -(weights * shares).sum(), (shares.exp() * weights.sum(1, keepdim=True) - weights)[:, 1:]
+
+
+def _left_out(cells, directions, ridge, folds):
+    """Loss, and IoU at the zero level over cells, of images that were left out, mean over folds."""
+    losses, overlaps = [], []
+    images = np.unique(cells.image)
+    for train, test in KFold(min(folds, len(images))).split(images):
+        known, held = (cells.part(np.isin(cells.image, images[part])) for part in (train, test))
+        if not (known.weights.sum(0) > 0).all():
+            continue  # a class that only left-out images have
+        u, bias, _ = _solve(known, directions, ridge, tolerance=1e-5)
+        scores = held.features @ u.T + bias + held.offset
+        losses.append(float(_loss(scores, _balanced(held.weights))[0]))
+        found = torch.where(scores.amax(1) > 0, scores.argmax(1) + 1, 0)
+        truth = held.weights.argmax(1)
+        overlaps.append(np.mean([iou(found == c, truth == c) for c in range(1, 1 + len(directions))]))
+    if not losses:
+        raise ValueError("some class is in one image alone, so none can be left out: give one ridge")
+    return float(np.mean(losses)), float(np.mean(overlaps))
+
+
+def _iou(stack, token, masks):
+    """Mean IoU, over images, of the zero level's masks at the masks' own size, decided pixels alone."""
+    maps = stack @ token.value + np.float32(token.bias)
+    found = []
+    for heat, mask in zip(maps, masks, strict=True):
+        known = mask != targets.UNDECIDED
+        found.append(iou(upscale(heat, mask.shape)[known] > 0, mask[known] == 1))
+    return float(np.mean(found))
