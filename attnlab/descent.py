@@ -56,6 +56,7 @@ PRESETS = {
     # OVAM, CVPR 2024. Its loss reads maps in 0..1 as logits, so that it stays at 0.31 for a perfect mask
     "ovam": Descent(softmax=True, background=True, loss="logits", rate=100, epochs=800, gamma=0.7),
 }
+CHUNK = 2**20  # most query values taken at once
 EDGE = 1e-4  # how near to 0 and 1 a probability may come, for the loss to stay finite
 
 
@@ -160,10 +161,14 @@ class _Queries:
         for name, recorded in trace.queries.items():
             layer = trace.layers[name]
             keys = layer.keys(x) * layer.scale
+            group = max(
+                1, CHUNK // recorded[0].numel()
+            )  # steps at once: small layers' together, large ones' one by one
             share = 0
-            for queries in recorded:
-                queries = layer.queries(queries)
-                share = share + (attention(queries, keys) if self.softmax else keys @ queries.mT).sum(0)
+            for first in range(0, len(recorded), group):
+                queries = [recorded[k] for k in range(first, min(first + group, len(recorded)))]
+                queries = layer.queries(torch.stack(queries))  # (step, head, pixel, width)
+                share = share + (attention(queries, keys) if self.softmax else keys @ queries.mT).sum((0, 1))
             total = total + resize(share.unflatten(-1, trace.sizes[name])[None], self.size, "bilinear")[0]
             count += len(recorded) * layer.heads
         return total / count

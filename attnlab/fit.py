@@ -34,7 +34,7 @@ RIDGES = (0.01, 0.03, 0.1, 0.3)  # tried by k-fold
 RIDGE = 0.05  # of fewer images than FEW: chosen on one or two left-out images it is chosen worse
 FEW = 5
 GRID = 32  # rows up to which smaller maps are refined: masks say more than so few cells can
-FREE = 1e-3  # share of the ridge that the word's own direction keeps, so that the optimum is finite
+FREE = 0.1  # share of the ridge that the word's own direction keeps: its length is nearly free, the optimum finite
 WHITE = 0.75  # 1: all directions of the features get the same variance, 0: they keep theirs
 
 
@@ -84,11 +84,11 @@ def fit_token(
 ) -> Token:
     """The token whose linear map fits masks: the minimum of a convex logistic loss.
 
-    loss(v, b) = sum of w log(1 + exp(-+(A v + b))) + ridge / 2 |P u|^2 over the cells of all images, where A is
-    `LinearMap.matrix`, cells inside a mask weigh sqrt(cells outside / cells inside) times those outside, u is v in
-    whitened coordinates, and P takes out the direction of the word to start from: its length is free, departing from
-    it costs. A cell that a mask covers in part counts for both sides. The map of the token, b included, is above 0
-    where the mask is.
+    loss(v, b) = mean of w log(1 + exp(∓(A v + b))) + ridge / 2 (|u|² - 0.9 (u·x)²), over the cells of all images: A is
+    `LinearMap.matrix`, the sign - inside a mask and + outside, w larger inside by sqrt(cells outside / cells inside). A
+    cell that a mask covers in part counts for both sides. u is v, and x the word to start from with length 1, both in
+    whitened coordinates: departing from the word costs, its length a tenth of that. The token's map, b included, is
+    above 0 where the mask is.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def fit_tokens(
 
     Raises
     ------
-    ValueError : as `fit_token`, a class that is in no image, masks that overlap
+    ValueError : as `fit_token`, a class that is in no image, masks that overlap or leave nothing out
     """
     stack = linear_maps(recordings)
     masks = {name: _class_masks(name, of_class, stack) for name, of_class in masks.items()}
@@ -183,8 +183,8 @@ def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibr
         raise ValueError(f"unlabeled has text width {len(whitening.mean)}, the recordings {stack.matrix.shape[1]}")
     cells = _cells(stack, list(masks.values()), whitening, band)
     directions = [None if x is None else F.normalize(whitening.inverse @ x.double(), dim=0) for x in words]
-    compared = [_left_out(cells, directions, r, folds) for r in ridges] if len(ridges) > 1 else []
-    best = ridges[int(np.argmin([loss for loss, _ in compared]))] if compared else ridges[0]
+    compared = _left_out(cells, directions, ridges, folds) if len(ridges) > 1 else []
+    best = min(compared, key=lambda row: row["loss"])["ridge"] if compared else ridges[0]
     u, bias, result = _solve(cells, directions, best)
     value = whitening.scale @ u.T
     bias = bias - whitening.mean @ value
@@ -192,7 +192,7 @@ def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibr
     about = {"method": method, "model": stack.model, **settings, "size": list(stack.size[1:]), "images": stack.size[0]}
     about |= {"ridge": best, "gradient": result["gradient"], "iterations": result["iterations"]}
     if compared:
-        about["left out"] = [{"ridge": r, "loss": a, "iou": b} for r, (a, b) in zip(ridges, compared, strict=True)]
+        about["left out"] = compared
     about["seconds"] = time.perf_counter() - started
     library = TokenLibrary()
     for i, (name, of_class) in enumerate(masks.items()):
@@ -235,8 +235,10 @@ class _Cells:
     weights: torch.Tensor  # float64 (cell, 1 + class)
     image: np.ndarray  # int (cell,)
 
-    def part(self, chosen) -> "_Cells":
-        return _Cells(self.features[chosen], self.offset[chosen], self.weights[chosen], self.image[chosen])
+    def part(self, chosen, dtype) -> "_Cells":
+        chosen = torch.from_numpy(chosen)
+        tensors = (x[chosen].to(dtype) for x in (self.features, self.offset, self.weights))
+        return _Cells(*tensors, self.image[chosen])
 
 
 def _cells(stack, masks, whitening, band) -> _Cells:
@@ -256,8 +258,10 @@ def _cells(stack, masks, whitening, band) -> _Cells:
     inside = (shares * decided).flatten(1).T
     outside = (decided.flatten() - inside.sum(1)).clamp(min=0)
     weights = torch.cat([outside[:, None], inside], 1)
+    if not weights[:, 0].any():
+        raise ValueError("no decided pixel is outside the masks: leave a class out, it is then what no token claims")
     if not (weights.sum(0) > 0).all():
-        raise ValueError("no decided cell is left inside or outside a mask: widen the band or the masks")
+        raise ValueError("no decided cell is left inside a mask: widen the band or the masks")
     image = np.repeat(np.arange(images), grid[0] * grid[1])
     return _Cells(planes[:, :-1].contiguous(), planes[:, -1:], weights, image)
 
@@ -269,13 +273,14 @@ def _balanced(weights):
     return raised / raised.sum()
 
 
-def _solve(cells: _Cells, directions, ridge, tolerance=1e-8):
+def _solve(cells: _Cells, directions, ridge, start=None, tolerance=1e-8):
     """Minimum of the loss: (class, text width) in whitened coordinates, (class,) biases, and how it was reached."""
     weights, classes, width = _balanced(cells.weights), len(directions), cells.features.shape[1]
-    words = torch.stack([torch.zeros(width).double() if d is None else d for d in directions])
+    dtype = cells.features.dtype
+    words = torch.stack([torch.zeros(width, dtype=dtype) if d is None else d.to(dtype) for d in directions])
 
     def split(flat):
-        flat = torch.from_numpy(flat)
+        flat = torch.from_numpy(flat).to(dtype)
         return flat[: classes * width].reshape(classes, width), flat[classes * width :]
 
     def objective(flat):
@@ -283,12 +288,16 @@ def _solve(cells: _Cells, directions, ridge, tolerance=1e-8):
         loss, slope = _loss(cells.features @ u.T + bias + cells.offset, weights)
         pulled = u - (1 - FREE) * (u * words).sum(1, keepdim=True) * words
         gradient = slope.T @ cells.features + ridge * pulled
-        return float(loss + ridge / 2 * (u * pulled).sum()), torch.cat([gradient.flatten(), slope.sum(0)]).numpy()
+        return float(loss + ridge / 2 * (u * pulled).sum()), torch.cat(
+            [gradient.flatten(), slope.sum(0)]
+        ).double().numpy()
 
+    start = np.zeros(classes * (width + 1)) if start is None else start
     options = {"maxiter": 5000, "maxfun": 10000, "gtol": tolerance, "ftol": 0.0, "maxcor": 20}
     with threadpool_limits(1, "blas"):  # L-BFGS's own small products would fight torch's threads: 20 times slower
-        found = minimize(objective, np.zeros(classes * (width + 1)), jac=True, method="L-BFGS-B", options=options)
-    return *split(found.x), {"gradient": float(np.linalg.norm(found.jac)), "iterations": int(found.nit)}
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    result = {"x": found.x, "gradient": float(np.linalg.norm(found.jac)), "iterations": int(found.nit)}
+    return *split(found.x), result
 
 
 def _loss(scores, weights):
@@ -297,23 +306,32 @@ def _loss(scores, weights):
     return -(weights * shares).sum(), (shares.exp() * weights.sum(1, keepdim=True) - weights)[:, 1:]
 
 
-def _left_out(cells, directions, ridge, folds):
-    """Loss, and IoU at the zero level over cells, of images that were left out, mean over folds."""
-    losses, overlaps = [], []
-    images = np.unique(cells.image)
+def _left_out(cells, directions, ridges, folds):
+    """For each ridge: loss, and IoU at the zero level over cells, of images that were left out, mean over folds."""
+    images, found = np.unique(cells.image), []
     for train, test in KFold(min(folds, len(images))).split(images):
-        known, held = (cells.part(np.isin(cells.image, images[part])) for part in (train, test))
-        if not (known.weights.sum(0) > 0).all():
-            continue  # a class that only left-out images have
-        u, bias, _ = _solve(known, directions, ridge, tolerance=1e-5)
-        scores = held.features @ u.T + bias + held.offset
-        losses.append(float(_loss(scores, _balanced(held.weights))[0]))
-        found = torch.where(scores.amax(1) > 0, scores.argmax(1) + 1, 0)
-        truth = held.weights.argmax(1)
-        overlaps.append(np.mean([iou(found == c, truth == c) for c in range(1, 1 + len(directions))]))
-    if not losses:
+        # To compare ridges single precision will do, in half the time.
+        known, held = (cells.part(np.isin(cells.image, images[part]), torch.float32) for part in (train, test))
+        if (known.weights.sum(0) > 0).all():  # not where only left-out images show a class
+            found.append(_judged(known, held, directions, ridges))
+    if not found:
         raise ValueError("some class is in one image alone, so none can be left out: give one ridge")
-    return float(np.mean(losses)), float(np.mean(overlaps))
+    losses, overlaps = np.mean(found, axis=0).T
+    rows = zip(ridges, losses, overlaps, strict=True)
+    return [{"ridge": ridge, "loss": float(loss), "iou": float(overlap)} for ridge, loss, overlap in rows]
+
+
+def _judged(known, held, directions, ridges):
+    """(loss, IoU) on held cells of what each ridge learns from the known ones; each starts where the last one ended."""
+    truth, weights, start, found = held.weights.argmax(1), _balanced(held.weights), None, {}
+    for ridge in sorted(ridges, reverse=True):
+        u, bias, result = _solve(known, directions, ridge, start, tolerance=1e-4)
+        start = result["x"]
+        scores = held.features @ u.T + bias + held.offset
+        label = torch.where(scores.amax(1) > 0, scores.argmax(1) + 1, 0)
+        overlap = np.mean([iou(label == c, truth == c) for c in range(1, 1 + len(directions))])
+        found[ridge] = float(_loss(scores, weights)[0]), overlap
+    return [found[ridge] for ridge in ridges]
 
 
 def _iou(stack, token, masks):

@@ -22,7 +22,7 @@ from matplotlib import colors, patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import AutoLocator
+from matplotlib.ticker import AutoLocator, NullLocator
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -138,18 +138,22 @@ def show_clusters(
 @style()
 def curves(
     ax: Axes,
-    x: ArrayLike,
+    x: ArrayLike | Mapping[str, ArrayLike],
     ys: Mapping[str, ArrayLike],
     bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     xlabel: str = "",
     ylabel: str = "",
     title: str = "",
     legend: bool = True,
+    log: bool = False,
 ) -> Axes:
-    """Lines over a shared x, (point,) arrays by name; classes in their colors, a line named "all" black and dashed.
+    """Lines over x, (point,) arrays by name; classes in their colors, a line named "all" black and dashed.
 
-    `bands` shades from a lower to an upper (point,) array, for any of the names. The legend stands beside the axes.
+    `x` is shared, or by name as well; a line of one point is a star. `bands` shades from a lower to an upper (point,)
+    array, for any of the names. The legend stands beside the axes. `log`: x is logarithmic, with ticks at the points
+    where they are shared and few.
     """
+    xs = x if isinstance(x, Mapping) else dict.fromkeys(ys, x)
     if unknown := set(bands or {}) - set(ys):
         raise ValueError(f"bands for {sorted(unknown)}, but the curves are {list(ys)}")
     for index, (name, y) in enumerate(ys.items()):
@@ -157,12 +161,19 @@ def curves(
         if brightness(color) > 0.65:  # smoke and sky would be lost on white paper
             color = np.multiply(color, 0.65 / brightness(color))
         if bands and name in bands:
-            ax.fill_between(x, *bands[name], color=color, alpha=0.18, linewidth=0)
-        ax.plot(x, y, color=color, linestyle=dashes, label=name)
+            ax.fill_between(xs[name], *bands[name], color=color, alpha=0.18, linewidth=0)
+        marker = {"marker": "*", "markersize": 10} if np.size(y) == 1 else {}
+        ax.plot(xs[name], y, color=color, linestyle=dashes, label=name, **marker)
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    ax.margins(x=0)
-    ax.xaxis.set_major_locator(AutoLocator())  # the cells of `grid` have none
+    ax.margins(x=0.04 if any(np.size(y) == 1 for y in ys.values()) else 0)
+    if log:
+        ax.set_xscale("log")
+        if not isinstance(x, Mapping) and len(x) <= 8:
+            ax.set_xticks(x, [format(value, "g") for value in x])
+            ax.xaxis.set_minor_locator(NullLocator())
+    else:
+        ax.xaxis.set_major_locator(AutoLocator())  # the cells of `grid` have none
     ax.yaxis.set_major_locator(AutoLocator())
     ax.spines[["left", "bottom"]].set_visible(True)
     ax.spines[["right", "top"]].set_visible(False)

@@ -20,7 +20,7 @@ Images = Recording | LinearMap | Iterable[Recording | LinearMap]
 
 
 class Match(NamedTuple):
-    """A word for a region: its mean IoU at `threshold`, a share of each map's range."""
+    """A word, or a token by its name, for a region: its mean IoU at `threshold`, a share of each map's range."""
 
     word: str
     iou: float
@@ -67,8 +67,8 @@ def _iou(heat, mask, cut):
     return metrics.iou(found[known], mask[known] == 1)
 
 
-def best_words(recordings: Images, masks: Sequence[ArrayLike], among: Sequence[str]) -> list[Match]:
-    """Words ordered by how well their Linear DAAM maps fit regions: the thesis's search for descriptive words.
+def best_words(recordings: Images, masks: Sequence[ArrayLike], among: Sequence[str | Token]) -> list[Match]:
+    """Words, or tokens, by how well their Linear DAAM maps fit regions: the thesis's search for descriptive words.
 
     Each at the threshold that is best for it on these images, with the mean IoU there; to know what the word is worth,
     take `transfer_matrix` of it on others.
@@ -86,7 +86,7 @@ def best_words(recordings: Images, masks: Sequence[ArrayLike], among: Sequence[s
         heats = [stretch(heat, mask.shape) for heat, mask in zip(stack[word], masks, strict=True)]
         ious = metrics.miou_curve(heats, truths)
         cut = metrics.best_threshold(metrics.THRESHOLDS, ious)
-        found.append(Match(word, float(ious.mean(1).max()), cut))
+        found.append(Match(getattr(word, "name", word), float(ious.mean(1).max()), cut))
     return sorted(found, key=lambda match: -match.iou)
 
 

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 import attnlab as al
-from attnlab.heatmaps import HeatMaps, resize
+from attnlab.heatmaps import HeatMaps, resize, stretch, upscale
 from attnlab.layers import Layer
 from attnlab.words import Word
 
@@ -206,3 +206,12 @@ def test_spread(recording):
     for wrong in ([], parts[:1], [parts[0], al.ovam(recording, "fire")]):
         with pytest.raises(ValueError, match="two or more maps of one text"):
             al.spread(wrong)
+
+
+def test_maps_are_stretched_one_by_one():
+    maps = np.float32([[[-2, 2], [0, 1]], [[3, 3], [3, 3]]])
+    np.testing.assert_allclose(stretch(maps, 2), [[[0, 1], [0.5, 0.75]], [[0, 0], [0, 0]]])
+    np.testing.assert_allclose(stretch(maps[0], (4, 6)), stretch(maps, (4, 6))[0])
+    large = upscale(maps[0], (4, 4))
+    expected = resize(torch.from_numpy(maps[:1])[None], (4, 4), "bilinear")[0, 0]
+    np.testing.assert_array_equal(large, expected)

@@ -160,3 +160,18 @@ def test_bootstrap_has_the_width_of_the_standard_error_and_covers_the_known_mean
 def test_bootstrap_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(**({"values": [0.1, 0.2]} | options))
+
+
+def test_mean_over_classes_weighs_classes_alike():
+    """Images of the first class outnumber the second's; an interval is as wide as the bootstrap of a lone class."""
+    rng = np.random.default_rng(0)
+    values = np.full((60, 2), np.nan)
+    values[:, 0], values[:10, 1] = rng.normal(0.2, 0.1, 60), 0.8
+    mean, low, high = metrics.mean_over_classes(values)
+    assert mean == pytest.approx((values[:, 0].mean() + 0.8) / 2) and low < mean < high
+    alone = metrics.bootstrap_interval(values[:, 0])
+    assert high - low == pytest.approx((alone[1] - alone[0]) / 2, rel=0.15)
+    assert metrics.mean_over_classes(values) == (mean, low, high)
+    for wrong in ([0.5], np.full((3, 2), np.nan), [[np.inf]]):
+        with pytest.raises(ValueError, match=r"values must be \(image, class\)"):
+            metrics.mean_over_classes(wrong)

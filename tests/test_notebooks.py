@@ -17,6 +17,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Parameters that make a run short, where the defaults take more than about a minute: {"04_dbscan_masks": {"steps": 4}}
 QUICK = {
     "02_open_vocabulary_maps": {"scenes": 12},
+    "03_token_optimization": {"scenes": 60, "tests": 3, "training": 60, "shots": [1, 2], "images": 4, "published": []},
     "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8},
 }
 

@@ -200,6 +200,18 @@ def test_curves_have_the_colors_of_their_classes(ax):
         plots.curves(ax, x, ys, bands={"rider": (x, x)})
 
 
+def test_curves_over_a_logarithm(ax):
+    plots.curves(ax, [1, 2, 20], {"a": [0, 1, 2], "b": [1, 1, 1]}, log=True)
+    assert ax.get_xscale() == "log" and [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "20"]
+
+
+def test_every_curve_may_have_its_own_x(ax):
+    plots.curves(ax, {"a": [0, 1], "b": [5]}, {"a": [2, 3], "b": [4]}, bands={"a": ([1, 2], [3, 4])})
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines["a"].get_xdata()) == [0, 1] and list(lines["b"].get_xdata()) == [5]
+    assert lines["b"].get_marker() == "*" and lines["a"].get_marker() == "None"
+
+
 def test_matrix_writes_numbers_and_frames_the_best(ax):
     values = np.array([[0.1, 0.25, np.nan], [0.5, 0.9, 0.3]])
     plots.matrix(ax, values, ["down", "up"], [1, 5, 10], highlight=(1, 2), fmt=".1f", xlabel="step")

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .. import LinearMap, Recording, Token, linear_daam, metrics, ovam, record_image, seed
+from .. import LinearMap, Recording, Token, fit_token, linear_daam, metrics, optimize_token, ovam, record_image, seed
+from ..fit import Whitening
 from ..heatmaps import stretch
 from ..scenes import street
 from ..scenes.scene import Scene
@@ -20,8 +21,8 @@ from .localize import TIMESTEPS
 
 TRAINING = street.HELD_OUT + 300_000  # first seed of the scenes that tokens are learned from
 SHOWN = 0.01  # an example of a class shows it in at least this share of the image
-NOUNS = {"ground": "grass", "building": "house"}
-"""Words of classes that are called otherwise in captions."""
+NOUNS = {"ground": "grass", "building": "house", "roof": "house", "wheel": "car", "trunk": "tree"}
+"""Words of classes that are called otherwise in captions, and of what parts belong to."""
 
 
 @dataclass
@@ -63,8 +64,8 @@ Maps = Callable[[Pool, int], np.ndarray]
 """The map (row, column) of a scene of a pool, by its number."""
 
 
-def linear(word: str | Token | np.ndarray) -> Maps:
-    return lambda among, i: among.maps[i] @ word if isinstance(word, np.ndarray) else among.maps[i][word]
+def linear(word: str | Token) -> Maps:
+    return lambda among, i: among.maps[i][word]
 
 
 def padded(word: str) -> Maps:
@@ -83,14 +84,90 @@ def curves(maps: Maps, among: Pool, name: str, numbers: Sequence[int]) -> np.nda
     return metrics.miou_curve(heats, truths)
 
 
-def at_threshold(maps: Maps, name: str, train: Pool, known: Sequence[int], test: Pool, asked: Sequence[int]):
-    """IoU of each test scene at the threshold that is best on the training scenes: (image,)."""
-    cut = metrics.best_threshold(metrics.THRESHOLDS, curves(maps, train, name, known))
-    return curves(maps, test, name, asked)[np.searchsorted(metrics.THRESHOLDS, cut)]
-
-
 def at_zero(token: Token, name: str, test: Pool, asked: Sequence[int]) -> np.ndarray:
-    """IoU of each test scene where the token's map is above 0: (image,)."""
+    """IoU (image,) where the token's map is above 0."""
     truths = test.masks(name, asked)
     found = [test.maps[i].upscaled(token, truth.shape) > 0 for i, truth in zip(asked, truths, strict=True)]
     return np.array([metrics.iou(mask, truth) for mask, truth in zip(found, truths, strict=True)])
+
+
+@dataclass
+class Study:
+    """IoU of rows of a table, float (scene, class), NaN where a scene is no test of a class; by name of the row."""
+
+    train: Pool
+    test: Pool
+    names: Sequence[str] = street.CLASSES
+    tests: int = 60  # scenes a class
+
+    def __post_init__(self):
+        self.rows: dict[str, np.ndarray] = {}
+        self.seconds: dict[str, list[float]] = {}  # of each fit, by row
+        self.asked = {name: self.test.examples(name, self.tests) for name in self.names}
+        self.whitening = Whitening.of(self.train.maps)
+
+    def words(self, count: int) -> None:
+        """Rows of the plain words, thresholds chosen on `count` training scenes."""
+        for name in tqdm(self.names, desc="words", leave=False):
+            word, known = NOUNS.get(name, name), self.train.examples(name, count)
+            self._put(f"Linear DAAM, {count}", name, [self._at_threshold(linear(word), name, known)])
+            self._put(f"OVAM padded, {count}", name, [self._at_threshold(padded(word), name, known)])
+
+    def fits(self, count: int, draws: int = 1) -> None:
+        """Rows of `fit_token` on `count` scenes: at a threshold chosen on them, and at the zero level."""
+        for name in tqdm(self.names, desc=f"{count} images", leave=False):
+            found = [self._fit(name, count, draw) for draw in range(draws)]
+            self._put(f"fit_token, {count}", name, [cut for cut, _ in found])
+            self._put(f"fit_token above 0, {count}", name, [zero for _, zero in found])
+
+    def descents(self, count: int, preset: str, draws: int = 1) -> None:
+        """Rows of `optimize_token` on `count` scenes."""
+        for name in tqdm(self.names, desc=f"{preset}, {count} images", leave=False):
+            found = []
+            for draw in range(draws):
+                known = self.train.examples(name, count, draw)
+                images = [self.train.recordings[i] for i in known]
+                token = optimize_token(images, self.train.masks(name, known), NOUNS.get(name, name), preset)
+                self.seconds.setdefault(f"{preset}, {count}", []).append(token.about["seconds"])
+                found.append(
+                    self._at_threshold(linear(token) if token.background is None else softmax(token), name, known)
+                )
+            self._put(f"{preset}, {count}", name, found)
+
+    def gain(self, row: str, over: str) -> tuple[float, float, float]:
+        """Mean over classes of the difference of two rows, and its 95 % interval."""
+        return metrics.mean_over_classes(self.rows[row] - self.rows[over])
+
+    def by_class(self, row: str) -> np.ndarray:
+        """Mean IoU (class,)."""
+        return np.nanmean(self.rows[row], axis=0)
+
+    def lesson(self, name: str, count: int, draw: int = 0) -> tuple[list[LinearMap], list[np.ndarray]]:
+        """Maps and masks of training scenes of a class or part."""
+        known = self.train.examples(name, count, draw)
+        return [self.train.maps[i] for i in known], self.train.masks(name, known)
+
+    def exam(self, name: str, count: int | None = None) -> tuple[list[LinearMap], list[np.ndarray]]:
+        """Maps and masks of its test scenes."""
+        asked = self.test.examples(name, count or self.tests)
+        return [self.test.maps[i] for i in asked], self.test.masks(name, asked)
+
+    def learn(self, name: str, count: int, draw: int = 0) -> Token:
+        """What `fit_token` learns from training scenes, near to the word of the class."""
+        lesson = self.lesson(name, count, draw)
+        return fit_token(*lesson, NOUNS.get(name, name), name=name, unlabeled=self.whitening)
+
+    def _fit(self, name, count, draw):
+        token = self.learn(name, count, draw)
+        self.seconds.setdefault(f"fit_token, {count}", []).append(token.about["seconds"])
+        known = self.train.examples(name, count, draw)
+        return self._at_threshold(linear(token), name, known), at_zero(token, name, self.test, self.asked[name])
+
+    def _at_threshold(self, maps, name, known):
+        """IoU (image,) of the tests at the threshold that is best on the known training scenes."""
+        cut = metrics.best_threshold(metrics.THRESHOLDS, curves(maps, self.train, name, known))
+        return curves(maps, self.test, name, self.asked[name])[np.searchsorted(metrics.THRESHOLDS, cut)]
+
+    def _put(self, row, name, found):
+        table = self.rows.setdefault(row, np.full((len(self.test.scenes), len(self.names)), np.nan))
+        table[self.asked[name], list(self.names).index(name)] = np.mean(found, axis=0)

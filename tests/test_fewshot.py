@@ -1,0 +1,56 @@
+"""Tokens learned from a few scenes: what the bundled models must be able to do, and sets that repeat."""
+
+import numpy as np
+import pytest
+
+import attnlab as al
+from attnlab import metrics
+from attnlab.scenes import street
+from attnlab.tiny import fewshot
+
+NAMES = ("sky", "fire", "building")
+
+
+@pytest.fixture(scope="module")
+def study():
+    """Of the model that never saw a mask, small."""
+    pipe = al.load_pipeline("tiny-plain", device="cpu")
+    pools = fewshot.pool(pipe, fewshot.TRAINING, 40), fewshot.pool(pipe, street.HELD_OUT, 40)
+    return fewshot.Study(*pools, names=NAMES, tests=8)
+
+
+def test_a_token_of_two_scenes_beats_the_word(study):
+    """Far below the README's gain: a broken fit, whitening or map would not pass."""
+    study.words(2)
+    study.fits(2, draws=2)
+    gain, low, _ = study.gain("fit_token, 2", "Linear DAAM, 2")
+    assert low > 0.08 and gain == pytest.approx(
+        np.mean(study.by_class("fit_token, 2") - study.by_class("Linear DAAM, 2"))
+    )
+    assert len(study.seconds["fit_token, 2"]) == 2 * len(NAMES)
+
+
+def test_published_descents_take_part(study):
+    study.descents(1, "thesis")
+    assert np.isfinite(study.by_class("thesis, 1")).all()
+
+
+def test_rows_hold_the_iou_of_test_scenes_alone(study):
+    study.fits(1)
+    for column, name in enumerate(NAMES):
+        known = np.isfinite(study.rows["fit_token, 1"][:, column])
+        assert np.flatnonzero(known).tolist() == study.asked[name] and known.sum() == 8
+    token = study.learn("fire", 1)
+    maps, masks = study.exam("fire")
+    expected = al.transfer_matrix([token], maps, masks)[0]
+    np.testing.assert_array_equal(study.rows["fit_token above 0, 1"][study.asked["fire"], 1], expected)
+    assert metrics.mean_over_classes(study.rows["fit_token, 1"])[0] == pytest.approx(
+        study.by_class("fit_token, 1").mean()
+    )
+
+
+def test_training_sets_repeat_and_differ(study):
+    sets = [study.train.examples("sky", 3, draw) for draw in (0, 1, 2, 1)]
+    assert sets[1] == sets[3] and len({tuple(s) for s in sets}) == 3
+    with pytest.raises(ValueError, match=r"'fire' is in \d+ of 40 scenes: 99 are wanted"):
+        study.train.examples("fire", 99)
