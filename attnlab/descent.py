@@ -7,6 +7,7 @@ token = optimize_token(recordings, masks, init="car", preset="ovam")   # OVAM's:
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -63,7 +64,7 @@ EDGE = 1e-4  # how near to 0 and 1 a probability may come, for the loss to stay 
 def optimize_token(
     recordings: Images,
     masks: Sequence[ArrayLike],
-    init: str | torch.Tensor,
+    init: str | Token | torch.Tensor,
     preset: str | Descent = "thesis",
     *,
     name: str | None = None,
@@ -79,7 +80,7 @@ def optimize_token(
     recordings : of one model, one an image; LinearMaps do for linear maps
     masks : (row, column) of any size that covers the whole image: booleans or 0 and 1, 255 where undecided. Maps are
         resized to it, bilinear
-    init : the word to start from, or its embedding (text width,); with a background also both, (2, text width)
+    init : the word or token to start from, or an embedding (text width,); with a background also both, (2, text width)
     preset : "thesis", "thesis-softmax", "ovam", or a `Descent` of your own: replace(PRESETS["ovam"], epochs=100)
     name : of the token; the word's own, or "token"
     collapse : of linear maps, whether all steps, layers and heads are added up to one matrix first; if not, every epoch
@@ -93,7 +94,8 @@ def optimize_token(
     Raises
     ------
     ValueError : no image, recordings that differ in model or size; LinearMaps for softmax maps; masks that are not one
-        for each, not in the maps' proportions, empty or full; an init that does not fit; keys that are normalized
+        for each, not in the maps' proportions, empty or full; an init that does not fit or whose map is flat; NaN; keys
+        that are normalized
     """
     started = time.perf_counter()
     settings = PRESETS.get(preset) if isinstance(preset, str) else preset
@@ -102,12 +104,14 @@ def optimize_token(
     maps = _source(recordings, settings, collapse)
     masks = targets.as_masks(masks, maps.size, len(maps))
     x = _start(maps, init, settings.background)
+    _check_maps(maps, x)
     best, losses = _descend(x, _objective(maps, masks, settings), settings)
     threshold, iou = _score(maps, best, masks)
     about = {"method": "optimize_token", "model": maps.model, **maps.settings, "size": list(maps.size)}
-    about |= {"images": len(maps), "init": init if isinstance(init, str) else None, "descent": asdict(settings)}
+    word = init if isinstance(init, str) else init.name if isinstance(init, Token) else None
+    about |= {"images": len(maps), "init": word, "descent": asdict(settings)}
     about |= {"losses": losses, "threshold": threshold, "iou": iou, "seconds": time.perf_counter() - started}
-    name = name or (init if isinstance(init, str) else "token")
+    name = name or word or "token"
     background = Token(f"background of {name}", best[0], about=about) if settings.background else None
     return Token(name, best[-1], background=background, about=about)
 
@@ -144,7 +148,8 @@ class _Queries:
 
     def _check(self, trace):
         if not trace.queries:
-            raise ValueError("this recording kept no queries: record with keep='queries', or give LinearMaps")
+            other = "" if self.softmax else ", or give LinearMaps"
+            raise ValueError(f"this recording kept no queries: record with keep='queries'{other}")
         if (trace.generation.model, trace.sizes) != (self.model, self.traces[0].sizes):
             raise ValueError(
                 f"recordings of one model, size and layers are wanted: {self.model}, {self.traces[0].sizes} and "
@@ -166,7 +171,7 @@ class _Queries:
             )  # steps at once: small layers' together, large ones' one by one
             share = 0
             for first in range(0, len(recorded), group):
-                queries = [recorded[k] for k in range(first, min(first + group, len(recorded)))]
+                queries = [recorded[k].cpu() for k in range(first, min(first + group, len(recorded)))]
                 queries = layer.queries(torch.stack(queries))  # (step, head, pixel, width)
                 share = share + (attention(queries, keys) if self.softmax else keys @ queries.mT).sum((0, 1))
             total = total + resize(share.unflatten(-1, trace.sizes[name])[None], self.size, "bilinear")[0]
@@ -187,6 +192,11 @@ def _source(recordings, settings, collapse):
 
 def _start(maps, init, background):
     """Embeddings to start from, (token, width)."""
+    if isinstance(init, Token):
+        init.check(maps.width, maps.model)
+        init = torch.stack([init.background.value, init.value]) if background and init.background else init.value
+    if init is None:
+        raise ValueError("init is missing: give the word to start from")
     if not isinstance(init, str):
         x = torch.as_tensor(init).detach().to("cpu", torch.float32).clone()
         if x.shape not in ((maps.width,), (1 + background, maps.width)) or not x.isfinite().all():
@@ -201,6 +211,17 @@ def _start(maps, init, background):
     return torch.stack([start, x]) if background else x[None]
 
 
+@torch.no_grad()
+def _check_maps(maps, x):
+    """ValueError where what a descent starts from is no map."""
+    for i in range(len(maps)):
+        heats = maps(i, x)
+        if not heats.isfinite().all():
+            raise ValueError(f"the maps of image {i} hold NaN or infinity: record in float32 or bfloat16")
+        if heats.max() == heats.min():
+            raise ValueError(f"the map of image {i} is flat where the descent starts: start from a word")
+
+
 def _objective(maps, masks, settings):
     """The loss as a function of embeddings (token, width): mean over images, and over decided pixels of each."""
     planes = [torch.from_numpy((mask == 1).astype(np.float32)) for mask in masks]
@@ -212,7 +233,7 @@ def _objective(maps, masks, settings):
         for i, (target, known) in enumerate(zip(targets_of, decided, strict=True)):
             heats = resize(maps(i, x)[None], tuple(known.shape), "bilinear")[0]
             if settings.stretch:
-                heats = (heats - heats.min()) / (heats.max() - heats.min())
+                heats = (heats - heats.min()) / (heats.max() - heats.min()).clamp(min=1e-12)
             heats, target = heats[:, known], target[:, known]
             if settings.loss == "logits":
                 total = total - (target * heats.log_softmax(0)).sum(0).mean()
@@ -234,7 +255,10 @@ def _descend(x, loss, settings):
             optimizer.zero_grad()
             value = loss(x)
             if not value.isfinite():
-                raise ValueError(f"the loss became {float(value)} after {len(losses)} epochs: lower the rate")
+                warnings.warn(
+                    f"the loss became {float(value)} after {len(losses)} epochs: lower the rate", stacklevel=3
+                )
+                break
             if not losses or float(value.detach()) < min(losses):
                 best = x.detach().clone()
             losses.append(float(value.detach()))
@@ -249,6 +273,7 @@ def _descend(x, loss, settings):
 def _score(maps, x, masks):
     """Threshold with the highest mean IoU of the last token's maps, as a share of each map's range; and that IoU."""
     heats = [stretch(maps(i, x)[-1].numpy(), mask.shape) for i, mask in enumerate(masks)]
-    ious = metrics.miou_curve(heats, [mask == 1 for mask in masks])
+    known = [mask != targets.UNDECIDED for mask in masks]
+    ious = metrics.miou_curve(heats, [mask == 1 for mask in masks], known=known)
     threshold = metrics.best_threshold(metrics.THRESHOLDS, ious)
     return threshold, float(ious.mean(1).max())

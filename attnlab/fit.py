@@ -10,7 +10,7 @@ features: one optimum, found in well under a second.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from .heatmaps import upscale
 from .linear import LinearMap, linear_daam, linear_maps
 from .metrics import iou
 from .recording import Recording
-from .tokens import SETTINGS, Token, TokenLibrary
+from .tokens import SETTINGS, Token, TokenLibrary, same_model
 
 Images = Recording | LinearMap | Iterable[Recording | LinearMap]
 Init = str | Token | torch.Tensor | None
@@ -47,28 +47,34 @@ class Whitening:
 
     mean : float64 (text width,)
     scale, inverse : float64 (text width, text width)
+    model : what they were recorded from, where that is known
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
     inverse: torch.Tensor
+    model: str | None = None
 
     @classmethod
     def of(cls, recordings: Images) -> "Whitening":
         """From recordings or LinearMaps, one at a time; ValueError where there are none."""
-        count, total, square = 0, 0, 0
+        count, total, square, models = 0, 0, 0, set()
         for one in [recordings] if isinstance(recordings, LinearMap) else recordings:
-            matrix = (one if isinstance(one, LinearMap) else linear_daam(one)).matrix.double()
+            one = one if isinstance(one, LinearMap) else linear_daam(one)
+            matrix = one.matrix.double()
+            models.add(one.model)
             count, total, square = count + len(matrix), total + matrix.sum(0), square + matrix.T @ matrix
         if count and not square.isfinite().all():
             raise ValueError("the unlabeled maps hold NaN or infinity: record in float32 or bfloat16")
+        if len(models) > 1:
+            raise ValueError(f"unlabeled images are of several models: {sorted(map(str, models))}")
         if not count:
             raise ValueError("unlabeled is empty: give recordings or LinearMaps, or leave it out")
         mean = total / count
         variance, axes = torch.linalg.eigh(square / count - torch.outer(mean, mean))
         variance = variance.clamp(min=1e-8 * float(variance.max()))
         power = variance ** (-WHITE / 2) / (variance ** (1 - WHITE)).mean().sqrt()
-        return cls(mean, axes * power, (axes / power).T)
+        return cls(mean, axes * power, (axes / power).T, *models)
 
 
 def fit_token(
@@ -115,7 +121,7 @@ def fit_token(
     """
     stack = linear_maps(recordings)
     masks = targets.as_masks(masks, stack.size[1:], stack.size[0])
-    name = name or (init if isinstance(init, str) else getattr(init, "name", "token"))
+    name = name or (init if isinstance(init, str) else init.name if isinstance(init, Token) else "token")
     library = _fit(stack, {name: masks}, {name: init}, unlabeled, ridge, folds, band, "fit_token")
     return library[name]
 
@@ -160,12 +166,18 @@ def fit_tokens(
 
 
 def _class_masks(name, masks, stack):
+    """One class's masks, checked; it may be absent from some images, and fill others."""
     if len(masks) != stack.size[0]:
         raise ValueError(f"masks[{name!r}] has {len(masks)} masks for {stack.size[0]} images: give one for each")
     masks = [targets.as_mask(m, stack.size[1:], f"masks[{name!r}][{i}]", absent=True) for i, m in enumerate(masks)]
     if not any((mask == 1).any() for mask in masks):
-        raise ValueError(f"{name!r} is in no training image: leave it out, or give an image that shows it")
+        hint = f"; {targets.UNDECIDED} is undecided: of a mask of 0 and 255 take mask > 0" if _undecided(masks) else ""
+        raise ValueError(f"{name!r} is in no training image: leave it out, or give an image that shows it{hint}")
     return masks
+
+
+def _undecided(masks):
+    return any((mask == targets.UNDECIDED).any() for mask in masks)
 
 
 def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibrary:
@@ -179,27 +191,38 @@ def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibr
     whitening = (
         unlabeled if isinstance(unlabeled, Whitening) else Whitening.of(stack if unlabeled is None else unlabeled)
     )
-    if len(whitening.mean) != stack.matrix.shape[1]:
-        raise ValueError(f"unlabeled has text width {len(whitening.mean)}, the recordings {stack.matrix.shape[1]}")
+    if len(whitening.mean) != stack.matrix.shape[1] or not same_model(whitening.model, stack.model):
+        raise ValueError(
+            f"unlabeled is of {whitening.model}, text width {len(whitening.mean)}; "
+            f"the recordings are of {stack.model}, text width {stack.matrix.shape[1]}"
+        )
     cells = _cells(stack, list(masks.values()), whitening, band)
     directions = [None if x is None else F.normalize(whitening.inverse @ x.double(), dim=0) for x in words]
     compared = _left_out(cells, directions, ridges, folds) if len(ridges) > 1 else []
-    best = min(compared, key=lambda row: row["loss"])["ridge"] if compared else ridges[0]
+    if len(ridges) > 1 and not compared and ridge is not None:
+        raise ValueError("every image is the only one with some class, so none can be left out: give one ridge")
+    best = min(compared, key=lambda row: row["loss"])["ridge"] if compared else RIDGE if ridge is None else ridges[0]
     u, bias, result = _solve(cells, directions, best)
-    value = whitening.scale @ u.T
-    bias = bias - whitening.mean @ value
-    settings = {name: stack.about.get(name) for name in SETTINGS if name != "size"}
-    about = {"method": method, "model": stack.model, **settings, "size": list(stack.size[1:]), "images": stack.size[0]}
-    about |= {"ridge": best, "gradient": result["gradient"], "iterations": result["iterations"]}
-    if compared:
-        about["left out"] = compared
+    values = whitening.scale @ u.T
+    biases = bias - whitening.mean @ values
+    about = {"method": method, "model": stack.model, **{name: stack.about.get(name) for name in SETTINGS}}
+    about |= {"size": list(stack.size[1:]), "images": stack.size[0], "ridge": best}
+    about |= {name: result[name] for name in ("gradient", "iterations")}
+    about |= {"left out": compared} if compared else {}
     about["seconds"] = time.perf_counter() - started
-    library = TokenLibrary()
-    for i, (name, of_class) in enumerate(masks.items()):
-        word = init[name] if isinstance(init[name], str) else getattr(init[name], "name", None)
-        token = Token(name, value[:, i], float(bias[i]), about={**about, "init": word})
-        library.add(Token(name, token.value, token.bias, about=token.about | {"iou": _iou(stack, token, of_class)}))
-    return library
+    tokens = zip(masks, values.T, biases.tolist(), strict=True)
+    return TokenLibrary(_scored(stack, Token(*one, about=about), init[one[0]], masks[one[0]]) for one in tokens)
+
+
+def _scored(stack, token, init, masks) -> Token:
+    """The token with the word it comes from, and its mean IoU at zero on decided pixels, at the masks' own sizes."""
+    heats = stack @ token.value + np.float32(token.bias)
+    found = []
+    for heat, mask in zip(heats, masks, strict=True):
+        known = mask != targets.UNDECIDED
+        found.append(iou(upscale(heat, mask.shape)[known] > 0, mask[known] == 1) if known.any() else np.nan)
+    word = init if isinstance(init, str) else init.name if isinstance(init, Token) else None
+    return replace(token, about={**token.about, "init": word, "iou": float(np.nanmean(found))})
 
 
 def _ridges(ridge, folds, images):
@@ -266,9 +289,9 @@ def _cells(stack, masks, whitening, band) -> _Cells:
     return _Cells(planes[:, :-1].contiguous(), planes[:, -1:], weights, image)
 
 
-def _balanced(weights):
-    """Weights that add up to 1, each class raised by the root of how rare it is beside the background."""
-    total = weights.sum(0)
+def _balanced(weights, like=None):
+    """Weights that add up to 1, each class raised by the root of how rare it is beside the background (in `like`)."""
+    total = (weights if like is None else like).sum(0)
     raised = weights * (total[0] / total.clamp(min=1e-9)).sqrt()
     return raised / raised.sum()
 
@@ -312,33 +335,24 @@ def _left_out(cells, directions, ridges, folds):
     for train, test in KFold(min(folds, len(images))).split(images):
         # To compare ridges single precision will do, in half the time.
         known, held = (cells.part(np.isin(cells.image, images[part]), torch.float32) for part in (train, test))
-        if (known.weights.sum(0) > 0).all():  # not where only left-out images show a class
+        if (known.weights.sum(0) > 0).all() and held.weights.any():  # not where only left-out images show a class
             found.append(_judged(known, held, directions, ridges))
     if not found:
-        raise ValueError("some class is in one image alone, so none can be left out: give one ridge")
-    losses, overlaps = np.mean(found, axis=0).T
+        return []
+    losses, overlaps = np.nanmean(found, axis=0).T
     rows = zip(ridges, losses, overlaps, strict=True)
     return [{"ridge": ridge, "loss": float(loss), "iou": float(overlap)} for ridge, loss, overlap in rows]
 
 
 def _judged(known, held, directions, ridges):
     """(loss, IoU) on held cells of what each ridge learns from the known ones; each starts where the last one ended."""
-    truth, weights, start, found = held.weights.argmax(1), _balanced(held.weights), None, {}
+    weights, decided, start, found = _balanced(held.weights, known.weights), held.weights.sum(1) > 0, None, {}
+    truth = held.weights.argmax(1)[decided]
     for ridge in sorted(ridges, reverse=True):
         u, bias, result = _solve(known, directions, ridge, start, tolerance=1e-4)
         start = result["x"]
         scores = held.features @ u.T + bias + held.offset
-        label = torch.where(scores.amax(1) > 0, scores.argmax(1) + 1, 0)
-        overlap = np.mean([iou(label == c, truth == c) for c in range(1, 1 + len(directions))])
+        label = torch.where(scores.amax(1) > 0, scores.argmax(1) + 1, 0)[decided]
+        overlap = np.mean([iou(label == c, truth == c) for c in truth.unique() if c] or [np.nan])
         found[ridge] = float(_loss(scores, weights)[0]), overlap
     return [found[ridge] for ridge in ridges]
-
-
-def _iou(stack, token, masks):
-    """Mean IoU, over images, of the zero level's masks at the masks' own size, decided pixels alone."""
-    maps = stack @ token.value + np.float32(token.bias)
-    found = []
-    for heat, mask in zip(maps, masks, strict=True):
-        known = mask != targets.UNDECIDED
-        found.append(iou(upscale(heat, mask.shape)[known] > 0, mask[known] == 1))
-    return float(np.mean(found))

@@ -43,8 +43,9 @@ class HeatMaps:
     def __len__(self) -> int:
         return len(self.words)
 
-    def __contains__(self, query: words.Query) -> bool:
+    def __contains__(self, query: words.Query | Token) -> bool:
         """Whether the text has such a word, once or more often."""
+        query = query.name if isinstance(query, Token) else query
         return isinstance(query, str | tuple | Integral) and bool(words.matches(self.words, query))
 
     def __repr__(self) -> str:

@@ -38,7 +38,10 @@ def iou(mask: ArrayLike, truth: ArrayLike) -> float:
 
 
 def miou_curve(
-    heats: Sequence[ArrayLike], truths: Sequence[ArrayLike], thresholds: ArrayLike = THRESHOLDS
+    heats: Sequence[ArrayLike],
+    truths: Sequence[ArrayLike],
+    thresholds: ArrayLike = THRESHOLDS,
+    known: Sequence[ArrayLike] | None = None,
 ) -> np.ndarray:
     """IoU of every image at every threshold; the mean over images is the thesis's mIoU-threshold curve.
 
@@ -53,6 +56,8 @@ def miou_curve(
         Ground truth, each of the size of its map.
     thresholds : (threshold,) array
         Increasing shares of the maximum.
+    known : sequence of (row, column) bool arrays, optional
+        Pixels of each image that count; the maximum is that of all pixels.
 
     Returns
     -------
@@ -70,7 +75,8 @@ def miou_curve(
         raise ValueError("thresholds must be one row of increasing numbers, such as np.linspace(0, 1, 101)")
     if len(heats) != len(truths) or len(heats) == 0:
         raise ValueError(f"expected one truth for each heat map, got {len(heats)} maps and {len(truths)} truths")
-    return np.stack([_iou_at(h, t, thresholds) for h, t in zip(heats, truths, strict=True)], axis=1)
+    known = [None] * len(heats) if known is None else known
+    return np.stack([_iou_at(h, t, thresholds, k) for h, t, k in zip(heats, truths, known, strict=True)], axis=1)
 
 
 def area_under_curve(thresholds: ArrayLike, values: ArrayLike) -> float | np.ndarray:
@@ -201,12 +207,14 @@ def mean_over_classes(
     return float((filled.sum(0) / known.sum(0)).mean()), float(low), float(high)
 
 
-def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray) -> np.ndarray:
+def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, known: ArrayLike | None) -> np.ndarray:
     """IoU of one map at each threshold, (threshold,)."""
     heat, truth = _as_pair(heat, truth)
     # A pixel is in the masks of the first `reached` thresholds, so one histogram of `reached` serves all of them.
     positive = heat.max() > 0
     reached = np.searchsorted(thresholds, heat / heat.max(), side="right") if positive else np.zeros(heat.shape, int)
+    if known is not None:
+        reached, truth = reached[known], truth[known]
     predicted, common = (
         np.bincount(pixels, minlength=thresholds.size + 1)[::-1].cumsum()[::-1][1:]
         for pixels in (reached.ravel(), reached[truth])

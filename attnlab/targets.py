@@ -27,7 +27,7 @@ def as_masks(masks: Sequence[ArrayLike], size: tuple[int, int], count: int, name
 
 
 def as_mask(mask: ArrayLike, size: tuple[int, int], name: str = "mask", absent: bool = False) -> np.ndarray:
-    """One of `as_masks`; `absent` lets it be empty."""
+    """One of `as_masks`; `absent` lets it be empty, or full."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"{name} is (row, column), one plane, not of shape {mask.shape}")
@@ -46,7 +46,7 @@ def as_mask(mask: ArrayLike, size: tuple[int, int], name: str = "mask", absent: 
     if not (mask == 1).any() and not absent:
         hint = f"for a mask of 0 and 255 write mask > 0, as {UNDECIDED} is undecided here" if mask.any() else ""
         raise ValueError(f"{name} is empty: leave that image out, or give it to fit_tokens; {hint}".rstrip("; "))
-    if not (mask == 0).any():
+    if not (mask == 0).any() and not absent:
         raise ValueError(f"{name} is full: a word can only be learned where there is something else beside it")
     return mask
 

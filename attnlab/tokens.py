@@ -6,6 +6,7 @@ library = al.TokenLibrary([token])
 library.save("street.safetensors")
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from . import storage
 
+BESIDE = "/background"  # behind a token's name, in a file
 SETTINGS = ("layers", "heads", "scaled", "size")  # of the maps a zero level was found on
 
 
@@ -43,7 +45,10 @@ class Token:
         value = torch.as_tensor(self.value).detach().to("cpu", torch.float32).clone()
         if value.ndim != 1 or not value.isfinite().all():
             raise ValueError(f"the value of token {self.name!r} is a row of finite numbers, not {tuple(value.shape)}")
+        if not (isinstance(self.name, str) and self.name) or not math.isfinite(self.bias):
+            raise ValueError(f"a token has a name and a finite bias, not {self.name!r} and {self.bias}")
         object.__setattr__(self, "value", value)
+        object.__setattr__(self, "bias", float(self.bias))
 
     def __repr__(self) -> str:
         model = self.about.get("model") or "an unknown model"
@@ -64,7 +69,7 @@ class Token:
             warnings.warn(
                 f"token {self.name!r} was learned on maps with other {', '.join(other)}: its zero level does not hold",
                 UserWarning,
-                stacklevel=4,  # the line with linear[token]
+                stacklevel=3,  # the line with linear[token]
             )
 
 
@@ -100,10 +105,12 @@ class TokenLibrary(Mapping):
         """Write to a safetensors file: of each token its value, its bias, its background and what is known of it."""
         tensors, about = {}, {}
         for name, token in self.tokens.items():
+            if name.endswith(BESIDE) and name.removesuffix(BESIDE) in self.tokens:
+                raise ValueError(f"{name!r} is how the file calls a token's background: give the token another name")
             tensors[name] = token.value
             about[name] = {"bias": token.bias, "about": token.about}
             if token.background is not None:
-                tensors[f"{name}/background"] = token.background.value
+                tensors[name + BESIDE] = token.background.value
                 about[name]["background"] = {"name": token.background.name, "bias": token.background.bias}
         return storage.write(path, "TokenLibrary", tensors, about)
 
@@ -141,7 +148,7 @@ def _read(path):
 def _unpack(name, entry, file):
     background = entry.get("background")
     if background is not None:
-        value = file.read(f"{name}/background")
+        value = file.read(name + BESIDE)
         background = Token(background["name"], value, background["bias"], about=entry["about"])
     return Token(name, file.read(name), entry["bias"], background, entry["about"])
 

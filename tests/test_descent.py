@@ -100,6 +100,23 @@ def test_undecided_pixels_do_not_count(recording):
     assert one == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_a_loss_that_runs_away_keeps_the_best(recording):
+    linear = al.linear_daam(recording)
+    wild = replace(PRESETS["ovam"], softmax=False, stretch=False, rate=1e38, epochs=9)
+    with pytest.warns(UserWarning, match=r"the loss became nan after \d epochs: lower the rate"):
+        token = optimize_token(linear, [MASK], "smoke", wild)
+    assert torch.equal(token.value, recording.encoder.embed("smoke")) and len(token.about["losses"]) < 9
+
+
+def test_it_may_start_from_a_token(recording):
+    word = al.Token("mine", recording.encoder.embed("smoke"), about={"model": "tiny"})
+    token = optimize_token(recording, [MASK], word, SHORT["ovam"])
+    same = optimize_token(recording, [MASK], "smoke", SHORT["ovam"])
+    assert token.name == token.about["init"] == "mine" and token.about["losses"] == same.about["losses"]
+    on = optimize_token(recording, [MASK], token, SHORT["ovam"]).about["losses"][0]
+    assert on == pytest.approx(min(token.about["losses"]), rel=1e-5)
+
+
 def test_an_interrupt_returns_the_best_so_far(recording, monkeypatch):
     class Stops:
         def __init__(self, epochs, **_):
@@ -131,6 +148,11 @@ def test_it_learns(recording):
     assert linear[token].shape == (16, 16)
 
 
+def spoiled(recording):
+    queries = {name: [q * torch.nan for q in steps] for name, steps in recording.trace.queries.items()}
+    return al.Recording(recording.encoder, [replace(recording.trace, queries=queries)])
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -138,6 +160,10 @@ def test_it_learns(recording):
         (lambda r: optimize_token(r, [MASK], "smoke", "fast"), "choose 'thesis', 'thesis-softmax', 'ovam'"),
         (lambda r: optimize_token(al.linear_daam(r), [MASK], "smoke", "ovam"), "softmax maps need recordings"),
         (lambda r: optimize_token(r, [~MASK & MASK], "smoke"), "is empty"),
+        (lambda r: optimize_token(r, [MASK], None), "init is missing"),
+        (lambda r: optimize_token(r, [MASK], torch.zeros(128)), "flat where the descent starts"),
+        (lambda r: optimize_token(spoiled(r), [MASK], "smoke", "ovam"), "maps of image 0 hold NaN"),
+        (lambda r: optimize_token(r, [MASK], al.Token("x", torch.ones(64))), "does not fit tiny"),
         (lambda r: optimize_token(r, [MASK, MASK], "smoke"), "2 masks for 1 images"),
         (lambda r: optimize_token(r, [MASK], torch.ones(64)), r"finite embedding \(128,\), not \(64,\)"),
         (lambda r: optimize_token(al.Recording(None, r.traces), [MASK], torch.ones(128), "ovam"), "no text encoder"),

@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from sklearn.linear_model import LogisticRegression
 
 import attnlab as al
-from attnlab.fit import FREE, RIDGES, Whitening, _loss, fit_token, fit_tokens
+from attnlab.fit import FREE, RIDGE, RIDGES, Whitening, _loss, fit_token, fit_tokens
 
 SIDE = 32  # maps of this size are not refined: cells are the matrix's rows
 
@@ -103,10 +103,28 @@ def test_a_class_may_be_absent_from_an_image():
     assert list(library) == ["thing"]
 
 
+def test_a_class_may_fill_an_image():
+    """Left out, such an image has no background; it still says which ridge is good."""
+    maps = make_maps(5)
+    masks = [np.ones((SIDE, SIDE), bool), *make_masks(maps)[1:]]
+    [token] = fit_tokens(maps, {"thing": masks}, {"thing": None}).values()
+    assert all(np.isfinite(row["loss"]) for row in token.about["left out"])
+
+
+def test_one_image_a_class_is_enough():
+    """No image can be left out, so the ridge is the default one; asked to choose, it says so."""
+    maps, empty = make_maps(5), np.zeros((SIDE, SIDE), bool)
+    masks = {f"c{i}": [m if k == i else empty for k, m in enumerate(make_masks(maps))] for i in range(5)}
+    library = fit_tokens(maps, masks, dict.fromkeys(masks))
+    assert library["c0"].about["ridge"] == RIDGE and "left out" not in library["c0"].about
+    with pytest.raises(ValueError, match="none can be left out: give one ridge"):
+        fit_tokens(maps, masks, dict.fromkeys(masks), ridge=(0.1, 1))
+
+
 def test_the_same_input_gives_the_same_token():
     maps = make_maps(5)
-    one, other = (fit_token(maps, make_masks(maps)) for _ in range(2))
-    assert torch.equal(one.value, other.value) and one.bias == other.bias
+    one, other = (fit_token(maps, make_masks(maps), torch.ones(6)) for _ in range(2))
+    assert one.name == "token" and torch.equal(one.value, other.value) and one.bias == other.bias
 
 
 def test_the_ridge_with_the_least_loss_on_left_out_images():
@@ -199,7 +217,10 @@ foreign = al.LinearMap(good[0].matrix, good[0].bias, good[0].size, None, {**good
         (lambda: fit_token(good[:1], masks[:1], ridge=(0.1, 1)), "2 folds of 2 images"),
         (lambda: fit_token(good, masks, band=(0.8, 0.2)), "band is"),
         (lambda: fit_token(good, masks, unlabeled=[]), "unlabeled is empty"),
-        (lambda: fit_token(good, masks, unlabeled=make_maps(1, 5)), "unlabeled has text width 5"),
+        (lambda: fit_token(good, masks, unlabeled=make_maps(1, 5)), "unlabeled is of made, text width 5"),
+        (lambda: fit_token(good, masks, unlabeled=[foreign]), "unlabeled is of other, text width 6; .* of made"),
+        (lambda: fit_token(good, masks, unlabeled=[good[0], foreign]), r"of several models: \['made', 'other'\]"),
+        (lambda: fit_tokens(good, {"a": [m * np.uint8(255) for m in masks]}, {"a": None}), "take mask > 0"),
         (lambda: fit_tokens(good, {}), "no class"),
         (lambda: fit_tokens(good, {"a": [empty, empty]}, {"a": None}), "'a' is in no training image"),
         (lambda: fit_tokens(good, {"a": masks, "b": masks}, {"a": None, "b": None}), "masks of image 0 overlap"),

@@ -26,6 +26,7 @@ def test_a_token_stands_where_a_word_does(recording, smoke):
     expected = al.ovam(recording, torch.stack([tree.value, smoke.value])).values
     np.testing.assert_array_equal(maps[smoke], expected[1])
     np.testing.assert_array_equal(maps["thing"], maps[smoke])
+    assert smoke in maps and al.Token("other", smoke.value) not in maps
     np.testing.assert_array_equal(al.ovam(recording, ["tree", smoke])["tree"], expected[0])
     assert al.dbscan_mask(linear[smoke]).any()
 
@@ -70,14 +71,27 @@ def test_a_token_of_another_model_is_refused(recording, token, says):
 
 def test_other_settings_warn(recording):
     token = al.Token("cat", torch.ones(128), about={"model": "tiny", "layers": ["a"], "size": [16, 16], "heads": None})
-    with pytest.warns(UserWarning, match="other layers: its zero level does not hold"):
+    with pytest.warns(UserWarning, match="other layers: its zero level does not hold") as caught:
         al.linear_daam(recording)[token]
+    assert caught[0].filename == __file__
 
 
 def test_a_token_is_a_row_of_numbers():
     for value in (torch.ones(2, 3), torch.tensor([1.0, torch.nan])):
         with pytest.raises(ValueError, match="row of finite numbers"):
             al.Token("cat", value)
+
+
+def test_a_token_has_a_name_and_a_bias():
+    for name, bias in ((None, 0.0), ("", 0.0), ("cat", float("nan"))):
+        with pytest.raises(ValueError, match="a name and a finite bias"):
+            al.Token(name, torch.ones(3), bias)
+
+
+def test_the_name_of_a_background_is_taken(smoke, tmp_path):
+    library = al.TokenLibrary([smoke, al.Token("thing/background", smoke.value)])
+    with pytest.raises(ValueError, match="give the token another name"):
+        library.save(tmp_path / "x.safetensors")
 
 
 def test_a_library_survives_its_file(smoke, tmp_path):

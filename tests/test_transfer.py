@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import attnlab as al
-from attnlab import words
+from attnlab import metrics, words
 
 
 def four_pixels(image):
@@ -32,6 +32,33 @@ def test_undecided_pixels_do_not_count():
     mask = np.array([[1, 0], [1, 255]], np.uint8)
     corner = al.Token("corner", torch.tensor([1.0, 0, 0, 1]), -0.5)
     np.testing.assert_allclose(al.transfer_matrix([corner], [four_pixels(0)], [mask]), [[0.5]])
+
+
+def test_every_row_is_kept_and_one_may_be_alone():
+    same = [TOKEN, al.Token("left", TOKEN.value, 5.0)]
+    assert al.transfer_matrix(same, [four_pixels(0)], [LEFT]).shape == (2, 1)
+    assert al.transfer_matrix(TOKEN, [four_pixels(0)], [LEFT]).tolist() == [[1]]
+
+
+def test_the_best_threshold_is_that_of_decided_pixels():
+    """The only wrong pixel is undecided, so a threshold at the map's lowest decided value is perfect."""
+    mask = np.array([[1, 255], [1, 0]], np.uint8)
+    token = al.Token("x", torch.tensor([0.6, 1, 0.6, 0]), 0.1)
+    [match] = al.best_words([four_pixels(0)], [mask], [token])
+    assert match.iou == 1 and match.threshold <= 0.6
+    assert al.transfer_matrix([token], [four_pixels(0)], [mask], match.threshold)[0, 0] == 1
+
+
+def test_a_token_with_a_background_has_softmax_maps(recording):
+    mask = np.zeros((16, 16), bool)
+    mask[:8] = True
+    words = [recording.encoder.embed(word) for word in ("smoke", "house")]
+    token = al.Token("x", words[0], background=al.Token("rest", words[1]))
+    share = al.ovam(recording, token)[token]
+    found = (share - share.min()) / np.ptp(share) >= 0.5
+    assert al.transfer_matrix([token], recording, [mask], 0.5)[0, 0] == pytest.approx(metrics.iou(found, mask))
+    with pytest.raises(ValueError, match="learned for softmax maps, beside a background: give recordings"):
+        al.transfer_matrix([token], al.linear_daam(recording), [mask], 0.5)
 
 
 def test_the_word_for_a_region(pipe):
