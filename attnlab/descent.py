@@ -254,14 +254,13 @@ def _descend(x, loss, settings):
         for _ in (progress := tqdm(range(settings.epochs), desc="epochs", leave=False)):
             optimizer.zero_grad()
             value = loss(x)
-            if not value.isfinite():
-                warnings.warn(
-                    f"the loss became {float(value)} after {len(losses)} epochs: lower the rate", stacklevel=3
-                )
+            number = float(value.detach())
+            if not math.isfinite(number):
+                warnings.warn(f"the loss became {number} after {len(losses)} epochs: lower the rate", stacklevel=3)
                 break
-            if not losses or float(value.detach()) < min(losses):
+            if not losses or number < min(losses):
                 best = x.detach().clone()
-            losses.append(float(value.detach()))
+            losses.append(number)
             progress.set_postfix(loss=f"{min(losses):.4f}", refresh=False)
             value.backward()
             optimizer.step()

@@ -16,13 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from sklearn.model_selection import KFold
-from threadpoolctl import threadpool_limits
 
 from . import targets
 from .heatmaps import upscale
 from .linear import LinearMap, linear_daam, linear_maps
+from .logistic import Cells, left_out, solve
 from .metrics import iou
 from .recording import Recording
 from .tokens import SETTINGS, Token, TokenLibrary, same_model
@@ -34,7 +32,6 @@ RIDGES = (0.01, 0.03, 0.1, 0.3)  # tried by k-fold
 RIDGE = 0.05  # of fewer images than FEW: chosen on one or two left-out images it is chosen worse
 FEW = 5
 GRID = 32  # rows up to which smaller maps are refined: masks say more than so few cells can
-FREE = 0.1  # share of the ridge that the word's own direction keeps: its length is nearly free, the optimum finite
 WHITE = 0.75  # 1: all directions of the features get the same variance, 0: they keep theirs
 
 
@@ -198,11 +195,11 @@ def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibr
         )
     cells = _cells(stack, list(masks.values()), whitening, band)
     directions = [None if x is None else F.normalize(whitening.inverse @ x.double(), dim=0) for x in words]
-    compared = _left_out(cells, directions, ridges, folds) if len(ridges) > 1 else []
+    compared = left_out(cells, directions, ridges, folds) if len(ridges) > 1 else []
     if len(ridges) > 1 and not compared and ridge is not None:
         raise ValueError("every image is the only one with some class, so none can be left out: give one ridge")
     best = min(compared, key=lambda row: row["loss"])["ridge"] if compared else RIDGE if ridge is None else ridges[0]
-    u, bias, result = _solve(cells, directions, best)
+    u, bias, result = solve(cells, directions, best)
     values = whitening.scale @ u.T
     biases = bias - whitening.mean @ values
     about = {"method": method, "model": stack.model, **{name: stack.about.get(name) for name in SETTINGS}}
@@ -249,22 +246,7 @@ def _embedding(stack, init):
     return x
 
 
-@dataclass
-class _Cells:
-    """Cells of all images: whitened features, scores' offsets, weights by class (background first), image numbers."""
-
-    features: torch.Tensor  # float64 (cell, text width)
-    offset: torch.Tensor  # float64 (cell, 1): the maps' own bias
-    weights: torch.Tensor  # float64 (cell, 1 + class)
-    image: np.ndarray  # int (cell,)
-
-    def part(self, chosen, dtype) -> "_Cells":
-        chosen = torch.from_numpy(chosen)
-        tensors = (x[chosen].to(dtype) for x in (self.features, self.offset, self.weights))
-        return _Cells(*tensors, self.image[chosen])
-
-
-def _cells(stack, masks, whitening, band) -> _Cells:
+def _cells(stack, masks, whitening, band) -> Cells:
     images, height, width = stack.size
     factor = max(1, GRID // height)
     grid = (height * factor, width * factor)
@@ -286,73 +268,4 @@ def _cells(stack, masks, whitening, band) -> _Cells:
     if not (weights.sum(0) > 0).all():
         raise ValueError("no decided cell is left inside a mask: widen the band or the masks")
     image = np.repeat(np.arange(images), grid[0] * grid[1])
-    return _Cells(planes[:, :-1].contiguous(), planes[:, -1:], weights, image)
-
-
-def _balanced(weights, like=None):
-    """Weights that add up to 1, each class raised by the root of how rare it is beside the background (in `like`)."""
-    total = (weights if like is None else like).sum(0)
-    raised = weights * (total[0] / total.clamp(min=1e-9)).sqrt()
-    return raised / raised.sum()
-
-
-def _solve(cells: _Cells, directions, ridge, start=None, tolerance=1e-8):
-    """Minimum of the loss: (class, text width) in whitened coordinates, (class,) biases, and how it was reached."""
-    weights, classes, width = _balanced(cells.weights), len(directions), cells.features.shape[1]
-    dtype = cells.features.dtype
-    words = torch.stack([torch.zeros(width, dtype=dtype) if d is None else d.to(dtype) for d in directions])
-
-    def split(flat):
-        flat = torch.from_numpy(flat).to(dtype)
-        return flat[: classes * width].reshape(classes, width), flat[classes * width :]
-
-    def objective(flat):
-        u, bias = split(flat)
-        loss, slope = _loss(cells.features @ u.T + bias + cells.offset, weights)
-        pulled = u - (1 - FREE) * (u * words).sum(1, keepdim=True) * words
-        gradient = slope.T @ cells.features + ridge * pulled
-        return float(loss + ridge / 2 * (u * pulled).sum()), torch.cat(
-            [gradient.flatten(), slope.sum(0)]
-        ).double().numpy()
-
-    start = np.zeros(classes * (width + 1)) if start is None else start
-    options = {"maxiter": 5000, "maxfun": 10000, "gtol": tolerance, "ftol": 0.0, "maxcor": 20}
-    with threadpool_limits(1, "blas"):  # L-BFGS's own small products would fight torch's threads: 20 times slower
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    result = {"x": found.x, "gradient": float(np.linalg.norm(found.jac)), "iterations": int(found.nit)}
-    return *split(found.x), result
-
-
-def _loss(scores, weights):
-    """Weighted cross-entropy of scores (cell, class) beside a background of score 0, and its slope in them."""
-    shares = torch.cat([torch.zeros_like(scores[:, :1]), scores], 1).log_softmax(1)
-    return -(weights * shares).sum(), (shares.exp() * weights.sum(1, keepdim=True) - weights)[:, 1:]
-
-
-def _left_out(cells, directions, ridges, folds):
-    """For each ridge: loss, and IoU at the zero level over cells, of images that were left out, mean over folds."""
-    images, found = np.unique(cells.image), []
-    for train, test in KFold(min(folds, len(images))).split(images):
-        # To compare ridges single precision will do, in half the time.
-        known, held = (cells.part(np.isin(cells.image, images[part]), torch.float32) for part in (train, test))
-        if (known.weights.sum(0) > 0).all() and held.weights.any():  # not where only left-out images show a class
-            found.append(_judged(known, held, directions, ridges))
-    if not found:
-        return []
-    losses, overlaps = np.nanmean(found, axis=0).T
-    rows = zip(ridges, losses, overlaps, strict=True)
-    return [{"ridge": ridge, "loss": float(loss), "iou": float(overlap)} for ridge, loss, overlap in rows]
-
-
-def _judged(known, held, directions, ridges):
-    """(loss, IoU) on held cells of what each ridge learns from the known ones; each starts where the last one ended."""
-    weights, decided, start, found = _balanced(held.weights, known.weights), held.weights.sum(1) > 0, None, {}
-    truth = held.weights.argmax(1)[decided]
-    for ridge in sorted(ridges, reverse=True):
-        u, bias, result = _solve(known, directions, ridge, start, tolerance=1e-4)
-        start = result["x"]
-        scores = held.features @ u.T + bias + held.offset
-        label = torch.where(scores.amax(1) > 0, scores.argmax(1) + 1, 0)[decided]
-        overlap = np.mean([iou(label == c, truth == c) for c in truth.unique() if c] or [np.nan])
-        found[ridge] = float(_loss(scores, weights)[0]), overlap
-    return [found[ridge] for ridge in ridges]
+    return Cells(planes[:, :-1].contiguous(), planes[:, -1:], weights, image)

@@ -7,7 +7,8 @@ from scipy.optimize import brentq
 from sklearn.linear_model import LogisticRegression
 
 import attnlab as al
-from attnlab.fit import FREE, RIDGE, RIDGES, Whitening, _loss, fit_token, fit_tokens
+from attnlab.fit import RIDGE, RIDGES, Whitening, fit_token, fit_tokens
+from attnlab.logistic import FREE, weighted_loss
 
 SIDE = 32  # maps of this size are not refined: cells are the matrix's rows
 
@@ -62,16 +63,16 @@ def test_a_problem_with_a_known_optimum():
     assert token.name == "half" and token.about["iou"] == 1 and ((linear[token] > 0) == mask).all()
 
 
-def test_the_slope_is_that_of_the_loss():
+def test_the_slope_is_that_of_theweighted_loss():
     generator = al.seed(0)
     scores, weights = (torch.randn(7, n, generator=generator, dtype=torch.float64) for n in (3, 4))
     weights, step = weights.abs(), 1e-6
-    _, slope = _loss(scores, weights)
+    _, slope = weighted_loss(scores, weights)
     for i, c in np.ndindex(7, 3):
         there, back = scores.clone(), scores.clone()
         there[i, c] += step
         back[i, c] -= step
-        numeric = (_loss(there, weights)[0] - _loss(back, weights)[0]) / (2 * step)
+        numeric = (weighted_loss(there, weights)[0] - weighted_loss(back, weights)[0]) / (2 * step)
         assert float(slope[i, c]) == pytest.approx(float(numeric), rel=1e-6, abs=1e-9)
 
 

@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(
         ["scenes", "words", "masks", "metrics", "figures", "pipelines", "layers", "storage", "denoisers"], 0
     ),
-    **dict.fromkeys(["texts", "plots", "targets", "tokens"], 1),
+    **dict.fromkeys(["texts", "plots", "targets", "tokens", "logistic"], 1),
     **dict.fromkeys(["recording", "heatmaps"], 2),
     **dict.fromkeys(["keep", "maps", "linear"], 3),
     **dict.fromkeys(["hooks", "fit", "descent"], 4),
