@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,11 +20,8 @@ from tqdm.auto import tqdm
 from . import metrics, targets
 from .heatmaps import resize, stretch
 from .layers import attention
-from .linear import LinearMap, linear_maps
-from .recording import Recording
+from .linear import Images, LinearMap, linear_maps
 from .tokens import SETTINGS, Token
-
-Images = Recording | LinearMap | Iterable[Recording | LinearMap]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ features: one optimum, found in well under a second.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,13 +19,11 @@ from numpy.typing import ArrayLike
 
 from . import targets
 from .heatmaps import upscale
-from .linear import LinearMap, linear_daam, linear_maps
+from .linear import Images, LinearMap, linear_daam, linear_maps
 from .logistic import Cells, left_out, solve
 from .metrics import iou
-from .recording import Recording
 from .tokens import SETTINGS, Token, TokenLibrary, same_model
 
-Images = Recording | LinearMap | Iterable[Recording | LinearMap]
 Init = str | Token | torch.Tensor | None
 
 RIDGES = (0.01, 0.03, 0.1, 0.3)  # tried by k-fold

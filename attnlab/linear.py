@@ -121,7 +121,11 @@ class LinearMap:
         return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), about)
 
 
-def linear_maps(recordings: "Recording | LinearMap | Iterable[Recording | LinearMap]") -> LinearMap:
+Images = Recording | LinearMap | Iterable[Recording | LinearMap]
+"""Recorded images, of which linear maps can be made, or those maps."""
+
+
+def linear_maps(recordings: Images) -> LinearMap:
     """The LinearMaps of images as one stack, made by `linear_daam` where they are recordings.
 
     ValueError where there are none, or they differ in size, model, layers, heads or scale.

@@ -1,6 +1,6 @@
 """What learned words are worth on other images, and which words of the dictionary come near."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +11,10 @@ from tqdm.auto import tqdm
 
 from . import metrics, targets, words
 from .heatmaps import stretch, upscale
-from .linear import LinearMap, linear_maps
+from .linear import Images, LinearMap, linear_maps
 from .maps import ovam
-from .recording import Recording
 from .texts import TextEncoder
 from .tokens import Token
-
-Images = Recording | LinearMap | Iterable[Recording | LinearMap]
 
 
 class Match(NamedTuple):
