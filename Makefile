@@ -23,9 +23,12 @@ lab: .venv/installed ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 figures: .venv/installed ## run every notebook and copy its figures to figures/
-	@echo "make figures: every notebook runs, then figures/ gets the PNG and GIF files of runs/"
+	@echo "make figures: every notebook runs, 07 in full, then figures/ gets their pictures and the tables of 07"
 	@$(BIN)/attnlab run all
-	@mkdir -p figures && cp runs/[0-9][0-9]/*.png runs/[0-9][0-9]/*.gif figures/ && ls figures/*
+	@$(BIN)/attnlab run 07 -p quick false
+	@mkdir -p figures && cp runs/[0-9][0-9]/*.png runs/[0-9][0-9]/*.gif runs/07/07_*.csv runs/07/07_*.md \
+	  runs/07/07_*.json figures/
+	@sed -n 's/^`\(07_.*\)/\1/p' figures/07_thesis.md && ls figures/*
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \

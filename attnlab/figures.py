@@ -100,16 +100,22 @@ def grid(
 
 
 @style()
-def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150) -> Path:
+def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150, caption: str = "", pdf: bool = False) -> Path:
     """Write a figure as .png or .pdf, with the same bytes every time, and return where it is.
 
-    The file carries no date and no program version. It is written beside its place and then renamed, so that an
-    interrupted run leaves the old figure. Missing folders are made. `dpi` is in pixels an inch.
+    The file carries its caption, in its metadata, but no date and no program version. It is written beside its place
+    and then renamed, so that an interrupted run leaves the old figure. Missing folders are made. `dpi` is in pixels an
+    inch; `pdf` writes a .pdf of the same name as well.
     """
     path = Path(path)
-    metadata = {".png": {"Software": None}, ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate"))}
+    metadata = {
+        ".png": {"Software": None} | ({"Description": caption} if caption else {}),
+        ".pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")) | ({"Subject": caption} if caption else {}),
+    }
     if path.suffix not in metadata:
         raise ValueError(f"a figure is saved as .png or .pdf, got {path.name!r}")
+    if pdf and path.suffix != ".pdf":
+        save_figure(fig, path.with_suffix(".pdf"), dpi, caption)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

@@ -125,11 +125,16 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def bundled() -> dict[str, Path]:
+    """Folders of the bundled pipelines by name."""
+    return {path.name: path for path in BUNDLED.glob("*/") if (path / "model_index.json").exists()}
+
+
 def _source(name: str | Path) -> Path | str:
     """A folder that holds a pipeline, or a hub id as it is."""
-    bundled = {path.name: path for path in BUNDLED.glob("*/") if (path / "model_index.json").exists()}
-    if name in bundled:
-        return bundled[name]
+    known = bundled()
+    if name in known:
+        return known[name]
     folder, text = Path(name).expanduser(), str(name)
     if folder.is_dir():
         if not (folder / "model_index.json").exists():
@@ -141,7 +146,7 @@ def _source(name: str | Path) -> Path | str:
     if looks_like_hub_id:
         return text
     raise FileNotFoundError(
-        f"no model {text!r}: neither bundled ({', '.join(sorted(bundled)) or 'none found'}), nor a folder, "
+        f"no model {text!r}: neither bundled ({', '.join(sorted(known)) or 'none found'}), nor a folder, "
         "nor a hub id of the form owner/name"
     )
 

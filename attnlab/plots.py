@@ -192,16 +192,18 @@ def matrix(
     title: str = "",
     highlight: tuple[int, int] | None = None,
     fmt: str | None = ".2f",
+    limits: tuple[float | None, float | None] = (None, None),
 ) -> Axes:
     """Table of numbers, (row, column), as colored cells; NaN stays gray, `highlight` frames one (row, column).
 
     `fmt` writes the number into each cell; None writes none and adds a color bar, for large tables. A label that is
-    an empty string leaves its tick out.
+    an empty string leaves its tick out. `limits` are the values of the first and the last color, to compare matrices;
+    by default the least and the largest.
     """
     values = _as_plane(values, "matrix").astype(float)
     if values.shape != (len(row_labels), len(column_labels)):
         raise ValueError(f"a {values.shape} matrix has {len(row_labels)} row and {len(column_labels)} column labels")
-    drawn = ax.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest")
+    drawn = ax.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest", vmin=limits[0], vmax=limits[1])
     ax.set_facecolor("0.85")
     ax.set_xticks(range(values.shape[1]), column_labels)
     ax.set_yticks(range(values.shape[0]), row_labels)

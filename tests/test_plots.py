@@ -223,6 +223,11 @@ def test_matrix_writes_numbers_and_frames_the_best(ax):
         plots.matrix(ax, values, [1, 2, 3], [1, 2])
 
 
+def test_matrices_to_compare_share_their_colors(ax):
+    plots.matrix(ax, [[0.2, 0.4]], ["up"], [1, 2], limits=(0, 1))
+    assert ax.images[0].get_clim() == (0, 1)
+
+
 def test_matrix_without_numbers_has_a_color_bar(ax):
     plots.matrix(ax, np.eye(3), range(3), range(3), fmt=None)
     assert not ax.texts and len(ax.figure.axes) == 2
@@ -279,3 +284,12 @@ def test_an_interrupted_save_keeps_the_old_figure(tmp_path, monkeypatch):
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match=r"'figure\.jpg'"):
         plots.save_figure(fig, tmp_path / "figure.jpg")
+
+
+def test_a_caption_travels_with_its_figure(tmp_path):
+    fig, axes = plots.grid(1, 1)
+    plots.show_image(axes[0, 0], np.zeros((4, 4)))
+    path = plots.save_figure(fig, tmp_path / "dark.png", caption="Nothing to see.", pdf=True)
+    with Image.open(path) as picture:
+        assert picture.text == {"Description": "Nothing to see."}
+    assert b"Nothing to see." in path.with_suffix(".pdf").read_bytes()
