@@ -141,8 +141,9 @@ class Gallery:
             raise FileNotFoundError(f"masks={str(masks)!r} is no folder; name one with car_0000.png, car_0001.png, ...")
         pipe.set_progress_bar_config(disable=True)
         self.encoder = TextEncoder.of(pipe)
-        self.model = Path(pipe.config._name_or_path).name
-        made = {"weights": _weights(pipe), "code": _code(), "versions": storage.versions(), "call": call}
+        self.model = Path(getattr(pipe, "name_or_path", None) or "model").name
+        made = {"weights": _weights(pipe.components), "code": _code(), "versions": storage.versions(), "call": call}
+        made |= {"scheduler": dict(pipe.scheduler.config), "oracle": oracle and _weights({"oracle": oracle.model})}
         self.folder = Path(folder) / f"{self.model}-{_digest(made)}"
         self.batch = max(1, AT_ONCE // self.size**2)
         self._whitenings: dict[tuple[str, ...], Whitening] = {}
@@ -214,6 +215,8 @@ class Gallery:
             else:
                 recorded = self.recordings(examples) if settings.softmax else [e.linear for e in examples]
                 token = optimize_token(list(recorded), masks, word, settings, name=name)
+                if (ran := len(token.about["losses"])) < settings.epochs:  # interrupted, it returns what it has
+                    raise RuntimeError(f"the descent ended after {ran} of {settings.epochs} epochs: nothing is kept")
             TokenLibrary([token]).save(path)
 
         return TokenLibrary.load(self._kept("tokens", known, make))[name]
@@ -263,7 +266,7 @@ class Gallery:
         about["timesteps"] = recording.trace.timesteps
         path.parent.mkdir(parents=True, exist_ok=True)
         linear_daam(recording).save(_beside(path))
-        tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in tensors.items()}
+        tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
         storage.write(path, "Example", tensors, about)
 
     def _read(self, track, name, number) -> Example:
@@ -322,13 +325,13 @@ def _hash(array: np.ndarray) -> str:
 
 
 def _digest(known: dict) -> str:
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _weights(pipe) -> str:
-    """Of all of a pipeline's weights and its scheduler's settings."""
-    found = hashlib.sha256(pipe.scheduler.to_json_string().encode())
-    for name, part in sorted(pipe.components.items()):
+def _weights(parts: dict) -> str:
+    """Of all weights of those parts that have some."""
+    found = hashlib.sha256()
+    for name, part in sorted(parts.items()):
         if isinstance(part, torch.nn.Module):
             for key, value in sorted(part.state_dict().items()):
                 found.update(f"{name}.{key}".encode())
