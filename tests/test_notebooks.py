@@ -90,6 +90,7 @@ def test_runs_and_writes_metrics_and_figures(path, tmp_path, monkeypatch):
     for cell in json.loads((folder / path.name).read_text("utf-8"))["cells"]:
         outputs, source = cell.get("outputs", []), "".join(cell["source"])
         pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-        saved = "print(plots.save_figure(" in source or any(".png" in "".join(o.get("text", "")) for o in outputs)
+        printed = "".join("".join(output.get("text", "")) for output in outputs)
+        saved = ".png" in printed and ".save(" not in source  # a figure, not a plain image
         assert pictures == 1 or not saved, f"shows {pictures} pictures, not 1:\n{source}"
         assert not any("warn" in "".join(output.get("text", "")).lower() for output in outputs), f"warns:\n{source}"
