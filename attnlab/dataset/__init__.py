@@ -1,0 +1,27 @@
+"""Labeled data sets from prompts: a recipe in, image and mask pairs out, verified and exported.
+
+recipe = Recipe(prompts=["a burning house with fire and smoke"], classes={"fire": "fire", "smoke": "smoke"}, images=50)
+dataset = generate_dataset(recipe, "fires")        # run it again after an interruption: it goes on
+dataset[0].image, dataset[0].labels                # PIL image, uint8 (row, column) of class numbers
+verify_dataset("fires")                            # [] where nothing is missing, cut short or altered
+export_coco(dataset, "fires/coco.json")
+"""
+
+from .export import export_coco
+from .labeling import Labeling, label
+from .making import generate_dataset
+from .recipe import Filters, Recipe
+from .records import Dataset, Pair, difference_hash, verify_dataset
+
+__all__ = [
+    "Dataset",
+    "Filters",
+    "Labeling",
+    "Pair",
+    "Recipe",
+    "difference_hash",
+    "export_coco",
+    "generate_dataset",
+    "label",
+    "verify_dataset",
+]

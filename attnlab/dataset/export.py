@@ -1,0 +1,43 @@
+"""Export a labeled data set to COCO."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco
+from skimage.measure import label
+
+from .records import Dataset, write_text
+
+
+def export_coco(dataset: Dataset, path: str | Path) -> Path:
+    """Write COCO instance annotations (JSON) for `pycocotools.coco.COCO`: one for each connected region of a class.
+
+    Masks are run-length encoded, areas in pixels, boxes (x, y, width, height); file names are relative to the data
+    set's folder. Undecided pixels belong to nothing.
+    """
+    categories = [{"id": i, "name": name} for i, name in enumerate(dataset.classes) if i]
+    images, annotations = [], []
+    for number, pair in enumerate(dataset, 1):
+        width, height = pair.image.size
+        images.append({"id": number, "file_name": pair.about["file_name"], "width": width, "height": height})
+        for category in categories:
+            for region in _regions(_mask_of(pair, category)):
+                rle = coco.encode(np.asfortranarray(region.astype(np.uint8)))
+                found = {"id": len(annotations) + 1, "image_id": number, "category_id": category["id"], "iscrowd": 0}
+                found |= {"area": int(coco.area(rle)), "bbox": coco.toBbox(rle).tolist()}
+                annotations.append(found | {"segmentation": {**rle, "counts": rle["counts"].decode("ascii")}})
+    path = Path(path)
+    info = {"description": f"recipe {dataset.recipe.digest}"}
+    content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
+    write_text(path, json.dumps(content) + "\n")
+    return path
+
+
+def _mask_of(pair, category):
+    return pair.labels[category["name"]] if isinstance(pair.labels, dict) else pair.labels == category["id"]
+
+
+def _regions(mask):
+    regions = label(mask, connectivity=2)
+    return [regions == number for number in range(1, regions.max() + 1)]

@@ -1,0 +1,285 @@
+"""Make a data set of a recipe: shard by shard, in one process or several, interrupted and gone on with at any time."""
+
+import errno
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..hooks import record
+from ..pipelines import load_parts, load_pipeline, seed
+from ..tokens import TokenLibrary
+from .labeling import heats, label, streaming
+from .recipe import Recipe
+from .records import Dataset, read_lines, write_lines, write_record, write_text
+
+PARTS = ".parts"  # shards, until all of them are there
+PATIENCE = 3  # times that workers may die with no shard finished between
+
+
+def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, client=None) -> Dataset:
+    """Make a recipe's data set in a folder; go on where an earlier run was interrupted or killed.
+
+    A record depends on the recipe and its index alone. Shards are written under another name and renamed when whole.
+
+    Parameters
+    ----------
+    out : a folder that is new, empty, or has this recipe's data
+    workers : processes that make shards, a model each; one that dies is replaced
+    client : a `dask.distributed.Client` to make them instead; its workers write to `out`, which they must see. Start
+        those that share cores with OMP_WAIT_POLICY=PASSIVE
+
+    Raises
+    ------
+    ValueError : a word or token that is not there, a folder with other data
+    FileNotFoundError, ConnectionError : no such model or token file
+    OSError : the disk is full; what is finished is kept
+    RuntimeError : workers died again and again
+    """
+    out = Path(out)
+    if workers < 1:
+        raise ValueError(f"workers={workers}: 1 makes everything in this process")
+    _check_words(recipe)
+    _claim(out, recipe)
+    if not _is_finished(out):
+        missing = [n for n in range(recipe.shards) if not (out / PARTS / _shard_name(n)).exists()]
+        done = len(recipe) - sum(len(batch) for n in missing for batch in recipe.batches(n))
+        with tqdm(total=len(recipe), initial=done, desc=out.name, unit="image") as progress:
+            try:
+                if client is not None:
+                    _with_dask(client, recipe, out, missing, progress)
+                elif workers > 1:
+                    _with_processes(workers, recipe, out, missing, progress)
+                else:
+                    for number in missing:
+                        make_shard(recipe, out, number, progress.update)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise OSError(
+                        error.errno, f"the disk is full; what is finished is kept, free some space and run again: {out}"
+                    ) from error
+                raise
+            finally:
+                _loaded.cache_clear()
+        _finish(out, recipe)
+    return Dataset(out)
+
+
+def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], object] = lambda count: None) -> int:
+    """Write one shard into out/.parts/; how many records it has."""
+    final = Path(out) / PARTS / _shard_name(number)
+    work = final.with_name(f"{final.name}.partial-{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    for folder in ("images", "masks"):
+        (work / folder).mkdir(parents=True)
+    lines = []
+    with _threads(recipe.threads):
+        for batch in recipe.batches(number):
+            for index, image, labeling in _make_batch(recipe, batch):
+                lines.append(write_record(work, recipe, index, image, labeling))
+            advance(len(batch))
+    write_lines(work / "records.jsonl", lines)
+    if final.exists():  # another worker was given it as well
+        shutil.rmtree(work)
+    else:
+        work.rename(final)
+    return len(lines)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, scheduler: str | None, tokens: str | None):
+    """Pipeline and tokens; kept from shard to shard."""
+    pipe = load_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    if scheduler:
+        import diffusers  # late: by its name
+
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    return pipe, TokenLibrary.load(tokens) if tokens else None
+
+
+def _check_words(recipe):
+    tokenizer = load_parts(recipe.model, ["tokenizer"])["tokenizer"]
+    recipe.check(tokenizer)
+    if recipe.tokens:
+        library = TokenLibrary.load(recipe.tokens)
+        if recipe.mask["method"] == "zero":
+            missing = [word for word in recipe.classes.values() if word not in library]
+            if missing:
+                raise ValueError(
+                    f"{recipe.tokens} has no token {', '.join(map(repr, missing))}; it has {', '.join(library)}"
+                )
+
+
+def _claim(out, recipe):
+    """Make the folder this recipe's, or ValueError where it is something else's."""
+    known = out / "recipe.yaml"
+    if known.exists():
+        if Recipe.load(known).digest != recipe.digest:
+            raise ValueError(f"{out} has another recipe's data (see {known}): name another folder")
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} has other files: name a new or empty folder")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        recipe.save(known)
+    for stale in [*out.glob(f"{PARTS}/*.partial-*"), *out.glob(f"{PARTS}-old")]:
+        shutil.rmtree(stale)
+
+
+def _is_finished(out):
+    return (out / "metadata.jsonl").exists() and not (out / PARTS).exists()
+
+
+def _with_processes(workers, recipe, out, missing, progress):
+    missing, deaths = set(missing), 0
+    while missing:
+        before = len(missing)
+        with _patient_threads(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            jobs = {pool.submit(make_shard, recipe, out, number): number for number in sorted(missing)}
+            try:
+                for job in as_completed(jobs):
+                    progress.update(job.result())
+                    missing.discard(jobs[job])
+            except BrokenProcessPool:
+                finished = {n for n in missing if (out / PARTS / _shard_name(n)).exists()}
+                progress.update(sum(len(batch) for n in finished for batch in recipe.batches(n)))
+                missing -= finished
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        deaths = deaths + 1 if len(missing) == before else 0
+        if deaths > PATIENCE:
+            raise RuntimeError(f"workers died {deaths} times without finishing a shard: out of memory? try fewer")
+
+
+def _with_dask(client, recipe, out, missing, progress):
+    jobs = client.map(make_shard, [recipe] * len(missing), [out.resolve()] * len(missing), missing, pure=False)
+    for job in jobs:
+        progress.update(job.result())
+
+
+@contextmanager
+def _threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _patient_threads():
+    """Processes begun in this block have threads that sleep while they wait: those of several would fight for cores."""
+    before = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_WAIT_POLICY")
+        os.environ.update({} if before is None else {"OMP_WAIT_POLICY": before})
+
+
+@torch.no_grad()
+def _make_batch(recipe, batch):
+    """(index, image, labeling) of each record."""
+    pipe, tokens = _loaded(recipe.model, recipe.scheduler, recipe.tokens)
+    call = {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
+    if recipe.size:
+        call |= dict(zip(("height", "width"), recipe.size, strict=True))
+    if recipe.negative:
+        call["negative_prompt"] = [recipe.negative] * len(batch)
+    with record(pipe, **streaming(recipe)) as recording:
+        made = pipe([recipe.prompt(i) for i in batch], generator=[seed(recipe.seed_of(i)) for i in batch], **call)
+    for index, image, one in zip(batch, made.images, recording, strict=True):
+        pixels = np.asarray(image.convert("RGB"))
+        yield index, image, label(heats(one, recipe, pixels.shape[:2], tokens), pixels, recipe)
+
+
+def _finish(out, recipe):
+    """Sort the shards' records into accepted and rejected ones, write what describes them, and drop the shards.
+
+    Every step can be done twice, so it may be cut off anywhere.
+    """
+    lines = [line for n in range(recipe.shards) for line in read_lines(out / PARTS / _shard_name(n) / "records.jsonl")]
+    _reject_duplicates(lines, recipe.filters.duplicates)
+    for folder in ("images", "masks", "rejected"):
+        (out / folder).mkdir(exist_ok=True)
+    for number in range(recipe.shards):
+        for path in (out / PARTS / _shard_name(number)).glob("*/*.png"):
+            line = lines[int(path.name[:6])]
+            if not line["rejected"]:
+                path.replace(out / path.parent.name / path.name)
+            elif path.parent.name == "images":
+                path.replace(out / "rejected" / path.name)
+    accepted = [{k: v for k, v in line.items() if k != "rejected"} for line in lines if not line["rejected"]]
+    write_lines(out / "rejected.jsonl", [_as_rejected(line) for line in lines if line["rejected"]])
+    write_text(out / "README.md", card(recipe, lines))
+    write_lines(out / "metadata.jsonl", accepted)
+    (out / PARTS).rename(out / f"{PARTS}-old")
+    shutil.rmtree(out / f"{PARTS}-old")
+
+
+def _reject_duplicates(lines, most):
+    """Mark every record that an earlier accepted one is like."""
+    kept: list[tuple[int, int]] = []
+    for line in lines:
+        own = int(line["hash"], 16)
+        if line["rejected"] or most is None:
+            continue
+        near = next((index for index, other in kept if (own ^ other).bit_count() <= most), None)
+        if near is None:
+            kept.append((line["index"], own))
+        else:
+            line["rejected"] = f"near duplicate of {near:06d}"
+
+
+def _as_rejected(line):
+    file = f"rejected/{line['index']:06d}.png"
+    return {
+        "file": file,
+        "reason": line["rejected"],
+        **{k: line[k] for k in ("index", "prompt", "seed", "areas", "scores")},
+    }
+
+
+def card(recipe: Recipe, lines: Sequence[dict]) -> str:
+    """The data set's README: what it is, what is in it, what was rejected, and how to make it again."""
+    reasons = Counter(line["rejected"].split(" of ")[0] for line in lines if line["rejected"])
+    accepted = [line for line in lines if not line["rejected"]]
+    rows = []
+    for number, (name, word) in enumerate(recipe.classes.items(), 1):
+        areas = [line["areas"][name] for line in accepted if line["areas"][name]]
+        mean = f"{100 * np.mean(areas):.1f}%" if areas else ""
+        rows.append(f"| {number} | {name} | {word} | {len(areas)} | {mean} |")
+    refused = "\n".join(f"- {reason}: {count}" for reason, count in sorted(reasons.items())) or "- none"
+    return f"""# {len(accepted)} labeled images of {", ".join(recipe.classes)}
+
+Generated by `{recipe.model}`, labeled by its own attention ({recipe.map}, masks by {recipe.mask["method"]}).
+These are weak labels, checked by nobody. {len(lines)} images were made, {len(accepted)} kept.
+
+| number | class | labeled by | images | mean area |
+| --- | --- | --- | --- | --- |
+{chr(10).join(rows)}
+
+0 is the background, 255 undecided. Rejected, and kept in `rejected/`:
+
+{refused}
+
+`datasets.load_dataset("imagefolder", data_dir=...)` reads this folder. To make it again:
+`attnlab.dataset.generate_dataset(Recipe.load("recipe.yaml"), folder)`; recipe {recipe.digest}.
+"""
+
+
+def _shard_name(number):
+    return f"{number:05d}"

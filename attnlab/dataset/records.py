@@ -1,0 +1,190 @@
+"""The files of a labeled data set: read them, write a record, find what is wrong with them.
+
+A folder is a Hugging Face `imagefolder`: images/, masks/ (palette PNG of class numbers) and metadata.jsonl. Beside them
+lie recipe.yaml, rejected.jsonl with what the filters refused and why, those images in rejected/, and README.md.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from .. import storage
+from ..figures import class_color
+from ..masks import UNDECIDED
+from .labeling import Labeling
+from .recipe import Recipe
+
+
+class Pair(NamedTuple):
+    """An image, its labels uint8 (row, column) or a bool mask of each class, and its line of metadata.jsonl."""
+
+    image: Image.Image
+    labels: np.ndarray | dict[str, np.ndarray]
+    about: dict
+
+
+class Dataset(Sequence):
+    """A finished data set: a sequence of `Pair`.
+
+    Attributes
+    ----------
+    folder, recipe
+    records : the lines of metadata.jsonl
+    rejected : the lines of rejected.jsonl
+    classes : names behind the numbers of label images, "background" first
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not (self.folder / "metadata.jsonl").exists():
+            begun = (self.folder / "recipe.yaml").exists()
+            hint = "it is not finished: generate_dataset goes on" if begun else "it holds no data set"
+            raise FileNotFoundError(f"{self.folder} has no metadata.jsonl: {hint}")
+        self.recipe = Recipe.load(self.folder / "recipe.yaml")
+        self.records, self.rejected = (read_lines(self.folder / f"{n}.jsonl") for n in ("metadata", "rejected"))
+        self.classes = ["background", *self.recipe.classes]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> Pair:
+        about = self.records[i]
+        with Image.open(self.folder / about["file_name"]) as image:
+            image = image.convert("RGB")
+        masks = {name: _read_mask(self.folder / about[_column(name)]) for name in _mask_names(self.recipe)}
+        return Pair(image, masks[""] if self.recipe.labels else {n: m > 0 for n, m in masks.items()}, about)
+
+    def __repr__(self) -> str:
+        classes = ", ".join(self.classes[1:])
+        return f"<Dataset {self.folder}: {len(self)} pairs of {classes}; {len(self.rejected)} rejected>"
+
+
+def verify_dataset(folder: str | Path) -> list[str]:
+    """Everything that is wrong with a data set's files, one sentence each; nothing where it is whole."""
+    dataset = Dataset(folder)
+    expected, problems = set(), []
+    for about in dataset.records:
+        names = {"image": about["file_name"]} | {n or "mask": about[_column(n)] for n in _mask_names(dataset.recipe)}
+        expected |= set(names.values())
+        problems += [found for kind, name in names.items() if (found := _wrong_file(dataset, about, kind, name))]
+    for path in sorted([*dataset.folder.glob("images/*"), *dataset.folder.glob("masks/*")]):
+        name = path.relative_to(dataset.folder).as_posix()
+        if name not in expected:
+            problems.append(f"{name} is in no line of metadata.jsonl")
+    made = sorted(about["index"] for about in [*dataset.records, *dataset.rejected])
+    if made != list(range(len(dataset.recipe))):
+        problems.append(f"metadata.jsonl and rejected.jsonl name {len(made)} records, the recipe {len(dataset.recipe)}")
+    return problems
+
+
+def write_record(work, recipe, index, image, labeling: Labeling) -> dict:
+    """Write an image and its masks; its line of records.jsonl."""
+    name = f"{index:06d}.png"
+    image.save(work / "images" / name)
+    line = {
+        "file_name": f"images/{name}",
+        "index": index,
+        "prompt": recipe.prompt(index),
+        "seed": recipe.seed_of(index),
+    }
+    planes = {"": labeling.labels} if recipe.labels else {c: _plane(labeling, c) for c in recipe.classes}
+    hashes = {"image": _sha256(work / "images" / name)}
+    for kind, plane in planes.items():
+        file = f"masks/{name}" if not kind else f"masks/{index:06d}_{kind.replace(' ', '_')}.png"
+        _palette_image(plane, recipe).save(work / file)
+        line[_column(kind)], hashes[kind or "mask"] = file, _sha256(work / file)
+    for key, values in (("areas", labeling.areas), ("scores", labeling.scores)):
+        line[key] = {c: round(values[c], 4) if c in values else None for c in recipe.classes}
+    line |= {"words": dict(recipe.classes), "hash": f"{difference_hash(image):016x}", "sha256": hashes}
+    line |= {"recipe": recipe.digest, "versions": storage.versions(), "rejected": labeling.rejected}
+    return line
+
+
+def _plane(labeling, name):
+    mask = labeling.masks.get(name)
+    return np.zeros(labeling.labels.shape, np.uint8) if mask is None else mask.astype(np.uint8)
+
+
+def _palette_image(labels, recipe):
+    """Class numbers as a palette PNG that any viewer shows in color."""
+    picture = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
+    colors = [(0, 0, 0), *(tuple(round(255 * x) for x in class_color(n, i)) for i, n in enumerate(recipe.classes))]
+    colors += [(0, 0, 0)] * (UNDECIDED - len(colors)) + [(255, 255, 255)]
+    picture.putpalette([value for color in colors for value in color])
+    return picture
+
+
+def difference_hash(image: Image.Image) -> int:
+    """64 bits: whether each of 9 x 8 gray blocks is darker than its right neighbor; near images share nearly all."""
+    gray = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), int)
+    return int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes())
+
+
+def _wrong_file(dataset, about, kind, name):
+    """What is wrong with one file of a record, or None."""
+    path = dataset.folder / name
+    if not path.resolve().is_relative_to(dataset.folder.resolve()):
+        return f"{name} lies outside the data set"
+    if not path.exists():
+        return f"{name} is missing"
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            size, mode = picture.size, picture.mode
+            values = np.asarray(picture) if kind != "image" else None
+    except (OSError, SyntaxError):
+        return f"{name} is cut short or no image"
+    image = dataset.folder / about["file_name"]
+    if kind != "image" and (other := _size_of(image)) not in (None, size):
+        return f"{name} is {size[0]} x {size[1]}, its image {other[0]} x {other[1]}"
+    if kind != "image" and (mode != "P" or not set(np.unique(values)) <= {*range(len(dataset.classes)), UNDECIDED}):
+        return f"{name} has numbers of no class"
+    if _sha256(path) != about["sha256"][kind]:
+        return f"{name} was altered"
+    return None
+
+
+def _size_of(path):
+    """(width, height); None of what is no image."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except OSError:
+        return None
+
+
+def _mask_names(recipe):
+    return [""] if recipe.labels else list(recipe.classes)
+
+
+def _column(name):
+    """Of metadata.jsonl, with a mask's file; `datasets` makes an image of what ends in file_name."""
+    return f"{name.replace(' ', '_')}_mask_file_name" if name else "mask_file_name"
+
+
+def _read_mask(path):
+    with Image.open(path) as picture:
+        return np.array(picture)
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def write_lines(path, lines):
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def write_text(path, text):
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, "utf-8")
+    part.replace(path)

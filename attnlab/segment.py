@@ -1,0 +1,121 @@
+"""Train and test a segmentation model on any mix of real and synthetic pairs.
+
+    model = train(images, labels, count, seed=0)                     # SegFormer, small, from nothing
+    model = train(images, labels, count, extra=(more, their_labels)) # half of every batch from each
+    confusion = evaluate(model, images, labels, count)               # (image, class, class), pixels
+    class_ious(confusion)                                            # (class,)
+
+Images are uint8 (image, row, column, rgb) of one size, labels uint8 (image, row, column): 0 to count - 1, or 255.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from .masks import UNDECIDED
+
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def new_model(count: int, seed: int = 0) -> SegformerForSemanticSegmentation:
+    """SegFormer (Xie et al., NeurIPS 2021) for `count` classes, narrower than its smallest: 0.7 million parameters."""
+    config = SegformerConfig(
+        num_labels=count,
+        depths=[2, 2, 2, 2],
+        hidden_sizes=[16, 32, 64, 128],
+        num_attention_heads=[1, 2, 4, 8],
+        patch_sizes=[7, 3, 3, 3],
+        strides=[2, 2, 2, 2],  # for images of 64 pixels, where its own 4 would leave little
+        decoder_hidden_size=64,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SegformerForSemanticSegmentation(config)
+
+
+def train(
+    images: np.ndarray,
+    labels: np.ndarray,
+    count: int,
+    *,
+    extra: Pairs | None = None,
+    steps: int = 500,
+    batch: int = 16,
+    rate: float = 1e-3,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> SegformerForSemanticSegmentation:
+    """A model trained from nothing for so many steps, whatever the number of pairs: it repeats with its seed.
+
+    Cross-entropy on decided pixels, AdamW with a linearly falling rate, left-right flips. With `extra` pairs half of
+    every batch is drawn from them. ValueError for pairs that do not fit each other or hold other numbers.
+    """
+    sources = [_checked(images, labels, count)] + ([_checked(*extra, count)] if extra is not None else [])
+    model, rng = new_model(count, seed).to(device).train(), np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of dropout
+        for _ in tqdm(range(steps), desc="segmenter", leave=False):
+            x, y = _draw(sources, batch, rng)
+            loss = F.cross_entropy(_logits(model, x.to(device)), y.to(device), ignore_index=UNDECIDED)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def predict(model: SegformerForSemanticSegmentation, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Labels uint8 (image, row, column)."""
+    found = []
+    for i in range(0, len(images), batch):
+        x = _as_input(images[i : i + batch]).to(model.device)
+        found.append(_logits(model, x).argmax(1).byte().cpu().numpy())
+    return np.concatenate(found)
+
+
+def evaluate(model: SegformerForSemanticSegmentation, images: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Confusion matrix of every image: int64 (image, true class, predicted class), in decided pixels."""
+    images, labels = _checked(images, labels, count)
+    pairs = np.where(labels == UNDECIDED, -1, labels.astype(int) * count + predict(model, images))
+    return np.stack([np.bincount(p[p >= 0], minlength=count**2).reshape(count, count) for p in pairs])
+
+
+def class_ious(confusion: np.ndarray) -> np.ndarray:
+    """IoU (class,) over all pixels of all images of (image, true class, predicted class); NaN of a class not there."""
+    total = confusion.sum(0)
+    common = np.diag(total).astype(float)
+    union = total.sum(0) + total.sum(1) - common
+    return np.divide(common, union, out=np.full(len(total), np.nan), where=union > 0)
+
+
+def _logits(model, x):
+    return F.interpolate(model(x).logits, x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _as_input(images):
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _draw(sources, batch, rng):
+    """A batch, as many from each source, each flipped or not."""
+    images, labels = [], []
+    for k, (x, y) in enumerate(sources):
+        some = rng.integers(len(x), size=batch // len(sources) + (k < batch % len(sources)))
+        for i, flip in zip(some, rng.random(len(some)) < 0.5, strict=True):
+            images.append(x[i, :, ::-1] if flip else x[i])
+            labels.append(y[i, :, ::-1] if flip else y[i])
+    return _as_input(np.stack(images)), torch.from_numpy(np.stack(labels)).long()
+
+
+def _checked(images, labels, count):
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise ValueError(f"images are uint8 (image, row, column, rgb), not {images.dtype} {images.shape}")
+    if labels.shape != images.shape[:3] or not np.isin(labels, [*range(count), UNDECIDED]).all():
+        raise ValueError(f"labels are {images.shape[:3]} of 0 to {count - 1} and {UNDECIDED}, not {labels.shape}")
+    return images, labels

@@ -1,0 +1,76 @@
+"""The segmenter: it learns what can be learned, repeats with its seed, and is scored as scikit-learn scores."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import jaccard_score
+
+from attnlab import segment
+
+
+def squares(count, seed=0, size=32):
+    """Images of noise with a red and a green square; labels 1 and 2."""
+    rng = np.random.default_rng(seed)
+    images, labels = (
+        rng.integers(0, 90, (count, size, size, 3), dtype=np.uint8),
+        np.zeros((count, size, size), np.uint8),
+    )
+    for image, label in zip(images, labels, strict=True):
+        for number in (1, 2):
+            y, x = rng.integers(0, size - 12, 2)
+            image[y : y + 12, x : x + 12, number - 1] = 250
+            label[y : y + 12, x : x + 12] = number
+    return images, labels
+
+
+def test_it_learns_and_repeats():
+    images, labels = squares(40)
+    before = torch.get_rng_state()
+    model = segment.train(images, labels, 3, steps=60, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    tests = squares(10, seed=9)
+    ious = segment.class_ious(segment.evaluate(model, *tests, 3))
+    assert ious.min() > 0.6
+    again = segment.train(images, labels, 3, steps=60, seed=1)
+    np.testing.assert_array_equal(segment.predict(model, tests[0]), segment.predict(again, tests[0]))
+    assert not np.array_equal(
+        segment.predict(segment.new_model(3, seed=2).eval(), tests[0]), segment.predict(model, tests[0])
+    )
+
+
+def test_extra_pairs_are_half_of_every_batch():
+    images, labels = squares(4)
+    extra = np.zeros_like(images), np.full_like(labels, 2)
+    x, y = segment._draw([(images, labels), extra], 10, np.random.default_rng(0))
+    assert x.shape == (10, 3, 32, 32) and (y.flatten(1) == 2).all(1).sum() == 5
+    flipped = [any(np.array_equal(one, other[:, ::-1]) for other in labels) for one in y[:5].numpy()]
+    assert 0 < sum(flipped) < 5  # images and labels are turned together
+    for a, b in zip(x[:5], y[:5], strict=True):
+        assert (a[0][b == 1] > 0.9).sum() > 90  # red is still where the label says 1
+
+
+def test_scores_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    images, truth = (
+        rng.integers(0, 255, (5, 16, 16, 3), dtype=np.uint8),
+        rng.integers(0, 3, (5, 16, 16), dtype=np.uint8),
+    )
+    truth[:, :2] = 255
+    model = segment.new_model(4, seed=0).eval()
+    confusion = segment.evaluate(model, images, truth, 4)
+    known, found = truth != 255, segment.predict(model, images)
+    assert confusion.sum() == known.sum() and confusion.shape == (5, 4, 4)
+    expected = jaccard_score(truth[known], found[known], labels=range(4), average=None, zero_division=0)
+    np.testing.assert_allclose(np.nan_to_num(segment.class_ious(confusion)), expected)
+    assert np.isnan(segment.class_ious(np.zeros((1, 2, 2), int))).all()
+
+
+def test_pairs_have_to_fit():
+    images, labels = squares(2)
+    for wrong, message in [
+        ((images[..., 0], labels), r"images are uint8 \(image, row, column, rgb\)"),
+        ((images, labels[:, :5]), r"labels are \(2, 32, 32\) of 0 to 2 and 255"),
+        ((images, labels + 7), "of 0 to 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            segment.train(*wrong, 3, steps=1)
