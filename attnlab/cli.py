@@ -43,12 +43,19 @@ def run(paths: list[Path], typed: list[tuple[str, str]], runs: Path) -> int:
             failed += 1
             print(f"attnlab: {error}", file=sys.stderr)
         else:
-            files = sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / path.name)
+            files = [file for file in list_files(folder) if file != folder / path.name]
             print(f"{path.stem}: done; the notebook with its results, and the files it made:")
             print("", folder / path.name, *files, sep="\n  ", end="\n\n")
     if failed and len(jobs) > 1:
         print(f"attnlab: {failed} of {len(jobs)} notebooks failed", file=sys.stderr)
     return failed
+
+
+def list_files(folder: Path, most: int = 60) -> list[Path | str]:
+    """Files in a folder and those below it, sorted; of a folder with more than `most` only how many there are."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    below = [entry for each in sorted(f for f in folder.iterdir() if f.is_dir()) for entry in list_files(each, most)]
+    return [*(files if len(files) <= most else [f"{folder}/ ({len(files)} files)"]), *below]
 
 
 def check(model: str) -> int:

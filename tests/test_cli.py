@@ -12,7 +12,7 @@ from importlib import metadata
 import nbformat
 import pytest
 
-from attnlab.cli import main
+from attnlab.cli import list_files, main
 from attnlab.notebooks import read_parameters
 
 PARAMETERS = """prompt = "a burning house with smoke"  # what is drawn; guidance = 7.5, "é" # included
@@ -250,3 +250,11 @@ def test_check_finds_a_torchvision_that_breaks_imports(tmp_path, capsys, monkeyp
     status, out, _ = run(capsys, "check")
     assert status == 1 and "nms does not exist" in out and "pip uninstall torchvision" in out
     assert "torchvision" not in sys.modules
+
+
+def test_of_a_folder_with_many_files_their_number_is_listed(tmp_path):
+    for name in ("b.txt", "a.txt", "few/c.txt", *(f"many/{i}.png" for i in range(61))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    listed = [str(entry).removeprefix(f"{tmp_path}/") for entry in list_files(tmp_path)]
+    assert listed == ["a.txt", "b.txt", "few/c.txt", "many/ (61 files)"]

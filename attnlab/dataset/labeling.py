@@ -128,8 +128,8 @@ def _reason(heats, found, image, recipe):
     filters = recipe.filters
     if filters.blank is not None and np.dot(image, (0.299, 0.587, 0.114)).std() < filters.blank:
         return "blank image"
-    if not found:
-        return "no class in the prompt"
+    if not found:  # a prompt without any class's word: an image of the background alone
+        return None
     if filters.flat is not None and recipe.map != "linear":
         flat = [name for name, heat in heats.items() if np.ptp(heat) < filters.flat * heat.max() or heat.max() <= 0]
         if flat:
