@@ -8,9 +8,12 @@ BIN := .venv/bin
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
-run: .venv/installed ## draw a burning house, find its smoke, list the files made (notebook 04)
-	@echo "make run: notebook 04 draws a burning house, maps a word's attention and turns the map into a mask"
+run: .venv/installed ## draw a burning house, mask its smoke, make a small labeled data set (notebooks 04 and 05)
+	@echo "make run: notebook 04 draws a burning house, maps a word's attention and turns the map into a mask;"
+	@echo "notebook 05 makes 36 such pairs: a labeled data set of disasters"
 	@$(BIN)/attnlab run 04
+	@$(BIN)/attnlab run 05 -p images 1
+	@echo "the image, its maps and its mask: runs/04; the labeled data set: runs/05/dataset"
 
 test: .venv/installed ## lint, format check, every test and every notebook
 	@echo "make test: ruff check, ruff format --check, pytest (every notebook runs once)"
