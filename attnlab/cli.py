@@ -51,11 +51,11 @@ def run(paths: list[Path], typed: list[tuple[str, str]], runs: Path) -> int:
     return failed
 
 
-def list_files(folder: Path, most: int = 60) -> list[Path | str]:
-    """Files in a folder and those below it, sorted; of a folder with more than `most` only how many there are."""
+def list_files(folder: Path, most: int | None = None) -> list[Path | str]:
+    """Files in a folder and those below it, sorted; of folders below with more than a dozen only how many there are."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    below = [entry for each in sorted(f for f in folder.iterdir() if f.is_dir()) for entry in list_files(each, most)]
-    return [*(files if len(files) <= most else [f"{folder}/ ({len(files)} files)"]), *below]
+    below = [entry for each in sorted(f for f in folder.iterdir() if f.is_dir()) for entry in list_files(each, 12)]
+    return [*(files if most is None or len(files) <= most else [f"{folder}/ ({len(files)} files)"]), *below]
 
 
 def check(model: str) -> int:

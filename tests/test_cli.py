@@ -253,8 +253,8 @@ def test_check_finds_a_torchvision_that_breaks_imports(tmp_path, capsys, monkeyp
 
 
 def test_of_a_folder_with_many_files_their_number_is_listed(tmp_path):
-    for name in ("b.txt", "a.txt", "few/c.txt", *(f"many/{i}.png" for i in range(61))):
+    for name in ("b.txt", "a.txt", "few/c.txt", *(f"many/{i}.png" for i in range(13))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     listed = [str(entry).removeprefix(f"{tmp_path}/") for entry in list_files(tmp_path)]
-    assert listed == ["a.txt", "b.txt", "few/c.txt", "many/ (61 files)"]
+    assert listed == ["a.txt", "b.txt", "few/c.txt", "many/ (13 files)"]
