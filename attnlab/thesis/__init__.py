@@ -5,6 +5,7 @@ experiment = thesis.Experiment(gallery, images=50)                 # who is lear
 experiment.curves("DAAM", "generated")["car"]                      # IoU (threshold, image)
 """
 
+from .examples import PROMPT, SHOWN, WORDS, Example, main_object
 from .experiment import (
     METHODS,
     TRACKS,
@@ -17,7 +18,7 @@ from .experiment import (
     over_classes,
     summary,
 )
-from .gallery import PROMPT, SHOWN, WORDS, Example, Gallery, main_object
+from .gallery import Gallery
 
 __all__ = [
     "METHODS",

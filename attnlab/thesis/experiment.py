@@ -14,7 +14,8 @@ from ..descent import PRESETS
 from ..heatmaps import stretch, upscale
 from ..metrics import THRESHOLDS, area_under_curve, miou_curve
 from ..tokens import Token
-from .gallery import WORDS, Example, Gallery
+from .examples import WORDS, Example
+from .gallery import Gallery
 
 TRACKS = ("generated", "rendered")
 METHODS = {

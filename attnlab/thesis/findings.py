@@ -12,8 +12,8 @@ import numpy as np
 
 from ..heatmaps import stretch, upscale
 from ..metrics import THRESHOLDS, best_threshold, mean_over_classes, miou_curve
+from .examples import WORDS
 from .experiment import TRACKS, Experiment, by_resolution, over_classes, summary
-from .gallery import WORDS
 from .tables import as_columns, at_chosen_threshold
 
 FEW = 10  # images below which nothing is said

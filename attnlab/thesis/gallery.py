@@ -13,23 +13,21 @@ maps of learned tokens, generates its images a second time.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import PNDMScheduler
 from PIL import Image
-from skimage.measure import label
 from tqdm.auto import tqdm
 
 from .. import storage
 from ..descent import PRESETS, Descent, optimize_token
 from ..fit import Whitening, fit_token
-from ..heatmaps import HeatMaps
 from ..hooks import record
-from ..linear import LinearMap, linear_daam
+from ..linear import linear_daam
 from ..maps import daam, ovam
 from ..pictures import record_image
 from ..pipelines import Oracle, bundled, load_oracle, load_pipeline, seed
@@ -37,89 +35,13 @@ from ..recording import Recording
 from ..scenes import street
 from ..texts import TextEncoder
 from ..tokens import Token, TokenLibrary
-from ..words import Word
+from .examples import PROMPT, SHOWN, WORDS, Example, beside, main_object
 
-PROMPT = "a {} in an urban environment"
-WORDS = {"car": "car", "person": "person", "traffic light": "light", "rider": "rider"}
-"""The classes, and the word of the prompt whose map is looked at."""
-SHOWN = 0.01  # an image whose main object covers less is dropped
 STEPS = 30
 THESIS = {"stabilityai/stable-diffusion-2-base": "d28fc8045793886e512c5389771d3b3d560f9575"}
 """The thesis's model, and its revision."""
 SIDE = 64  # rendered scenes are chosen at this size, whatever the model's: in milliseconds each
 AT_ONCE = 10 * SIDE**2  # pixels of the images that are generated together
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One image of a class, what was recorded of it, and where its main object is.
-
-    Attributes
-    ----------
-    name : the class
-    track : "generated" or "rendered"
-    number : seed of the noise or of the scene
-    truth : bool (row, column), the main object; None where there is no mask
-    labels : uint8 (row, column), what each pixel shows, an index into `street.CLASSES`; None where that is unknown
-    """
-
-    name: str
-    track: str
-    number: int
-    truth: np.ndarray | None
-    labels: np.ndarray | None
-    path: Path = field(repr=False)
-    encoder: TextEncoder = field(repr=False)
-
-    @property
-    def shown(self) -> bool:
-        """Whether the class is there, and so whether the image counts."""
-        return self.truth is not None and bool(self.truth.mean() >= SHOWN)
-
-    @property
-    def id(self) -> str:
-        return f"{self.track}/{self.name.replace(' ', '_')}_{self.number:04d}"
-
-    @property
-    def prompt(self) -> str:
-        return PROMPT.format(self.name)
-
-    def mask(self, name: str) -> np.ndarray | None:
-        """bool (row, column) of any class of the street; None where labels are unknown."""
-        return None if self.labels is None else self.labels == street.CLASSES.index(name)
-
-    @cached_property
-    def image(self) -> Image.Image:
-        return Image.fromarray(self._file.read("image").numpy())
-
-    @property
-    def maps(self) -> HeatMaps:
-        """DAAM of the prompt."""
-        words = [Word(text, tuple(tokens)) for text, tokens in self._file.about["words"]]
-        return HeatMaps(self._file.read("maps").numpy(), words)
-
-    @property
-    def linear(self) -> LinearMap:
-        """Linear DAAM."""
-        return LinearMap.load(_beside(self.path), self.encoder)
-
-    @property
-    def timesteps(self) -> list[int]:
-        return self._file.about["timesteps"]
-
-    @property
-    def steps(self) -> np.ndarray:
-        """DAAM of the class's word from all layers at each step: float32 (step, row, column)."""
-        return self._file.read("steps").numpy()
-
-    @property
-    def layers(self) -> dict[str, np.ndarray]:
-        """DAAM of the class's word from each layer at each step: float32 (step, row, column) of the layer's size."""
-        return {name: self._file.read(f"layer.{i}").numpy() for i, name in enumerate(self._file.about["layers"])}
-
-    @property
-    def _file(self) -> storage.File:
-        return storage.File(self.path, "Example")
 
 
 class Gallery:
@@ -265,7 +187,7 @@ class Gallery:
         about = {"words": [[w.text, list(w.tokens)] for w in recording.words], "layers": layers}
         about["timesteps"] = recording.trace.timesteps
         path.parent.mkdir(parents=True, exist_ok=True)
-        linear_daam(recording).save(_beside(path))
+        linear_daam(recording).save(beside(path))
         tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
         storage.write(path, "Example", tensors, about)
 
@@ -302,22 +224,11 @@ class Gallery:
         return self._whitenings[ids]
 
 
-def main_object(mask: np.ndarray) -> np.ndarray:
-    """The largest connected region (by sides and corners) of a mask: bool (row, column), empty where the mask is."""
-    regions = label(mask, connectivity=2)
-    sizes = np.bincount(regions.ravel())[1:]
-    return regions == 1 + sizes.argmax() if len(sizes) else np.zeros(mask.shape, bool)
-
-
 @cache
 def _sizes(number: int) -> dict[str, float]:
     """Share of a rendered scene that the main object of each class covers."""
     scene = street.render(number, SIDE)
     return {name: float(main_object(scene.mask(name)).mean()) for name in WORDS}
-
-
-def _beside(path: Path) -> Path:
-    return path.with_suffix(".linear.safetensors")
 
 
 def _hash(array: np.ndarray) -> str:
@@ -343,7 +254,7 @@ def _code() -> str:
     """Of the modules that what is kept depends on: all but those that draw, tabulate or start notebooks."""
     root, found = Path(storage.__file__).parent, hashlib.sha256()
     after = {"plots", "figures", "notebooks", "cli", "transfer", "__init__"}
-    files = [*root.glob("*.py"), *root.glob("scenes/*.py"), Path(__file__)]
+    files = [*root.glob("*.py"), *root.glob("scenes/*.py"), Path(__file__), Path(__file__).with_name("examples.py")]
     for path in sorted(path for path in files if path.stem not in after):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..metrics import THRESHOLDS, best_threshold, bootstrap_interval, mean_over_classes
+from .examples import WORDS
 from .experiment import METHODS, TRACKS, Experiment, over_classes, summary
-from .gallery import WORDS
 
 PUBLISHED = {  # Stable Diffusion 2-base, generated images, masks by hand: DAAM, Linear DAAM, both optimized
     "car": (82.5, 41.7, 86.0, 85.8),
