@@ -75,7 +75,10 @@ def weighted_loss(scores, weights):
 
 
 def left_out(cells, directions, ridges, folds):
-    """For each ridge: loss, and IoU at the zero level over cells, of images that were left out, mean over folds."""
+    """For each ridge: loss, and IoU at the zero level over cells, of images that were left out, mean over folds.
+
+    IoU None where no image that was left out shows a class.
+    """
     images, found = np.unique(cells.image), []
     for train, test in KFold(min(folds, len(images))).split(images):
         # To compare ridges single precision will do, in half the time.
@@ -84,9 +87,11 @@ def left_out(cells, directions, ridges, folds):
             found.append(_judged(known, held, directions, ridges))
     if not found:
         return []
-    losses, overlaps = np.nanmean(found, axis=0).T
-    rows = zip(ridges, losses, overlaps, strict=True)
-    return [{"ridge": ridge, "loss": float(loss), "iou": float(overlap)} for ridge, loss, overlap in rows]
+    shown = [fold for fold in found if np.isfinite(fold).all()]
+    losses = np.mean([[loss for loss, _ in fold] for fold in found], axis=0).tolist()
+    overlaps = np.mean([[overlap for _, overlap in fold] for fold in shown], axis=0).tolist() if shown else None
+    rows = zip(ridges, losses, overlaps or [None] * len(ridges), strict=True)
+    return [{"ridge": ridge, "loss": loss, "iou": overlap} for ridge, loss, overlap in rows]
 
 
 def _judged(known, held, directions, ridges):

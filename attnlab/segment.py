@@ -46,6 +46,7 @@ def train(
     rate: float = 1e-3,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    progress: bool = True,
 ) -> SegformerForSemanticSegmentation:
     """A model trained from nothing for so many steps, whatever the number of pairs: it repeats with its seed.
 
@@ -58,7 +59,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout
-        for _ in tqdm(range(steps), desc="segmenter", leave=False):
+        for _ in tqdm(range(steps), desc="segmenter", leave=False, disable=not progress):
             x, y = _draw(sources, batch, rng)
             loss = F.cross_entropy(_logits(model, x.to(device)), y.to(device), ignore_index=UNDECIDED)
             optimizer.zero_grad()

@@ -172,6 +172,15 @@ def test_filters_say_why(filters, heat, image, reason):
     assert label({"fire": heat}, image, recipe).rejected == reason
 
 
+def test_a_token_may_find_nothing():
+    recipe = replace(FIRES, classes={"fire": "fire"}, map="linear", mask={"method": "zero"})
+    image = np.random.default_rng(0).integers(0, 255, (10, 10, 3), dtype=np.uint8)
+    found = label({"fire": -1 - ramp()}, image, recipe)
+    assert found.rejected is None and not found.labels.any()
+    bounded = replace(recipe, filters=replace(OPEN, area=(0.05, 0.95)))
+    assert label({"fire": -1 - ramp()}, image, bounded).rejected == "mask too small"
+
+
 def test_pairs_are_what_the_pipeline_draws_and_its_maps_say(fires, pipe):
     assert len(fires) == 10 and fires.rejected == [] and fires.classes == ["background", "fire", "smoke"]
     with al.record(pipe) as recording:
@@ -192,6 +201,17 @@ def test_datasets_reads_the_folder_as_it_is(fires, tmp_path):
     assert len(found) == 10 and found[3]["prompt"] == FIRES.prompt(3)
     np.testing.assert_array_equal(np.asarray(found[3]["mask"]), fires[3].labels)
     np.testing.assert_array_equal(np.asarray(found[3]["image"]), np.asarray(fires[3].image))
+
+
+def test_the_card_shows_pairs(fires):
+    assert "contact_sheet.png" in (fires.folder / "README.md").read_text()
+    sheet = np.asarray(Image.open(fires.folder / "contact_sheet.png"))
+    assert sheet.shape == (3 * 68, 4 * 132, 3)  # ten pairs of 64 pixels, four in a row, with 4 pixels between
+    image, labels, _ = fires[5]  # the second of the second row
+    left, right = sheet[68:132, 132:196], sheet[68:132, 196:260]
+    np.testing.assert_array_equal(left, np.asarray(image))
+    np.testing.assert_array_equal((left != right).any(-1) | (labels == 0), np.ones((64, 64)))
+    np.testing.assert_array_equal(right[labels == 0], left[labels == 0])
 
 
 def test_a_finished_data_set_is_left_as_it_is(fires):

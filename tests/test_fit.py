@@ -104,6 +104,13 @@ def test_a_class_may_be_absent_from_an_image():
     assert list(library) == ["thing"]
 
 
+def test_a_class_of_one_image_has_no_iou_where_it_was_left_out():
+    maps, empty = make_maps(6), np.zeros((SIDE, SIDE), bool)
+    masks = [make_masks(maps)[0], *[empty] * 5]
+    [token] = fit_tokens(maps, {"thing": masks}, {"thing": None}).values()
+    assert all(np.isfinite(row["loss"]) and row["iou"] is None for row in token.about["left out"])
+
+
 def test_a_class_may_fill_an_image():
     """Left out, such an image has no background; it still says which ridge is good."""
     maps = make_maps(5)

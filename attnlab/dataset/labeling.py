@@ -29,6 +29,7 @@ class Labeling(NamedTuple):
     masks : bool (row, column) of each class that the image was asked about, which may overlap
     areas : share of the image that each class has in `labels`
     scores : of each class, the mean of its map inside its mask minus that outside, as a share of the map's range
+    similarity : cosine of the image and its prompt, where the recipe asks a CLIP model
     rejected : why the image is no good, or None
     """
 
@@ -36,6 +37,7 @@ class Labeling(NamedTuple):
     masks: dict[str, np.ndarray]
     areas: dict[str, float]
     scores: dict[str, float]
+    similarity: float | None
     rejected: str | None
 
 
@@ -76,7 +78,9 @@ def heats(
     return {name: upscale(maps[asked[name]], size, mode) for name, maps in found.items()}
 
 
-def label(heats: Mapping[str, np.ndarray], image: np.ndarray, recipe: Recipe) -> Labeling:
+def label(
+    heats: Mapping[str, np.ndarray], image: np.ndarray, recipe: Recipe, similarity: float | None = None
+) -> Labeling:
     """Labels of an image, uint8 (row, column, rgb), from the map of each class at its size.
 
     Where masks overlap, the class whose map is farther on the way from its own cut (the least value in its mask) to its
@@ -96,7 +100,7 @@ def label(heats: Mapping[str, np.ndarray], image: np.ndarray, recipe: Recipe) ->
     labels[undecided & (best < recipe.band)] = UNDECIDED
     areas = {name: float((labels == numbers[name]).mean()) for name in found}
     scores = {name: _score(heats[name], mask) for name, mask in found.items()}
-    return Labeling(labels, found, areas, scores, _reason(heats, found, image, recipe))
+    return Labeling(labels, found, areas, scores, similarity, _reason(heats, found, image, similarity, recipe))
 
 
 def to_mask(heat: np.ndarray, image: np.ndarray, settings: Mapping) -> np.ndarray:
@@ -123,18 +127,21 @@ def _score(heat, mask):
     return float((heat[mask].mean() - heat[~mask].mean()) / max(np.ptp(heat), 1e-12))
 
 
-def _reason(heats, found, image, recipe):
+def _reason(heats, found, image, similarity, recipe):
     """The first of the recipe's filters that an image does not pass, as a short text."""
     filters = recipe.filters
     if filters.blank is not None and np.dot(image, (0.299, 0.587, 0.114)).std() < filters.blank:
         return "blank image"
+    if filters.similarity is not None and similarity is not None and similarity < filters.similarity:
+        return "unlike its prompt"
     if not found:  # a prompt without any class's word: an image of the background alone
         return None
     if filters.flat is not None and recipe.map != "linear":
         flat = [name for name, heat in heats.items() if np.ptp(heat) < filters.flat * heat.max() or heat.max() <= 0]
         if flat:
             return f"flat map of {flat[0]}"
-    if empty := [name for name, mask in found.items() if not mask.any()]:
+    empty = [name for name, mask in found.items() if not mask.any()]
+    if empty and recipe.mask["method"] != "zero":  # a learned token may well say that its class is not there
         return f"no mask of {empty[0]}"
     if filters.area is not None:
         covered = np.any(list(found.values()), axis=0).mean()

@@ -46,12 +46,15 @@ class Filters:
     flat : least range of each map, as a share of its maximum; not of linear maps, which have no zero
     blank : least standard deviation of the image's gray values, 0..255
     duplicates : an image whose difference hash (64 bits) is that of an earlier one but for so many bits is rejected
+    similarity : least cosine of image and prompt, -1..1, by the CLIP model `clip`, a folder or hub id
     """
 
     area: tuple[float, float] | None = (0.05, 0.95)
     flat: float | None = 0.2
     blank: float | None = 4.0
     duplicates: int | None = 2
+    similarity: float | None = None
+    clip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -309,9 +312,13 @@ def _wrong_filters(f):
         return
     if f.area is not None and not (len(f.area) == 2 and 0 <= f.area[0] < f.area[1] <= 1):
         yield f"filters: area is {f.area!r}: [least, largest] share of the image, such as [0.05, 0.95]"
-    for name, most in (("flat", 1), ("blank", 255), ("duplicates", 64)):
+    for name, least, most in (("flat", 0, 1), ("blank", 0, 255), ("duplicates", 0, 64), ("similarity", -1, 1)):
         value = getattr(f, name)
         if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most
+            isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most
         ):
-            yield f"filters: {name} is {value!r}: a number from 0 to {most}, or nothing"
+            yield f"filters: {name} is {value!r}: a number from {least} to {most}, or nothing"
+    if f.clip is not None and not isinstance(f.clip, str):
+        yield f"filters: clip is {f.clip!r}: a folder or hub id of a CLIP model"
+    if f.similarity is not None and f.clip is None:
+        yield "filters: similarity wants clip, a folder or hub id of a CLIP model"

@@ -1,7 +1,8 @@
 """The files of a labeled data set: read them, write a record, find what is wrong with them.
 
 A folder is a Hugging Face `imagefolder`: images/, masks/ (palette PNG of class numbers) and metadata.jsonl. Beside them
-lie recipe.yaml, rejected.jsonl with what the filters refused and why, those images in rejected/, and README.md.
+lie recipe.yaml, rejected.jsonl with what the filters refused and why, those images in rejected/, README.md and
+contact_sheet.png.
 """
 
 import hashlib
@@ -100,6 +101,8 @@ def write_record(work, recipe, index, image, labeling: Labeling) -> dict:
         line[_column(kind)], hashes[kind or "mask"] = file, _sha256(work / file)
     for key, values in (("areas", labeling.areas), ("scores", labeling.scores)):
         line[key] = {c: round(values[c], 4) if c in values else None for c in recipe.classes}
+    if labeling.similarity is not None:
+        line["similarity"] = round(labeling.similarity, 4)
     line |= {"words": dict(recipe.classes), "hash": f"{difference_hash(image):016x}", "sha256": hashes}
     line |= {"recipe": recipe.digest, "versions": storage.versions(), "rejected": labeling.rejected}
     return line

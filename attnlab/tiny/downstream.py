@@ -1,25 +1,55 @@
-"""What a generated data set is worth: segmenters trained on few real pairs, on synthetic ones, and on both.
+"""What a generated data set is worth: segmenters trained on few real pairs, with and without generated ones.
 
-The real world is the renderer, whose masks are exact; the synthetic one a bundled model's, with the masks of its own
-attention. Every segmenter takes the same number of steps, and is tested on the same held-out scenes.
+The real world is the renderer, whose masks are exact; the generated pairs are a bundled model's images with the masks
+of its own attention. Every segmenter takes the same number of steps and is tested on the same held-out scenes.
 
-    real, tests = scenes(100, TRAINING), scenes(200, TESTS)
-    rows = study(real, synthetic, tests, sizes=(10, 30, 100), seeds=(0, 1, 2))
+    python -m attnlab.tiny.downstream                  # the whole study, into measured_downstream.json
+    study = Study(sizes=(10,), seeds=2)                # or a part of it
+    record = study.run("runs/downstream", workers=2)   # again after an interruption: it goes on
+    ious(record, 10, "tiny")                           # (seed, class)
 """
 
+import argparse
+import json
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
+import torch
+from scipy import stats
 from tqdm.auto import tqdm
 
-from .. import segment
-from ..dataset import Dataset
+from .. import LinearMap, TokenLibrary, fit_tokens, linear_daam, load_oracle, load_pipeline, record_image, segment
+from .. import seed as seeded
+from ..dataset import Dataset, Filters, Recipe, generate_dataset, label
+from ..hooks import record
 from ..scenes import street
+from .localize import TIMESTEPS
 
 CLASSES = ("fire", "smoke", "water")
 TRAINING = street.HELD_OUT + 500_000  # first seeds: no bundled model saw these scenes, nor what notebooks look at
+MORE = street.HELD_OUT + 550_000
 TESTS = street.HELD_OUT + 600_000
 SEEN = 0.02  # a scene counts if one of the classes covers this share of it
+PROMPTS = ("a burning {thing} with fire and smoke {when}", "water and a {thing} {when}", "a {thing} on a road {when}")
+LISTS = {
+    "thing": ("house", "tree", "car", "building"),
+    "when": ("on a sunny day", "at night", "at dusk", "in winter"),
+}
+ADDED = {  # what is added to the real pairs, and what its maker saw
+    "": "nothing",
+    "tiny": "tiny, its words' masks: its attention was trained on exact masks",
+    "tiny, oracle": "tiny, the oracle's masks: both were trained on exact masks",
+    "tiny-plain": "tiny-plain, its words' masks: trained on captions alone",
+    "tiny-plain, tokens": "tiny-plain, masks of tokens learned from the same real pairs: captions and these masks",
+    "tiny-plain, oracle": "tiny-plain, the oracle's masks: captions, and exact masks for the oracle",
+    "rendered": "as many more real pairs: exact",
+}
+RECORD = Path(__file__).with_name("measured_downstream.json")
 
 
 def scenes(count: int, first: int, classes: Sequence[str] = CLASSES, size: int = 64) -> segment.Pairs:
@@ -49,28 +79,223 @@ def with_truth(pairs: segment.Pairs, oracle, classes: Sequence[str] = CLASSES) -
     return pairs[0], labels
 
 
-def study(
-    real: segment.Pairs,
-    synthetic: dict[str, segment.Pairs],
-    tests: segment.Pairs,
-    sizes: Sequence[int],
-    seeds: Sequence[int],
-    steps: int = 500,
-    count: int = len(CLASSES) + 1,
-) -> dict[tuple[int, str], np.ndarray]:
-    """IoU (seed, class) on the tests, by how many real pairs there are and what is added to them ("" for nothing).
+def learned(pipe, few: segment.Pairs) -> TokenLibrary:
+    """A token of each class that few real pairs show; the model is told the names of the classes in each."""
+    images, labels = few
+    present = [[name for i, name in enumerate(CLASSES, 1) if (one == i).any()] for one in labels]
+    looked = record_image(
+        pipe, list(images), [" and ".join(names) for names in present], timesteps=TIMESTEPS, generator=seeded(0)
+    )
+    maps = [linear_daam(one) for one in looked]
+    tokens = TokenLibrary()
+    for i, name in enumerate(CLASSES, 1):
+        if (labels == i).any():
+            tokens.add(fit_tokens(maps, {name: list(labels == i)}, {name: name})[name])
+    return tokens
 
-    0 real pairs: synthetic ones alone. Another seed takes other real pairs, too.
+
+def relabeled(looked: Sequence[tuple[np.ndarray, LinearMap]], tokens: TokenLibrary, recipe: Recipe) -> segment.Pairs:
+    """Pairs of generated images by learned tokens: what generate_dataset makes of them, without generating again."""
+    made = [(x, label({n: maps.upscaled(tokens[n], x.shape[:2]) for n in tokens}, x, recipe)) for x, maps in looked]
+    kept = [(x, one.labels) for x, one in made if one.rejected is None]
+    return np.stack([x for x, _ in kept]), np.stack([y for _, y in kept])
+
+
+@dataclass(frozen=True)
+class Study:
+    """sizes : numbers of real pairs; seeds : repetitions, each with other real pairs and another start; images : of
+    each of 48 prompts; denoising, steps : of a generation, of a segmenter; tests : held-out scenes"""
+
+    sizes: tuple[int, ...] = (10, 30, 100)
+    seeds: int = 5
+    images: int = 6
+    denoising: int = 20
+    steps: int = 500
+    tests: int = 400
+
+    def recipe(self, model: str, **changes) -> Recipe:
+        """Of the generated pairs."""
+        asked = {"images": self.images, "steps": self.denoising, "filters": Filters(area=None)} | changes
+        return Recipe(PROMPTS, {name: name for name in CLASSES}, model, lists=LISTS, **asked)
+
+    def arms(self) -> list[tuple[int, str, int]]:
+        """(real pairs, what is added, seed), seed by seed. 0 real pairs: what is added, alone."""
+        alone = [kind for kind in ADDED if kind not in ("", "tiny-plain, tokens")]
+        arms = [(n, kind) for n in self.sizes for kind in ADDED] + [(0, kind) for kind in alone]
+        return [(*arm, s) for s in range(self.seeds) for arm in arms]
+
+    def few(self, n: int, s: int) -> segment.Pairs:
+        """The n real pairs of a seed."""
+        images, labels = _real(max(self.sizes))
+        some = np.random.default_rng([s, n]).permutation(len(images))[:n]
+        return images[some], labels[some]
+
+    def run(self, out: str | Path, workers: int = 2) -> dict:
+        """Make the pairs, train every arm in `workers` processes of one thread, write and return out/record.json.
+
+        What is there is not made again. ValueError if the folder holds a study with other settings.
+        """
+        out = Path(out)
+        settings = json.loads(json.dumps(asdict(self)))
+        if (out / "study.json").exists() and json.loads((out / "study.json").read_text()) != settings:
+            raise ValueError(f"{out} holds a study with other settings (see study.json): name another folder")
+        (out / "arms").mkdir(parents=True, exist_ok=True)
+        (out / "study.json").write_text(json.dumps(settings))
+        sets = self.make_sets(out)
+        missing = [arm for arm in self.arms() if not _arm_file(out, *arm).exists()]
+        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            jobs = [pool.submit(self.train, out, *arm) for arm in missing]
+            try:
+                for job in tqdm(jobs, desc="segmenters"):
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        found = [{"real": n, "added": kind, "seed": s, "iou": _ious(out, n, kind, s)} for n, kind, s in self.arms()]
+        result = {"study": settings, "sets": sets, "arms": found}
+        (out / "record.json").write_text(json.dumps(result, indent=1) + "\n")
+        return result
+
+    def make_sets(self, out: Path) -> dict[str, dict]:
+        """Every set of pairs that is added; how many pairs each has, and the IoU of its labels with the oracle's."""
+        oracle = load_oracle("cpu")
+        made = {"rendered": scenes(len(self.recipe("tiny")), MORE)}
+        for model in ("tiny", "tiny-plain"):
+            made[model] = pairs_of(generate_dataset(self.recipe(model), out / model))
+            made[f"{model}, oracle"] = with_truth(made[model], oracle)
+        wanted = [(n, s) for s in range(self.seeds) for n in self.sizes]
+        names = {(n, s): f"tiny-plain, tokens {n} {s}" for n, s in wanted}
+        if not all(_pairs_file(out, name).exists() for name in names.values()):
+            made |= self._token_sets(names)
+        for name, pairs in made.items():
+            _save_pairs(_pairs_file(out, name), pairs)
+        about = {}
+        for name in [*list(ADDED)[1:4], *names.values()]:
+            pairs = _load_pairs(_pairs_file(out, name))
+            agreement = _class_ious(with_truth(pairs, oracle)[1], pairs[1])
+            about[name] = {"pairs": len(pairs[0]), "iou with the oracle": agreement}
+        return about
+
+    def _token_sets(self, names):
+        recipe = self.recipe("tiny-plain", map="linear", mask={"method": "zero"})
+        pipe = load_pipeline("tiny-plain", device="cpu")
+        pipe.set_progress_bar_config(disable=True)
+        looked = _generated(pipe, recipe)
+        wanted = tqdm(names.items(), desc="tokens")
+        return {name: relabeled(looked, learned(pipe, self.few(n, s)), recipe) for (n, s), name in wanted}
+
+    def train(self, out: Path, n: int, kind: str, s: int) -> None:
+        """Train the segmenter of an arm and write its confusion (class, class), pixels over all tests."""
+        count = len(CLASSES) + 1
+        name = f"{kind} {n} {s}" if kind == "tiny-plain, tokens" else kind
+        more = _load_pairs(_pairs_file(out, name)) if kind else None
+        first, extra = (self.few(n, s), more) if n else (more, None)
+        model = segment.train(*first, count, extra=extra, steps=self.steps, seed=s, progress=False)
+        confusion = segment.evaluate(model, *_tests(self.tests), count).sum(0)
+        part = _arm_file(out, n, kind, s).with_suffix(".part")
+        part.write_text(json.dumps(confusion.tolist()))
+        part.replace(_arm_file(out, n, kind, s))
+
+
+def ious(record: dict, real: int, added: str) -> np.ndarray:
+    """IoU (seed, class) of an arm in a record, without the background."""
+    found = [arm["iou"] for arm in record["arms"] if (arm["real"], arm["added"]) == (real, added)]
+    if not found:
+        raise KeyError(f"no arm of {real} real pairs and {added!r} added")
+    return np.array(found, float)[:, 1:]
+
+
+def mean_and_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean over seeds, (seed,), and its confidence interval by Student's t."""
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def table(record: dict) -> list[dict]:
+    """A row for each arm: mean IoU of each class, of all, and what adding the pairs gains over the real ones alone.
+
+    Gains are paired by seed: the same real pairs and the same start of the segmenter. Intervals are 95%, over seeds.
     """
-    arms = [(n, kind) for n in sizes for kind in ("", *synthetic)] + [(0, kind) for kind in synthetic]
-    found = {}
-    for n, kind in tqdm(arms, desc="segmenters"):
-        ious = []
-        for s in seeds:
-            some = np.random.default_rng([s, n]).permutation(len(real[0]))[:n]
-            few = real[0][some], real[1][some]
-            first, extra = (few, synthetic.get(kind)) if n else (synthetic[kind], None)
-            model = segment.train(*first, count, extra=extra, steps=steps, seed=s)
-            ious.append(segment.class_ious(segment.evaluate(model, *tests, count)))
-        found[n, kind] = np.stack(ious)
+    rows = []
+    for n, kind in dict.fromkeys((arm["real"], arm["added"]) for arm in record["arms"]):
+        own = ious(record, n, kind)
+        row = {"real pairs": n, "added": kind or "nothing"}
+        row |= {name: round(float(value), 3) for name, value in zip(CLASSES, own.mean(0), strict=True)}
+        mean, low, high = mean_and_interval(own.mean(1))
+        row["mean (95% interval)"] = f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        gain = mean_and_interval(own.mean(1) - ious(record, n, "").mean(1)) if n and kind else None
+        row["gain"] = "{:+.3f} ({:+.3f} to {:+.3f})".format(*gain) if gain else ""
+        rows.append(row)
+    return rows
+
+
+def _generated(pipe, recipe):
+    """(image, LinearMap) of every record of a recipe."""
+    found = []
+    for batch in tqdm([b for n in range(recipe.shards) for b in recipe.batches(n)], desc="images"):
+        noise = [seeded(recipe.seed_of(i)) for i in batch]
+        with record(pipe, keep="sum") as recording:
+            made = pipe(
+                [recipe.prompt(i) for i in batch],
+                generator=noise,
+                num_inference_steps=recipe.steps,
+                guidance_scale=recipe.guidance,
+            )
+        found += [(np.asarray(x), linear_daam(one)) for x, one in zip(made.images, recording, strict=True)]
     return found
+
+
+@lru_cache(maxsize=1)
+def _real(count):
+    return scenes(count, TRAINING)
+
+
+@lru_cache(maxsize=1)
+def _tests(count):
+    return scenes(count, TESTS)
+
+
+def _class_ious(truth, found):
+    count = len(CLASSES) + 1
+    pairs = np.bincount((truth.astype(int) * count + found)[found < count], minlength=count**2)
+    return segment.class_ious(pairs.reshape(1, count, count))[1:].round(4).tolist()
+
+
+def _ious(out, n, kind, s):
+    confusion = np.array(json.loads(_arm_file(out, n, kind, s).read_text()))
+    return segment.class_ious(confusion[None]).round(4).tolist()
+
+
+def _arm_file(out, n, kind, s):
+    return Path(out) / "arms" / f"{n:04d} {kind or 'nothing'} {s}.json"
+
+
+def _pairs_file(out, name):
+    return Path(out) / f"{name}.npz"
+
+
+def _save_pairs(path, pairs):
+    part = path.with_name("pairs.part.npz")
+    np.savez(part, images=pairs[0], labels=pairs[1])
+    part.replace(path)
+
+
+def _load_pairs(path):
+    with np.load(path) as file:
+        return file["images"], file["labels"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/downstream", help="folder for pairs and results; goes on there")
+    parser.add_argument("--seeds", type=int, default=Study.seeds)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    given = parser.parse_args()
+    found = Study(seeds=given.seeds).run(given.out, given.workers)
+    RECORD.write_text(json.dumps(found, indent=1) + "\n")
+    for row in table(found):
+        print(*row.values(), sep=" | ")
+
+
+if __name__ == "__main__":
+    main()
