@@ -1,8 +1,5 @@
 """The study of what synthetic pairs are worth: exact scenes, and every arm trained on what it says."""
 
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 

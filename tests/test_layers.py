@@ -13,7 +13,7 @@ import attnlab
 ROOT = Path(attnlab.__file__).parent
 FLOORS = {
     **dict.fromkeys(
-        ["scenes", "words", "masks", "metrics", "figures", "pipelines", "layers", "storage", "denoisers"], 0
+        ["scenes", "words", "masks", "metrics", "figures", "pipelines", "layers", "storage", "denoisers", "training"], 0
     ),
     **dict.fromkeys(["texts", "plots", "targets", "tokens", "logistic", "segment"], 1),
     **dict.fromkeys(["recording", "heatmaps"], 2),

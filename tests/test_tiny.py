@@ -1,86 +1,25 @@
-"""The bundled models and their training: resume without a jump, grounding's loss by hand, words that localize."""
+"""The bundled models and their training: grounding's loss by hand, words that localize."""
 
 import json
 import math
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import attnlab as al
+from attnlab import training
 from attnlab.scenes import street
-from attnlab.tiny import cards, denoiser, localize, loop, steer, train
+from attnlab.tiny import cards, denoiser, localize, steer, train
 from attnlab.tiny.denoiser import grounding_loss
 from attnlab.tiny.text import train_tokenizer
-
-SCHEDULE = loop.Schedule(steps=30, rate=0.05, warmup=5, checkpoint=10)
-
-
-def fit_line(folder, stop_at=None):
-    """Train y = 2x - 1 from noisy batches; with `stop_at`, killed in the middle of that step."""
-    model, calls = nn.Linear(1, 1), []
-    nn.init.zeros_(model.weight)
-    nn.init.zeros_(model.bias)
-
-    def loss(model, generator):
-        calls.append(1)
-        if stop_at is not None and len(calls) > stop_at:
-            raise KeyboardInterrupt
-        x = torch.randn(16, 1, generator=generator)
-        return {"loss": ((model(x) - 2 * x + 1) ** 2).mean()}
-
-    return loop.train(model, loss, SCHEDULE, folder)
-
-
-def test_schedule_restarts():
-    """Two cosines of 100 steps, each from the highest rate to a fiftieth; a linear rise of 10 steps before each."""
-    schedule = loop.Schedule(steps=200, rate=1.0, cycles=2, warmup=10)
-    rates = [schedule.factor(step) for step in range(200)]
-    assert rates[:100] == rates[100:]
-    assert rates[0] == pytest.approx(0.1, abs=1e-3) and rates[50] == pytest.approx(0.51) and rates[99] < 0.021
-
-
-def test_resumed_training_is_the_same_training(tmp_path):
-    whole = fit_line(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        fit_line(tmp_path / "stopped", stop_at=17)  # after the checkpoint of step 10
-    resumed = fit_line(tmp_path / "stopped")
-    assert (tmp_path / "whole/curve.csv").read_text() == (tmp_path / "stopped/curve.csv").read_text()
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-    losses = np.loadtxt(tmp_path / "whole/curve.csv", delimiter=",", skiprows=1)[:, 1]
-    assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
-
-
-def test_training_killed_and_resumed(tmp_path):
-    """SIGKILL in the middle of a step; the curve of the run that goes on is that of a run never stopped."""
-    fit_line(tmp_path / "whole")
-    code = (
-        "import sys, time; sys.path.insert(0, {folder!r}); import test_tiny; from pathlib import Path\n"
-        "draw = test_tiny.torch.randn\n"
-        "test_tiny.torch.randn = lambda *a, **k: (time.sleep(0.05), draw(*a, **k))[1]\n"
-        "test_tiny.fit_line(Path({out!r}))"
-    ).format(folder=str(Path(__file__).parent), out=str(tmp_path / "killed"))
-    curve = tmp_path / "killed/curve.csv"
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and (not curve.exists() or len(curve.read_text().splitlines()) < 16):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    fit_line(tmp_path / "killed")
-    assert curve.read_text() == (tmp_path / "whole/curve.csv").read_text()
 
 
 @pytest.mark.parametrize("preset", train.PRESETS)
 def test_every_stage_of_every_preset(preset, tmp_path):
     """Two steps each, from scenes to a folder that loads as a pipeline and draws an image of the preset's size."""
-    steps = dict.fromkeys(("vae", "denoiser", "oracle"), loop.Schedule(steps=2, rate=1e-3))
+    steps = dict.fromkeys(("vae", "denoiser", "oracle"), training.Schedule(steps=2, rate=1e-3))
     short = replace(train.PRESETS[preset], scenes=20, recipe=denoiser.Recipe(batch=4), **steps)
     run = train.Run(short, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
     run.vae()
@@ -103,19 +42,12 @@ def test_every_stage_of_every_preset(preset, tmp_path):
 
 def test_unfinished_models_are_not_exported(tmp_path):
     preset = replace(train.PRESETS["cpu"], scenes=20, recipe=denoiser.Recipe(batch=4))
-    preset = replace(preset, vae=loop.Schedule(1, 1e-3), denoiser=loop.Schedule(1, 1e-3))
+    preset = replace(preset, vae=training.Schedule(1, 1e-3), denoiser=training.Schedule(1, 1e-3))
     run = train.Run(preset, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
     run.vae()
     run.train_denoiser("denoiser")
-    replace(run, preset=replace(preset, denoiser=loop.Schedule(2, 1e-3))).export()
+    replace(run, preset=replace(preset, denoiser=training.Schedule(2, 1e-3))).export()
     assert not (tmp_path / "models").exists()
-
-
-def test_a_curve_is_thinned_to_means(tmp_path):
-    (tmp_path / "long.csv").write_text("step,loss\n" + "".join(f"{i},{i % 2}\n" for i in range(1000)))
-    loop.thin_curve(tmp_path / "long.csv", tmp_path / "short.csv", rows=100)
-    curve = np.genfromtxt(tmp_path / "short.csv", delimiter=",", names=True)
-    assert len(curve) == 100 and (curve["loss"] == 0.5).all() and curve["step"][0] == 4.5
 
 
 def test_grounding_loss_by_hand():

@@ -1,6 +1,6 @@
 """Procedural worlds: rendered images with a caption and the exact mask of everything in them."""
 
-from . import street
+from . import aerial, street
 from .scene import Scene
 
-__all__ = ["Scene", "street"]
+__all__ = ["Scene", "aerial", "street"]

@@ -18,8 +18,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .. import training
 from ..scenes import street
-from . import loop, vae
+from . import vae
 from .data import Scenes
 from .text import LENGTH, new_text_encoder
 
@@ -193,7 +194,7 @@ def grounding_loss(scores, labels, visible, where, what, weight):
 
 
 def train_denoiser(
-    model: TextToLatent, batches: Batches, recipe: Recipe, schedule: loop.Schedule, folder: Path
+    model: TextToLatent, batches: Batches, recipe: Recipe, schedule: training.Schedule, folder: Path
 ) -> TextToLatent:
     scheduler = new_scheduler()
     device = model.unet.device
@@ -216,4 +217,4 @@ def train_denoiser(
         total = diffusion + recipe.grounding * grounding if recipe.grounding else diffusion
         return {"loss": total, "diffusion": diffusion, "grounding": grounding}
 
-    return loop.train(model, loss, schedule, folder)
+    return training.train(model, loss, schedule, folder)

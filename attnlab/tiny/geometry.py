@@ -5,7 +5,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PNDMSched
 from torch import nn
 
 from .. import load_pipeline
-from .loop import seeded
+from ..training import seeded
 from .text import new_text_encoder
 
 WINDOW = 77  # tokens of CLIP's texts

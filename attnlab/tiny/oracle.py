@@ -9,9 +9,10 @@ from diffusers import AutoencoderKL, UNet2DModel
 from skimage.measure import label, regionprops
 from tqdm.auto import tqdm
 
+from .. import training
 from ..pipelines import Oracle
 from ..scenes import street
-from . import loop, vae
+from . import vae
 from .data import Scenes
 
 SMALL = 100 / 64**2  # an object below this share of the image is small
@@ -33,7 +34,12 @@ def new_segmenter(size: int) -> UNet2DModel:
 
 
 def train_oracle(
-    scenes: Scenes, blurred: np.ndarray, schedule: loop.Schedule, folder: Path, device: torch.device, batch: int = 32
+    scenes: Scenes,
+    blurred: np.ndarray,
+    schedule: training.Schedule,
+    folder: Path,
+    device: torch.device,
+    batch: int = 32,
 ) -> UNet2DModel:
     """Cross-entropy, rare classes weighted up by the root of their rarity.
 
@@ -55,9 +61,9 @@ def train_oracle(
         logits = model(images.to(device).contiguous(memory_format=torch.channels_last), 0).sample
         return {"loss": F.cross_entropy(logits.float(), labels.to(device), weight)}
 
-    with loop.seeded(schedule.seed):
+    with training.seeded(schedule.seed):
         model = new_segmenter(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
-    return loop.train(model, loss, schedule, folder)
+    return training.train(model, loss, schedule, folder)
 
 
 @torch.no_grad()

@@ -21,8 +21,9 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
+from .. import training
 from ..scenes import street
-from . import data, denoiser, loop, oracle, text, vae
+from . import data, denoiser, oracle, text, vae
 
 log = logging.getLogger(__name__)
 MODELS = Path(__file__).parent / "models"
@@ -37,9 +38,9 @@ class Preset:
     scenes: int
     channels: tuple[int, ...]  # of the denoiser
     recipe: denoiser.Recipe
-    vae: loop.Schedule
-    denoiser: loop.Schedule
-    oracle: loop.Schedule
+    vae: training.Schedule
+    denoiser: training.Schedule
+    oracle: training.Schedule
 
 
 PRESETS = {
@@ -48,18 +49,18 @@ PRESETS = {
         scenes=48_000,
         channels=(64, 96, 160),
         recipe=denoiser.Recipe(batch=32),
-        vae=loop.Schedule(steps=3_500, rate=2e-3, weight_decay=0.0),
-        denoiser=loop.Schedule(steps=10_000, rate=1e-3, cycles=2, ema=0.9985),
-        oracle=loop.Schedule(steps=1_200, rate=2e-3),
+        vae=training.Schedule(steps=3_500, rate=2e-3, weight_decay=0.0),
+        denoiser=training.Schedule(steps=10_000, rate=1e-3, cycles=2, ema=0.9985),
+        oracle=training.Schedule(steps=1_200, rate=2e-3),
     ),
     "gpu": Preset(
         size=128,
         scenes=100_000,
         channels=(64, 96, 160),
         recipe=denoiser.Recipe(batch=256),
-        vae=loop.Schedule(steps=12_000, rate=1e-3, weight_decay=0.0),
-        denoiser=loop.Schedule(steps=20_000, rate=1e-3, ema=0.9995),
-        oracle=loop.Schedule(steps=3_000, rate=2e-3),
+        vae=training.Schedule(steps=12_000, rate=1e-3, weight_decay=0.0),
+        denoiser=training.Schedule(steps=20_000, rate=1e-3, ema=0.9995),
+        oracle=training.Schedule(steps=3_000, rate=2e-3),
     ),
 }
 
@@ -96,7 +97,7 @@ class Run:
         tokenizer = text.train_tokenizer(scenes.captions, self.work / "tokenizer")
         batches = denoiser.Batches.of(scenes, self.autoencoder, tokenizer, cache=self.latents)
         recipe = self.preset.recipe if stage == "denoiser" else replace(self.preset.recipe, grounding=0.0)
-        with loop.seeded(self.preset.denoiser.seed):
+        with training.seeded(self.preset.denoiser.seed):
             model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels).to(self.device)
         denoiser.train_denoiser(model, batches, recipe, self.preset.denoiser, self.work / stage)
 
@@ -116,10 +117,10 @@ class Run:
             model = oracle.UNet2DModel.from_pretrained(self.work / "oracle" / "model")
             model.to(torch.float16).save_pretrained(folder)
             (folder / "classes.json").write_text(json.dumps(street.CLASSES) + "\n")
-            loop.thin_curve(self.work / "oracle" / "curve.csv", folder / "curve.csv")
+            training.thin_curve(self.work / "oracle" / "curve.csv", folder / "curve.csv")
 
     def _export_pipeline(self, stage: str, folder: Path) -> None:
-        steps, average = loop.averaged(self.work / stage)
+        steps, average = training.averaged(self.work / stage)
         if steps < self.preset.denoiser.steps:
             log.warning("%s is at step %d of %d: not exported", stage, steps, self.preset.denoiser.steps)
             return
@@ -141,8 +142,8 @@ class Run:
         pipe.save_pretrained(folder)
         for name in ("vocab.json", "merges.txt"):  # for readers that do not know tokenizer.json
             shutil.copy(self.work / "tokenizer" / name, folder / "tokenizer" / name)
-        loop.thin_curve(self.work / stage / "curve.csv", folder / "curve.csv")
-        loop.thin_curve(self.work / "vae" / "curve.csv", folder / "vae" / "curve.csv")
+        training.thin_curve(self.work / stage / "curve.csv", folder / "curve.csv")
+        training.thin_curve(self.work / "vae" / "curve.csv", folder / "vae" / "curve.csv")
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
+from .. import training
 from ..scenes import street
-from . import loop
 from .data import Scenes
 
 SMALL = [  # rare pixels that must look right
@@ -37,7 +37,7 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def train_vae(
-    scenes: Scenes, schedule: loop.Schedule, folder: Path, device: torch.device, batch: int = 16
+    scenes: Scenes, schedule: training.Schedule, folder: Path, device: torch.device, batch: int = 16
 ) -> AutoencoderKL:
     """Weighted L1 and L2 on pixels, L1 on their differences (edges), and a little KL on the latents."""
 
@@ -55,9 +55,9 @@ def train_vae(
         kl = posterior.kl().mean() / sample[0].numel()
         return {"loss": pixels + 0.5 * edges + 3e-4 * kl, "pixels": pixels, "edges": edges, "kl": kl}
 
-    with loop.seeded(schedule.seed):
+    with training.seeded(schedule.seed):
         vae = new_vae(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
-    vae = loop.train(vae, loss, schedule, folder)
+    vae = training.train(vae, loss, schedule, folder)
     latents = encode(vae, scenes.images[:2000])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     return vae

@@ -1,4 +1,4 @@
-"""One training loop for every bundled model: cosine schedule with restarts, moving average, curve, checkpoints, resume.
+"""One training loop: cosine schedule with restarts, moving average, curve, checkpoints, resume, early stop.
 
 A batch depends on the seed and the step number alone, so a run that was stopped and resumed draws the same batches.
 """
@@ -47,11 +47,23 @@ def seeded(seed: int):
         yield
 
 
-def train(model: torch.nn.Module, loss: Loss, schedule: Schedule, folder: Path) -> torch.nn.Module:
+def train(
+    model: torch.nn.Module,
+    loss: Loss,
+    schedule: Schedule,
+    folder: Path,
+    check: Callable[[torch.nn.Module], float] | None = None,
+    patience: int = 5,
+) -> torch.nn.Module:
     """Train `model` in place and return its moving average.
 
     `loss(model, generator)` draws a batch with the generator and returns named terms; "loss" is minimized, all are
     written to `folder/curve.csv`. A checkpoint in `folder` is continued from.
+
+    `check` judges the moving average on held-out data at every checkpoint, the lower the better: then the best one is
+    returned, and training ends when `patience` checks in a row were no better. They are written to `folder/checks.csv`.
+
+    FloatingPointError where the loss is not finite: the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
@@ -63,21 +75,56 @@ def train(model: torch.nn.Module, loss: Loss, schedule: Schedule, folder: Path) 
     model.train()
     device = next(model.parameters()).device
     for step in (bar := tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name)):
+        if check and _is_over(folder, patience):
+            break
         generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
         with torch.autocast(device.type, torch.bfloat16):
             terms = loss(model, generator)
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        if not math.isfinite(values["loss"]):
+            last = step // schedule.checkpoint * schedule.checkpoint
+            kept = f"step {last}" if last else "no step"
+            raise FloatingPointError(
+                f"the loss is {values['loss']} at step {step}; {folder} keeps {kept}: try a lower rate"
+            )
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
         optimizer.step()
         rate.step()
         average.update_parameters(model)
-        values = {name: float(term.detach()) for name, term in terms.items()}
         bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
         _log(folder / "curve.csv", step, values)
         if (step + 1) % schedule.checkpoint == 0 or step + 1 == schedule.steps:
+            if check:
+                _compare(check, average.module, step + 1, folder)
             _save(state, step + 1, folder)
+    if check:
+        average.module.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
     return average.module.eval()
+
+
+def checks(folder: Path) -> list[tuple[int, float]]:
+    """(steps done, held-out error) of each check so far."""
+    path = folder / "checks.csv"
+    rows = list(csv.reader(path.read_text().splitlines()))[1:] if path.exists() else []
+    return [(int(step), float(error)) for step, error in rows]
+
+
+def _compare(check, model, step, folder):
+    """Judge a moving average, and keep it if it is the best so far."""
+    earlier = [error for at, error in checks(folder) if at < step]
+    error = check(model.eval())
+    if not earlier or error < min(earlier):
+        part = folder / "best.part"
+        torch.save(model.state_dict(), part)
+        part.replace(folder / "best.pt")
+    _log(folder / "checks.csv", step, {"error": error})
+
+
+def _is_over(folder, patience):
+    errors = [error for _, error in checks(folder)]
+    return bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
 
 
 def _save(state, step, folder):
@@ -90,13 +137,19 @@ def _resume(state, folder) -> int:
     """Load the checkpoint, if any; drop the curve's lines behind it; return the step to begin with."""
     path, curve = folder / "checkpoint.pt", folder / "curve.csv"
     if not path.exists():
-        curve.unlink(missing_ok=True)
+        for stale in (curve, folder / "checks.csv"):
+            stale.unlink(missing_ok=True)
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in state.items():
         part.load_state_dict(saved[name])
     lines = curve.read_text().splitlines(keepends=True)
     curve.write_text("".join(lines[: saved["step"] + 1]))
+    if earlier := checks(folder):
+        (folder / "checks.csv").unlink()
+        for step, error in earlier:
+            if step <= saved["step"]:
+                _log(folder / "checks.csv", step, {"error": error})
     return saved["step"]
 
 

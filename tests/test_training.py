@@ -1,0 +1,117 @@
+"""The training loop: resumed and killed runs draw the same batches; early stop keeps the best; NaN stops."""
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attnlab import training
+
+SCHEDULE = training.Schedule(steps=30, rate=0.05, warmup=5, checkpoint=10)
+
+
+def fit_line(folder, stop_at=None, nan_at=None, schedule=SCHEDULE, **options):
+    """Train y = 2x - 1 from noisy batches; with `stop_at`, killed in the middle of that step."""
+    model, calls = nn.Linear(1, 1), []
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+
+    def loss(model, generator):
+        calls.append(1)
+        if stop_at is not None and len(calls) > stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(16, 1, generator=generator)
+        factor = math.nan if len(calls) - 1 == nan_at else 1.0
+        return {"loss": factor * ((model(x) - 2 * x + 1) ** 2).mean()}
+
+    return training.train(model, loss, schedule, folder, **options)
+
+
+def test_schedule_restarts():
+    """Two cosines of 100 steps, each from the highest rate to a fiftieth; a linear rise of 10 steps before each."""
+    schedule = training.Schedule(steps=200, rate=1.0, cycles=2, warmup=10)
+    rates = [schedule.factor(step) for step in range(200)]
+    assert rates[:100] == rates[100:]
+    assert rates[0] == pytest.approx(0.1, abs=1e-3) and rates[50] == pytest.approx(0.51) and rates[99] < 0.021
+
+
+def test_resumed_training_is_the_same_training(tmp_path):
+    whole = fit_line(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit_line(tmp_path / "stopped", stop_at=17)  # after the checkpoint of step 10
+    resumed = fit_line(tmp_path / "stopped")
+    assert (tmp_path / "whole/curve.csv").read_text() == (tmp_path / "stopped/curve.csv").read_text()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    losses = np.loadtxt(tmp_path / "whole/curve.csv", delimiter=",", skiprows=1)[:, 1]
+    assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
+
+
+def test_training_killed_and_resumed(tmp_path):
+    """SIGKILL in the middle of a step; the curve of the run that goes on is that of a run never stopped."""
+    fit_line(tmp_path / "whole")
+    code = (
+        "import sys, time; sys.path.insert(0, {folder!r}); import test_training; from pathlib import Path\n"
+        "draw = test_training.torch.randn\n"
+        "test_training.torch.randn = lambda *a, **k: (time.sleep(0.05), draw(*a, **k))[1]\n"
+        "test_training.fit_line(Path({out!r}))"
+    ).format(folder=str(Path(__file__).parent), out=str(tmp_path / "killed"))
+    curve = tmp_path / "killed/curve.csv"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not curve.exists() or len(curve.read_text().splitlines()) < 16):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    fit_line(tmp_path / "killed")
+    assert curve.read_text() == (tmp_path / "whole/curve.csv").read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 17; .* keeps step 10: try a lower rate"):
+        fit_line(tmp_path / "line", nan_at=17)
+    whole, resumed = fit_line(tmp_path / "whole"), fit_line(tmp_path / "line")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    with pytest.raises(FloatingPointError, match="keeps no step"):
+        fit_line(tmp_path / "other", nan_at=3)
+
+
+def test_early_stop_returns_the_best(tmp_path):
+    """Errors as given: the second of six checks is the best, and two worse ones end it."""
+    errors, seen = iter([3.0, 1.0, 2.0, 4.0, 0.0, 0.0]), []
+
+    def check(model):
+        assert not model.training
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(errors)
+
+    schedule = training.Schedule(steps=60, rate=0.05, warmup=5, checkpoint=10)
+    best = fit_line(tmp_path / "line", schedule=schedule, check=check, patience=2)
+    assert training.checks(tmp_path / "line") == [(10, 3.0), (20, 1.0), (30, 2.0), (40, 4.0)]
+    assert all(torch.equal(best.state_dict()[name], seen[1][name]) for name in seen[1])
+    again = fit_line(tmp_path / "line", schedule=schedule, check=check, patience=2)  # it is over: nothing is trained
+    assert len(seen) == 4 and all(torch.equal(again.state_dict()[name], seen[1][name]) for name in seen[1])
+
+
+def test_checks_go_on_after_an_interruption(tmp_path):
+    def check(model):
+        return float((model.weight - 2).abs())
+
+    whole = fit_line(tmp_path / "whole", check=check)
+    with pytest.raises(KeyboardInterrupt):
+        fit_line(tmp_path / "stopped", stop_at=25, check=check)
+    resumed = fit_line(tmp_path / "stopped", check=check)
+    assert training.checks(tmp_path / "stopped") == training.checks(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_curve_is_thinned_to_means(tmp_path):
+    (tmp_path / "long.csv").write_text("step,loss\n" + "".join(f"{i},{i % 2}\n" for i in range(1000)))
+    training.thin_curve(tmp_path / "long.csv", tmp_path / "short.csv", rows=100)
+    curve = np.genfromtxt(tmp_path / "short.csv", delimiter=",", names=True)
+    assert len(curve) == 100 and (curve["loss"] == 0.5).all() and curve["step"][0] == 4.5
