@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from .masks import UNDECIDED
+from .pairs import checked
 
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -53,7 +54,7 @@ def train(
     Cross-entropy on decided pixels, AdamW with a linearly falling rate, left-right flips. With `extra` pairs half of
     every batch is drawn from them. ValueError for pairs that do not fit each other or hold other numbers.
     """
-    sources = [_checked(images, labels, count)] + ([_checked(*extra, count)] if extra is not None else [])
+    sources = [checked(images, labels, count)] + ([checked(*extra, count)] if extra is not None else [])
     model, rng = new_model(count, seed).to(device).train(), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -81,7 +82,7 @@ def predict(model: SegformerForSemanticSegmentation, images: np.ndarray, batch: 
 
 def evaluate(model: SegformerForSemanticSegmentation, images: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Confusion matrix of every image: int64 (image, true class, predicted class), in decided pixels."""
-    images, labels = _checked(images, labels, count)
+    images, labels = checked(images, labels, count)
     pairs = np.where(labels == UNDECIDED, -1, labels.astype(int) * count + predict(model, images))
     return np.stack([np.bincount(p[p >= 0], minlength=count**2).reshape(count, count) for p in pairs])
 
@@ -111,12 +112,3 @@ def _draw(sources, batch, rng):
             images.append(x[i, :, ::-1] if flip else x[i])
             labels.append(y[i, :, ::-1] if flip else y[i])
     return _as_input(np.stack(images)), torch.from_numpy(np.stack(labels)).long()
-
-
-def _checked(images, labels, count):
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-        raise ValueError(f"images are uint8 (image, row, column, rgb), not {images.dtype} {images.shape}")
-    if labels.shape != images.shape[:3] or not np.isin(labels, [*range(count), UNDECIDED]).all():
-        raise ValueError(f"labels are {images.shape[:3]} of 0 to {count - 1} and {UNDECIDED}, not {labels.shape}")
-    return images, labels

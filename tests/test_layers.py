@@ -15,11 +15,11 @@ FLOORS = {
     **dict.fromkeys(
         ["scenes", "words", "masks", "metrics", "figures", "pipelines", "layers", "storage", "denoisers", "training"], 0
     ),
-    **dict.fromkeys(["texts", "plots", "targets", "tokens", "logistic", "segment"], 1),
-    **dict.fromkeys(["recording", "heatmaps"], 2),
+    **dict.fromkeys(["texts", "plots", "targets", "tokens", "logistic", "pairs"], 1),
+    **dict.fromkeys(["recording", "heatmaps", "segment"], 2),
     **dict.fromkeys(["keep", "maps", "linear"], 3),
     **dict.fromkeys(["hooks", "fit", "descent"], 4),
-    **dict.fromkeys(["pictures", "transfer", "dataset"], 5),
+    **dict.fromkeys(["pictures", "transfer", "dataset", "joint"], 5),
     **dict.fromkeys(["notebooks", "thesis"], 6),
     "cli": 7,
 }

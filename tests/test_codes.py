@@ -1,0 +1,85 @@
+"""Codes of classes: by hand, by trying all of them, and there and back."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from attnlab.joint.codes import bit_codes, decode, encode, one_hot_codes, touching
+
+
+def cost(touching, codes):
+    differ = (codes[:, None] != codes[None]).sum(-1)
+    return (touching * differ).sum() / 2
+
+
+def test_touching_by_hand():
+    labels = np.array([[[0, 0, 1], [0, 2, 255]]])
+    # side by side: 0-1 once, 0-2 once; one above the other: 0-2 once; 255 touches nothing
+    np.testing.assert_array_equal(touching(labels, 3), [[0, 1, 2], [1, 0, 0], [2, 0, 0]])
+
+
+def test_a_ring_of_four_classes_needs_one_bit_a_border():
+    ring = np.zeros((4, 4))
+    for i in range(4):
+        ring[i, (i + 1) % 4] = ring[(i + 1) % 4, i] = 1
+    assert cost(ring, bit_codes(ring)) == 4
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_assignment_is_better(seed):
+    """All 6,720 ways to give five classes codes of three bits."""
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(0, 9, (5, 5)).astype(float)
+    weight = np.triu(weight, 1) + np.triu(weight, 1).T
+    every = 2.0 * (np.arange(8)[:, None] >> np.arange(3) & 1) - 1
+    least = min(cost(weight, every[list(some)]) for some in itertools.permutations(range(8), 5))
+    found = bit_codes(weight)
+    assert cost(weight, found) == least
+    assert found.shape == (5, 3) and found.dtype == np.float32 and len({tuple(code) for code in found}) == 5
+
+
+@pytest.mark.parametrize(("count", "bits"), [(1, 1), (2, 1), (3, 2), (7, 3), (8, 3), (16, 4)])
+def test_as_many_bits_as_needed(count, bits):
+    assert bit_codes(np.ones((count, count)) - np.eye(count)).shape == (count, bits)
+
+
+@pytest.mark.parametrize("codes", [bit_codes(np.ones((6, 6))), one_hot_codes(6)], ids=["bits", "one-hot"])
+def test_there_and_back(codes):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, (3, 8, 9)).astype(np.uint8)
+    planes = encode(labels, codes)
+    assert planes.shape == (3, codes.shape[1], 8, 9) and set(planes.unique().tolist()) == {-1.0, 1.0}
+    found, margin = decode(0.6 * planes, codes)
+    np.testing.assert_array_equal(found, labels)
+    assert found.dtype == np.uint8 and (margin > 0.59).all()
+
+
+def test_all_codes_in_use_are_thresholds():
+    codes, planes = bit_codes(np.ones((8, 8))), torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    found, margin = decode(planes, codes)
+    signs = np.sign(planes.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_array_equal(codes[found], signs)
+    np.testing.assert_allclose(margin, planes.abs().amin(1).numpy(), atol=1e-6)
+
+
+def test_a_code_of_nobody_goes_to_the_class_of_least_change():
+    """Of two bits, 00, 01 and 10 are classes. 11 with a weak second bit becomes 10, with a weak first one 01."""
+    codes = np.array([[-1, -1], [-1, 1], [1, -1]], np.float32)
+    planes = torch.tensor([[0.9, 0.2], [0.1, 0.7]]).reshape(2, 2, 1, 1)
+    found, margin = decode(planes, codes)
+    assert found.ravel().tolist() == [2, 1]
+    assert margin.ravel() == pytest.approx([0.7, 0.6])  # products 0.7 and -0.7; 0.6 and -0.6
+
+
+def test_undecided_pixels_have_no_bits():
+    planes = encode(np.array([[[255, 1]]], np.uint8), bit_codes(np.ones((2, 2))))
+    assert planes[0, :, 0, 0].tolist() == [0] and planes[0, 0, 0, 1].abs() == 1
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="2 bits have 4 codes, 7 classes need 3 bits"):
+        bit_codes(np.ones((7, 7)), bits=2)
+    with pytest.raises(ValueError, match=r"labels are 0 to 2 or 255, undecided; there is \[3, 9\]"):
+        encode(np.array([[[0, 3, 9]]]), one_hot_codes(3))

@@ -1,0 +1,172 @@
+"""Joint diffusion of images and labels: a world small enough to be learned in seconds, and the arithmetic by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from attnlab.joint import JointDiffusion
+from attnlab.training import Schedule
+
+CLASSES = ("ground", "house", "water")
+SMALL = {"channels": (32, 32), "shuffle": 1}
+
+
+def world(count, size=8, seed=0):
+    """Left of a random column red ground, right of it blue water, and nothing else (training may flip that)."""
+    rng = np.random.default_rng(seed)
+    columns = rng.integers(2, size - 1, count)
+    labels = np.where(np.arange(size)[None, None] < columns[:, None, None], 0, 2) * np.ones((1, size, 1), int)
+    images = np.array([(200, 40, 40), (0, 0, 0), (40, 40, 200)])[labels] + rng.integers(-15, 16, (count, size, size, 3))
+    return images.astype(np.uint8), labels.astype(np.uint8)
+
+
+def new(**options):
+    return JointDiffusion.new(*world(40), CLASSES, **SMALL | options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    schedule = Schedule(steps=400, rate=3e-3, warmup=20, ema=0.97, checkpoint=200)
+    return new().fit(*world(40), tmp_path_factory.mktemp("joint"), schedule, turns=False)
+
+
+def test_it_learns_images_and_labels_together(trained):
+    """Samples have both classes, in the right colors, with the border as straight as in the world."""
+    images, labels, margins = trained.sample(30, torch.Generator().manual_seed(0), steps=25)
+    assert images.shape == (30, 8, 8, 3) and images.dtype == np.uint8 and margins.dtype == np.float32
+    assert (labels == 1).mean() < 0.02 and 0.2 < (labels == 2).mean() < 0.8
+    red = images[..., 0].astype(int) > images[..., 2]
+    assert (red == (labels == 0)).mean() > 0.95
+    upright = (labels == labels[:, :1]).mean()  # every row is like the first one: the border stands
+    steps = (labels[:, :, 1:] != labels[:, :, :-1]).sum(-1)
+    assert upright > 0.85 and (steps == 1).mean() > 0.75
+
+
+def test_samples_repeat_whatever_the_batch(trained):
+    first, again = (trained.sample(5, torch.Generator().manual_seed(1), steps=4, batch=n) for n in (5, 2))
+    assert np.abs(first[0].astype(int) - again[0]).max() <= 4  # products of another batch are rounded otherwise
+    assert (first[1] == again[1]).mean() > 0.98
+    other = trained.sample(5, torch.Generator().manual_seed(2), steps=4)
+    assert (other[0] != first[0]).any()
+
+
+def test_moments_on_the_way(trained):
+    images, labels, _ = trained.sample(3, torch.Generator().manual_seed(1), steps=5, every=2)
+    assert images.shape == (3, 3, 8, 8, 3) and labels.shape == (3, 3, 8, 8)  # after 2, 4 and 5 steps
+    last = trained.sample(3, torch.Generator().manual_seed(1), steps=5)
+    np.testing.assert_array_equal(images[-1], last[0])
+
+
+def test_the_ancestral_sampler(trained):
+    _, labels, _ = trained.sample(10, torch.Generator().manual_seed(0), steps=100, sampler="ancestral")
+    assert (labels == 1).mean() < 0.03 and 0.2 < (labels == 2).mean() < 0.8
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+@pytest.mark.parametrize("codes", ["bits", "one-hot"])
+def test_a_model_that_knows_the_answer_samples_it(prediction, codes, monkeypatch):
+    """One pair is the whole world: the exact prediction for it, by hand, leads every sample to that pair."""
+    images, labels = world(1)
+    model = JointDiffusion.new(images, labels, CLASSES, codes=codes, prediction=prediction, **SMALL)
+    x0 = model.encode(images, labels)[0]
+
+    def said(unet, x, beside, time):
+        a = model.schedule.alphas_cumprod[time]
+        noise = (x - a.sqrt() * x0) / (1 - a).sqrt()
+        return noise if prediction == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * x0
+
+    monkeypatch.setattr(model, "_said", said)
+    found = model.sample(2, torch.Generator().manual_seed(0), steps=20)
+    assert np.abs(found[0].astype(int) - images).max() <= 1 and (found[1] == labels).all()
+    assert model.error(images, labels) < 1e-3  # said by hand, learned by hand: the loss agrees on what is to be said
+
+
+def test_planes_and_back():
+    model, (images, labels) = new(), world(40)
+    labels[0, 0, :3] = 255
+    planes, known = model.encode(images, labels)
+    assert planes.shape == (40, 5, 8, 8) and known[0, 3:, 0, :4].sum(0).tolist() == [0, 0, 0, 2] and known[1:].all()
+    assert planes[:, :3].std((0, 2, 3)) == pytest.approx([0.6] * 3, abs=1e-2)
+    assert planes[:, :3].mean((0, 2, 3)).abs().max() < 1e-2
+    again = model.decode(planes)
+    np.testing.assert_array_equal(again[0], images)
+    np.testing.assert_array_equal(again[1][labels != 255], labels[labels != 255])
+
+
+def test_saved_and_loaded(trained, tmp_path):
+    trained.save_pretrained(tmp_path / "model", torch.float32)
+    again = JointDiffusion.from_pretrained(tmp_path / "model")
+    first, second = (m.sample(2, torch.Generator().manual_seed(0), steps=3) for m in (trained, again))
+    np.testing.assert_array_equal(first[0], second[0])
+    assert again.classes == CLASSES and again.size == 8
+    about = json.loads((tmp_path / "model/joint.json").read_text())
+    (tmp_path / "model/joint.json").write_text(json.dumps(about | {"codes": np.eye(3).tolist()}))
+    with pytest.raises(ValueError, match="they are of two models"):
+        JointDiffusion.from_pretrained(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="holds no joint model"):
+        JointDiffusion.from_pretrained(tmp_path)
+
+
+def test_stopped_and_gone_on(tmp_path, monkeypatch):
+    schedule = Schedule(steps=6, rate=1e-3, checkpoint=2)
+    whole = new().fit(*world(40), tmp_path / "whole", schedule, batch=4)
+    with monkeypatch.context() as patch:
+        calls, loss = iter(range(9)), JointDiffusion._loss
+
+        def cut(*args):
+            if next(calls) == 3:
+                raise KeyboardInterrupt
+            return loss(*args)
+
+        patch.setattr(JointDiffusion, "_loss", cut)
+        with pytest.raises(KeyboardInterrupt):
+            new().fit(*world(40), tmp_path / "part", schedule, batch=4)
+    again = new().fit(*world(40), tmp_path / "part", schedule, batch=4)
+    same = zip(whole.unet.parameters(), again.unet.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in same)
+    with pytest.raises(ValueError, match="has a run of another model or data"):
+        new(prediction="epsilon").fit(*world(40), tmp_path / "whole", schedule)
+
+
+def test_held_out_pairs_end_training(tmp_path):
+    model = new()
+    before = model.error(*world(20, seed=1))
+    schedule = Schedule(steps=60, rate=3e-3, warmup=5, ema=0.9, checkpoint=20)
+    model.fit(*world(40), tmp_path, schedule, check=world(20, seed=1))
+    assert model.error(*world(20, seed=1)) < 0.7 * before
+    assert model.error(*world(20, seed=1)) == model.error(*world(20, seed=1))
+
+
+def test_enlarging(tmp_path):
+    """Trained on pairs of 16 pixels, it makes them from halves."""
+    large = world(40, 16)
+    model = JointDiffusion.new(*large, CLASSES, upscale=2, **SMALL)
+    model.fit(*large, tmp_path, Schedule(steps=120, rate=3e-3, warmup=20, ema=0.9, checkpoint=120), turns=False)
+    asked = world(10, 16, seed=1)
+    small = asked[0][:, ::2, ::2], asked[1][:, ::2, ::2]
+    images, labels, _ = model.sample(10, torch.Generator().manual_seed(0), small=small, steps=10)
+    assert images.shape == (10, 16, 16, 3) and (labels == asked[1]).mean() > 0.93
+    with pytest.raises(ValueError, match="is for a model with upscale"):
+        model.sample(10, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda i, x: JointDiffusion.new(i, x[:, :4], CLASSES), "a label map has its image's size"),
+        (lambda i, x: JointDiffusion.new(i, x + 5, CLASSES), r"labels are 0 to 2 or 255, undecided; there is \[5, 7\]"),
+        (lambda i, x: JointDiffusion.new(i / 255, x, CLASSES), "images are uint8"),
+        (lambda i, x: JointDiffusion.new(i[:0], x[:0], CLASSES), "images are uint8"),
+        (lambda i, x: JointDiffusion.new(i, 0 * x, CLASSES[:1]), "give two classes or more"),
+        (lambda i, x: JointDiffusion.new(i, x, CLASSES, codes="gray"), "one of bits, one-hot"),
+        (lambda i, x: JointDiffusion.new(i[:, :6, :6], x[:, :6, :6], CLASSES), "squares whose side 8 divides"),
+        (lambda i, x: new().fit(i[:, ::2, ::2], x[:, ::2, ::2], "runs", Schedule(1, 1)), "cut patches"),
+        (lambda i, x: new().sample(0, torch.Generator()), "0 samples"),
+        (lambda i, x: new().sample(1, torch.Generator(), sampler="plms"), "ddim, ancestral"),
+    ],
+)
+def test_bad_input(call, says):
+    with pytest.raises(ValueError, match=says):
+        call(*world(4))
