@@ -8,16 +8,20 @@
 Images are uint8 (image, row, column, rgb) of one size, labels uint8 (image, row, column): 0 to count - 1, or 255.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from . import augment
 from .masks import UNDECIDED
 from .pairs import checked
 
 Pairs = tuple[np.ndarray, np.ndarray]
+MIXES = ("half", "pool", "pretrain")
 
 
 def new_model(count: int, seed: int = 0) -> SegformerForSemanticSegmentation:
@@ -42,6 +46,8 @@ def train(
     count: int,
     *,
     extra: Pairs | None = None,
+    mix: str = "half",
+    ways: Sequence[str] = (),
     steps: int = 500,
     batch: int = 16,
     rate: float = 1e-3,
@@ -51,17 +57,33 @@ def train(
 ) -> SegformerForSemanticSegmentation:
     """A model trained from nothing for so many steps, whatever the number of pairs: it repeats with its seed.
 
-    Cross-entropy on decided pixels, AdamW with a linearly falling rate, left-right flips. With `extra` pairs half of
-    every batch is drawn from them. ValueError for pairs that do not fit each other or hold other numbers.
+    Cross-entropy on decided pixels, AdamW with a linearly falling rate, left-right flips.
+
+    Parameters
+    ----------
+    extra : further pairs
+    mix : "half" of every batch from them; "pool": all pairs alike; "pretrain": the first half of the steps on them
+        alone, the second on the others
+    ways : further augmentations, by their names in `augment.WAYS`, in this order
+
+    Raises
+    ------
+    ValueError : pairs that do not fit each other or hold other numbers, an unknown mix or way
     """
+    augment.check(ways)
+    if mix not in MIXES:
+        raise ValueError(f"mix={mix!r}: choose one of {', '.join(MIXES)}")
     sources = [checked(images, labels, count)] + ([checked(*extra, count)] if extra is not None else [])
+    if mix == "pool" and extra is not None:
+        sources = [tuple(np.concatenate(x) for x in zip(*sources, strict=True))]
     model, rng = new_model(count, seed).to(device).train(), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout
-        for _ in tqdm(range(steps), desc="segmenter", leave=False, disable=not progress):
-            x, y = _draw(sources, batch, rng)
+        for step in tqdm(range(steps), desc="segmenter", leave=False, disable=not progress):
+            now = sources[1:] if step < steps // 2 else sources[:1]
+            x, y = _draw(now if mix == "pretrain" and len(sources) > 1 else sources, batch, ways, rng)
             loss = F.cross_entropy(_logits(model, x.to(device)), y.to(device), ignore_index=UNDECIDED)
             optimizer.zero_grad()
             loss.backward()
@@ -103,12 +125,15 @@ def _as_input(images):
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _draw(sources, batch, rng):
-    """A batch, as many from each source, each flipped or not."""
+def _draw(sources, batch, ways, rng):
+    """A batch, as many from each source, each flipped or not and varied."""
     images, labels = [], []
     for k, (x, y) in enumerate(sources):
         some = rng.integers(len(x), size=batch // len(sources) + (k < batch % len(sources)))
-        for i, flip in zip(some, rng.random(len(some)) < 0.5, strict=True):
-            images.append(x[i, :, ::-1] if flip else x[i])
-            labels.append(y[i, :, ::-1] if flip else y[i])
-    return _as_input(np.stack(images)), torch.from_numpy(np.stack(labels)).long()
+        flipped = augment.flip(x[some], y[some], rng)
+        images.append(flipped[0])
+        labels.append(flipped[1])
+    x, y = np.concatenate(images), np.concatenate(labels)
+    for way in ways:
+        x, y = augment.WAYS[way](x, y, rng)
+    return _as_input(x), torch.from_numpy(y).long()

@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(
         ["scenes", "words", "masks", "metrics", "figures", "pipelines", "layers", "storage", "denoisers", "training"], 0
     ),
-    **dict.fromkeys(["texts", "plots", "targets", "tokens", "logistic", "pairs"], 1),
+    **dict.fromkeys(["texts", "plots", "targets", "tokens", "logistic", "pairs", "augment"], 1),
     **dict.fromkeys(["recording", "heatmaps", "segment"], 2),
     **dict.fromkeys(["keep", "maps", "linear"], 3),
     **dict.fromkeys(["hooks", "fit", "descent"], 4),

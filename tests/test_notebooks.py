@@ -20,7 +20,7 @@ QUICK = {
     "03_token_optimization": {"scenes": 60, "tests": 3, "training": 60, "shots": [1, 2], "images": 4, "published": []},
     "05_disaster_dataset": {"images": 1, "steps": 10},
     "07_thesis_figures": {"images": 5, "steps": 10, "training": [1, 2]},
-    "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8},
+    "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8, "pairs": 10},
 }
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from attnlab import segment
+from attnlab import augment, segment
 
 
 def squares(count, seed=0, size=32):
@@ -41,7 +41,7 @@ def test_it_learns_and_repeats():
 def test_extra_pairs_are_half_of_every_batch():
     images, labels = squares(4)
     extra = np.zeros_like(images), np.full_like(labels, 2)
-    x, y = segment._draw([(images, labels), extra], 10, np.random.default_rng(0))
+    x, y = segment._draw([(images, labels), extra], 10, (), np.random.default_rng(0))
     assert x.shape == (10, 3, 32, 32) and (y.flatten(1) == 2).all(1).sum() == 5
     flipped = [any(np.array_equal(one, other[:, ::-1]) for other in labels) for one in y[:5].numpy()]
     assert 0 < sum(flipped) < 5  # images and labels are turned together
@@ -74,3 +74,32 @@ def test_pairs_have_to_fit():
     ]:
         with pytest.raises(ValueError, match=message):
             segment.train(*wrong, 3, steps=1)
+
+
+def test_ways_of_mixing(monkeypatch):
+    """What each batch is drawn from, by the color of its images: the pairs are black, the extra ones white."""
+    labels, seen = np.zeros((30, 16, 16), np.uint8), []
+    labels[:, :8] = 1
+    black, white = (np.full((30, 16, 16, 3), value, np.uint8) for value in (0, 255))
+    whole = segment._as_input
+    monkeypatch.setattr(segment, "_as_input", lambda x: seen.append(x[:, 0, 0, 0] > 0) or whole(x))
+    for mix in segment.MIXES:
+        segment.train(black[:10], labels[:10], 2, extra=(white, labels), mix=mix, steps=4, batch=8, progress=False)
+    half, pool, pretrain = (np.stack(seen[i : i + 4]) for i in (0, 4, 8))
+    assert (half.sum(1) == 4).all()
+    assert 0.5 < pool.mean() < 0.95  # three of four pairs are white
+    assert pretrain[:2].all() and not pretrain[2:].any()
+    with pytest.raises(ValueError, match="mix='third': choose one of half, pool, pretrain"):
+        segment.train(black, labels, 2, mix="third")
+    with pytest.raises(ValueError, match="no augmentation 'blur'"):
+        segment.train(black, labels, 2, ways=["blur"])
+
+
+def test_ways_of_varying_are_applied_in_order(monkeypatch):
+    images, labels = squares(4)
+    calls = []
+    for way in ("turn", "color"):
+        whole = augment.WAYS[way]
+        monkeypatch.setitem(augment.WAYS, way, lambda *a, way=way, whole=whole: calls.append(way) or whole(*a))
+    segment.train(images, labels, 3, ways=["color", "turn"], steps=2, batch=4, progress=False)
+    assert calls == ["color", "turn"] * 2

@@ -1,0 +1,74 @@
+"""Augmentations: labels go with their pixels, and each does what it says."""
+
+import numpy as np
+import pytest
+
+from attnlab import augment
+
+COLORS = np.array([(10, 20, 30), (200, 40, 60), (0, 255, 90), (90, 90, 200)], np.uint8)
+
+
+def batch(count=8, size=12, seed=0):
+    """Images whose colors say their labels."""
+    labels = np.random.default_rng(seed).integers(0, 4, (count, size // 3, size // 3)).repeat(3, 1).repeat(3, 2)
+    return COLORS[labels], labels.astype(np.uint8)
+
+
+@pytest.mark.parametrize("way", ["flip", "turn", "crop", "cutmix", "copy-paste"])
+def test_labels_go_with_their_pixels(way):
+    images, labels = batch()
+    before = images.copy(), labels.copy()
+    found = augment.WAYS[way](images, labels, np.random.default_rng(1))
+    np.testing.assert_array_equal(found[0], COLORS[found[1]])
+    assert (found[1] != labels).any() and found[0].dtype == found[1].dtype == np.uint8
+    assert (images == before[0]).all() and (labels == before[1]).all()  # what was given is as it was
+    again = augment.WAYS[way](images, labels, np.random.default_rng(1))
+    np.testing.assert_array_equal(found[1], again[1])
+
+
+def test_flips_and_turns_are_those_of_the_square():
+    images, labels = batch(200)
+    for way, count in (("flip", 2), ("turn", 4)):
+        found = augment.WAYS[way](images, labels, np.random.default_rng(0))[1]
+        turns = [np.rot90(labels, k, (1, 2)) for k in range(4)] if way == "turn" else [labels, labels[:, :, ::-1]]
+        which = [[(one == turned[i]).all() for turned in turns].index(True) for i, one in enumerate(found)]
+        assert len(set(which)) == count and min(np.bincount(which)) > 200 / count / 2
+
+
+def test_colors_change_and_labels_do_not():
+    images, labels = batch()
+    found = augment.color(images, labels, np.random.default_rng(0))
+    assert found[1] is labels and found[0].dtype == np.uint8
+    assert np.abs(found[0].astype(int) - images).mean() > 3
+    flat = np.full((50, 4, 4, 3), 100, np.uint8)
+    value = augment.color(flat, labels, np.random.default_rng(0))[0]
+    assert value.min() >= 67 and value.max() <= 138  # 100 by 0.75 and 0.9, by 1.25 and 1.1
+
+
+def test_cutmix_moves_one_rectangle():
+    labels = np.arange(8, dtype=np.uint8)[:, None, None] * np.ones((1, 12, 12), np.uint8)
+    images = np.repeat(labels[..., None], 3, axis=-1)
+    found = augment.cutmix(images, labels, np.random.default_rng(0))[1]
+    changed = [i for i in range(8) if (found[i] != i).any()]
+    assert 1 <= len(changed) <= 7
+    for i in changed:
+        rows, columns = np.nonzero(found[i] != i)
+        box = found[i][rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert len(np.unique(box)) == 1 and box.size <= 72
+
+
+def test_copied_regions_are_whole_and_small():
+    labels = np.zeros((2, 16, 16), np.uint8)
+    labels[0, 2:5, 2:5], labels[0, 8:, :], labels[0, 0, 15] = 1, 2, 255  # small, half of the image, undecided
+    images = np.repeat(labels[..., None], 3, axis=-1)
+    seen = set()
+    for seed in range(40):
+        found = augment.copy_paste(images, labels, np.random.default_rng(seed))[1][1]
+        seen.add(tuple(np.bincount(found.ravel(), minlength=256).nonzero()[0]))
+        assert (found == 1).sum() in (0, 9)
+    assert seen == {(0,), (0, 1)}  # never the half, never what is undecided
+
+
+def test_unknown_ways():
+    with pytest.raises(ValueError, match="no augmentation 'blur'; there are flip, turn, crop"):
+        augment.check(["flip", "blur"])
