@@ -97,7 +97,7 @@ def predict(model: SegformerForSemanticSegmentation, images: np.ndarray, batch: 
     """Labels uint8 (image, row, column)."""
     found = []
     for i in range(0, len(images), batch):
-        x = _as_input(images[i : i + batch]).to(model.device)
+        x = as_input(images[i : i + batch]).to(model.device)
         found.append(_logits(model, x).argmax(1).byte().cpu().numpy())
     return np.concatenate(found)
 
@@ -121,7 +121,8 @@ def _logits(model, x):
     return F.interpolate(model(x).logits, x.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _as_input(images):
+def as_input(images: np.ndarray) -> torch.Tensor:
+    """As the model reads them: float32 (image, rgb, row, column), -1..1."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -136,4 +137,4 @@ def _draw(sources, batch, ways, rng):
     x, y = np.concatenate(images), np.concatenate(labels)
     for way in ways:
         x, y = augment.WAYS[way](x, y, rng)
-    return _as_input(x), torch.from_numpy(y).long()
+    return as_input(x), torch.from_numpy(y).long()

@@ -81,8 +81,8 @@ def test_ways_of_mixing(monkeypatch):
     labels, seen = np.zeros((30, 16, 16), np.uint8), []
     labels[:, :8] = 1
     black, white = (np.full((30, 16, 16, 3), value, np.uint8) for value in (0, 255))
-    whole = segment._as_input
-    monkeypatch.setattr(segment, "_as_input", lambda x: seen.append(x[:, 0, 0, 0] > 0) or whole(x))
+    whole = segment.as_input
+    monkeypatch.setattr(segment, "as_input", lambda x: seen.append(x[:, 0, 0, 0] > 0) or whole(x))
     for mix in segment.MIXES:
         segment.train(black[:10], labels[:10], 2, extra=(white, labels), mix=mix, steps=4, batch=8, progress=False)
     half, pool, pretrain = (np.stack(seen[i : i + 4]) for i in (0, 4, 8))
