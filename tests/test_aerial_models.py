@@ -1,12 +1,13 @@
 """Training and measuring joint models of aerial scenes, every stage once, as short as can be."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from attnlab.tiny import aerial
+from attnlab.tiny import aerial, aerial_study
 from attnlab.training import Schedule
 
 
@@ -32,3 +33,38 @@ def test_joint_models_see_the_first_scenes_and_no_other():
     ranges = [range(500), range(aerial.JUDGED, aerial.JUDGED + 1500)]
     ranges += [range(first, first + 500) for first in (aerial.VALIDATION, aerial.TESTS)]
     assert len(set().union(*ranges)) == sum(map(len, ranges))  # nobody's scenes are another's
+
+
+def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
+    images, labels = aerial.Run(aerial.Preset(), tmp_path, torch.device("cpu")).scenes(50, 6)  # as if drawn
+    margins = np.ones(labels.shape, np.float32)
+    (tmp_path / "study").mkdir()
+    np.savez(tmp_path / "study/drawn 3.npz", images=images, labels=labels, margins=margins, judged=labels)
+    small = aerial_study.Study(sizes=(3,), ratios=(1, 2), trial=2, seeds=1, steps=1, validation=3, tests=3)
+    record = small.run(tmp_path, workers=1)
+    mix, way = record["chosen"]["3"]
+    on_validation = {one["mix"]: np.nanmean(one["validation"]) for one in record["arms"] if one["added"] == "drawn"
+                     and one["ratio"] == 2 and one["way"] == "flips"}  # fmt: skip
+    assert on_validation[mix] == max(on_validation.values()) and set(on_validation) == set(aerial_study.MIXES)
+    arm = {"scenes": 3, "added": "drawn", "ratio": 1, "mix": mix, "way": way}
+    assert aerial_study.ious(record, **arm).shape == (1, 7) and aerial_study.gain(record, **arm).shape == (1, 7)
+    assert len(aerial_study.table(record)) == len(record["arms"])
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study/arms").iterdir()}
+    assert small.run(tmp_path, workers=1) == record
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study/arms").iterdir()} == before
+    with pytest.raises(ValueError, match="holds a study with other settings"):
+        replace(small, seeds=2).run(tmp_path)
+    with pytest.raises(KeyError, match="of no arm or of several"):
+        aerial_study.ious(record, added="drawn")
+
+
+def test_the_ignore_band_leaves_out_what_is_undecided(tmp_path):
+    (tmp_path / "study").mkdir()
+    labels, margins = np.full((4, 2, 2), 3, np.uint8), np.full((4, 2, 2), 0.95, np.float32)
+    margins[0, 0, 0] = 0.5
+    np.savez(tmp_path / "study/drawn 2.npz", images=np.zeros((4, 2, 2, 3), np.uint8), labels=labels, margins=margins,
+             judged=labels + 1)  # fmt: skip
+    assert (aerial_study._extra(tmp_path, 2, "drawn", 3, None)[1] == 3).all()
+    found = aerial_study._extra(tmp_path, 2, "drawn", 3, 0.9)[1]
+    assert found.shape == (3, 2, 2) and found[0, 0, 0] == 255 and (found == 255).sum() == 1
+    assert (aerial_study._extra(tmp_path, 2, "drawn, judged", 3, None)[1] == 4).all()

@@ -12,15 +12,11 @@ of its own attention. Every segmenter takes the same number of steps and is test
 import argparse
 import json
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from scipy import stats
 from tqdm.auto import tqdm
 
 from .. import LinearMap, TokenLibrary, fit_tokens, linear_daam, load_oracle, load_pipeline, record_image, segment
@@ -28,6 +24,7 @@ from .. import seed as seeded
 from ..dataset import Dataset, Filters, Recipe, generate_dataset, label
 from ..hooks import record
 from ..scenes import street
+from .arms import mean_and_interval, run_arms
 from .localize import TIMESTEPS
 
 CLASSES = ("fire", "smoke", "water")
@@ -103,8 +100,14 @@ def relabeled(looked: Sequence[tuple[np.ndarray, LinearMap]], tokens: TokenLibra
 
 @dataclass(frozen=True)
 class Study:
-    """sizes : numbers of real pairs; seeds : repetitions, each with other real pairs and another start; images : of
-    each of 48 prompts; denoising, steps : of a generation, of a segmenter; tests : held-out scenes"""
+    """What is compared.
+
+    sizes : numbers of real pairs
+    seeds : repetitions, each with other real pairs and another start
+    images : of each of 48 prompts
+    denoising, steps : of a generation, of a segmenter
+    tests : held-out scenes
+    """
 
     sizes: tuple[int, ...] = (10, 30, 100)
     seeds: int = 5
@@ -139,19 +142,14 @@ class Study:
         settings = json.loads(json.dumps(asdict(self)))
         if (out / "study.json").exists() and json.loads((out / "study.json").read_text()) != settings:
             raise ValueError(f"{out} holds a study with other settings (see study.json): name another folder")
-        (out / "arms").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         (out / "study.json").write_text(json.dumps(settings))
-        sets = self.make_sets(out)
-        missing = [arm for arm in self.arms() if not _arm_file(out, *arm).exists()]
-        with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            jobs = [pool.submit(self.train, out, *arm) for arm in missing]
-            try:
-                for job in tqdm(jobs, desc="segmenters"):
-                    job.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        found = [{"real": n, "added": kind, "seed": s, "iou": _ious(out, n, kind, s)} for n, kind, s in self.arms()]
+        sets, arms = self.make_sets(out), self.arms()
+        confusions = run_arms(partial(self.train, out), arms, out / "arms", workers)
+        found = [
+            {"real": n, "added": kind, "seed": s, "iou": segment.class_ious(np.array(one)[None]).round(4).tolist()}
+            for (n, kind, s), one in zip(arms, confusions, strict=True)
+        ]
         result = {"study": settings, "sets": sets, "arms": found}
         (out / "record.json").write_text(json.dumps(result, indent=1) + "\n")
         return result
@@ -184,17 +182,14 @@ class Study:
         wanted = tqdm(names.items(), desc="tokens")
         return {name: relabeled(looked, learned(pipe, self.few(n, s)), recipe) for (n, s), name in wanted}
 
-    def train(self, out: Path, n: int, kind: str, s: int) -> None:
-        """Train the segmenter of an arm and write its confusion (class, class), pixels over all tests."""
+    def train(self, out: Path, n: int, kind: str, s: int) -> list[list[int]]:
+        """Train the segmenter of an arm: its confusion (class, class), pixels of all tests."""
         count = len(CLASSES) + 1
         name = f"{kind} {n} {s}" if kind == "tiny-plain, tokens" else kind
         more = _load_pairs(_pairs_file(out, name)) if kind else None
         first, extra = (self.few(n, s), more) if n else (more, None)
         model = segment.train(*first, count, extra=extra, steps=self.steps, seed=s, progress=False)
-        confusion = segment.evaluate(model, *_tests(self.tests), count).sum(0)
-        part = _arm_file(out, n, kind, s).with_suffix(".part")
-        part.write_text(json.dumps(confusion.tolist()))
-        part.replace(_arm_file(out, n, kind, s))
+        return segment.evaluate(model, *_tests(self.tests), count).sum(0).tolist()
 
 
 def ious(record: dict, real: int, added: str) -> np.ndarray:
@@ -203,12 +198,6 @@ def ious(record: dict, real: int, added: str) -> np.ndarray:
     if not found:
         raise KeyError(f"no arm of {real} real pairs and {added!r} added")
     return np.array(found, float)[:, 1:]
-
-
-def mean_and_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean over seeds, (seed,), and its confidence interval by Student's t."""
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
-    return float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def table(record: dict) -> list[dict]:
@@ -259,15 +248,6 @@ def _class_ious(truth, found):
     count = len(CLASSES) + 1
     pairs = np.bincount((truth.astype(int) * count + found)[found < count], minlength=count**2)
     return segment.class_ious(pairs.reshape(1, count, count))[1:].round(4).tolist()
-
-
-def _ious(out, n, kind, s):
-    confusion = np.array(json.loads(_arm_file(out, n, kind, s).read_text()))
-    return segment.class_ious(confusion[None]).round(4).tolist()
-
-
-def _arm_file(out, n, kind, s):
-    return Path(out) / "arms" / f"{n:04d} {kind or 'nothing'} {s}.json"
 
 
 def _pairs_file(out, name):

@@ -1,0 +1,181 @@
+"""What pairs of a joint model are worth, in the manner of SatSynth's study (PROTOCOLS: Toker et al., CVPR 2024).
+
+A joint model learned from n scenes with masks, and nothing else. A segmenter learns from the same n scenes, alone or
+with R drawn pairs for each of them. Validation scenes choose how to mix and how to augment, tests take no part in it.
+
+    python -m attnlab.tiny.aerial_study           # all of it, into measured_aerial.json
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+from .. import segment
+from ..masks import UNDECIDED
+from ..pipelines import seed
+from .aerial import COUNT, PRESETS, TESTS, VALIDATION, Run
+from .arms import mean_and_interval, run_arms
+
+MORE = 200_000  # first seed of further scenes, which nobody has but the arms that say so
+MIXES = ("half", "pool", "pretrain", "half, ignore band")
+BAND = 0.9  # pixels of drawn pairs with a smaller margin do not count, where the mix says so
+BASIC = ("turn", "crop", "color")
+WAYS = {"flips": (), "geometry and color": BASIC, "CutMix": (*BASIC, "cutmix"), "Copy-Paste": (*BASIC, "copy-paste")}
+ADDED = {
+    "": "nothing",
+    "drawn": "pairs drawn by the joint model of the same scenes",
+    "drawn, judged": "their images, with the masks of a segmenter that saw 1,500 other scenes",
+    "rendered": "as many further scenes: exact",
+}
+RECORD = Path(__file__).with_name("measured_aerial.json")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    sizes : scenes that the joint model and the segmenter learn from
+    ratios : drawn pairs for each of them
+    trial : the ratio at which ways of mixing are compared
+    """
+
+    sizes: tuple[int, ...] = (25, 50, 100)
+    ratios: tuple[int, ...] = (1, 2, 3, 4, 5)
+    trial: int = 3
+    seeds: int = 5
+    steps: int = 500
+    validation: int = 200
+    tests: int = 400
+
+    def run(self, work: str | Path, workers: int = 2) -> dict:
+        """Draw pairs, compare on validation scenes, then train the rest; write and return work/study/record.json.
+
+        `work` is the folder of `attnlab.tiny.aerial`, with the judge and the joint models of all sizes.
+        """
+        work = Path(work)
+        folder = work / "study"
+        folder.mkdir(exist_ok=True)
+        settings = json.loads(json.dumps(asdict(self)))
+        if (folder / "study.json").exists() and json.loads((folder / "study.json").read_text()) != settings:
+            raise ValueError(f"{folder} holds a study with other settings (see study.json): name another folder")
+        (folder / "study.json").write_text(json.dumps(settings))
+        for n in self.sizes:
+            self.draw(work, n)
+        found = self._trained(work, workers, [arm for n in self.sizes for arm in self.trials(n)])
+        chosen = {n: self.choose(found, n) for n in self.sizes}
+        found |= self._trained(work, workers, [arm for n in self.sizes for arm in self.finals(n, *chosen[n])])
+        arms = [dict(zip(("scenes", "added", "ratio", "mix", "way", "seed"), arm, strict=True)) | {
+            kind: segment.class_ious(np.array(confusion)[None]).tolist() for kind, confusion in one.items()
+        } for arm, one in found.items()]  # fmt: skip
+        record = {"study": settings, "chosen": {str(n): list(x) for n, x in chosen.items()}, "arms": arms}
+        (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+        return record
+
+    def trials(self, n: int) -> list[tuple]:
+        """Arms that decide: ways of mixing at one ratio, augmentations without drawn pairs."""
+        arms = [(n, "drawn", self.trial, mix, "flips") for mix in MIXES] + [(n, "", 0, "half", way) for way in WAYS]
+        return [(*arm, s) for arm in arms for s in range(self.seeds)]
+
+    def finals(self, n: int, mix: str, way: str) -> list[tuple]:
+        """The chosen mix at every ratio, also with the chosen augmentation, and with parts exchanged for exact ones."""
+        arms = [(n, "drawn", ratio, mix, w) for ratio in self.ratios for w in dict.fromkeys(("flips", way))]
+        arms += [(n, kind, self.trial, mix, "flips") for kind in ("drawn, judged", "rendered")]
+        return [(*arm, s) for arm in arms for s in range(self.seeds)]
+
+    def choose(self, found: dict, n: int) -> tuple[str, str]:
+        """The mix and the augmentation with the highest mIoU on validation scenes, mean over seeds."""
+
+        def score(arm):
+            return np.mean([_miou(found[*arm, s]["validation"]) for s in range(self.seeds)])
+
+        mix = max(MIXES, key=lambda mix: score((n, "drawn", self.trial, mix, "flips")))
+        return mix, max(WAYS, key=lambda way: score((n, "", 0, "half", way)))
+
+    def draw(self, work: Path, n: int) -> None:
+        """As many pairs as the highest ratio wants, drawn once for each size, and the judge's masks of them."""
+        path = work / "study" / f"drawn {n}.npz"
+        if path.exists():
+            return
+        run = Run(PRESETS["cpu"], work, torch.device("cpu"))
+        images, labels, margins = run.joint(n).sample(n * max(self.ratios), seed(n))
+        part = path.with_name("drawn.part.npz")
+        np.savez(part, images=images, labels=labels, margins=margins, judged=segment.predict(run.judge(), images))
+        part.replace(path)
+
+    def train(self, work: Path, n: int, added: str, ratio: int, mix: str, way: str, s: int) -> dict:
+        """Confusions (class, class), pixels of all validation and of all test scenes, of the segmenter of an arm."""
+        extra = _extra(work, n, added, n * ratio, BAND if "band" in mix else None) if added else None
+        options = {"extra": extra, "mix": mix.split(",")[0], "ways": WAYS[way], "steps": self.steps, "seed": s}
+        model = segment.train(*_scenes(0, n), COUNT, progress=False, **options)
+        sets = {"validation": _scenes(VALIDATION, self.validation), "test": _scenes(TESTS, self.tests)}
+        return {kind: segment.evaluate(model, *pairs, COUNT).sum(0).tolist() for kind, pairs in sets.items()}
+
+    def _trained(self, work, workers, arms):
+        return dict(zip(arms, run_arms(partial(self.train, work), arms, work / "study" / "arms", workers), strict=True))
+
+
+def ious(record: dict, kind: str = "test", **arm) -> np.ndarray:
+    """IoU (seed, class) of an arm: `scenes`, `added`, `ratio`, `mix`, `way`; on "validation" or "test" scenes."""
+    found = [one for one in record["arms"] if all(one[name] == value for name, value in arm.items())]
+    if not found or len({(one["added"], one["ratio"], one["mix"], one["way"]) for one in found}) > 1:
+        raise KeyError(f"{len(found)} trainings, of no arm or of several, for {arm}")
+    return np.array([one[kind] for one in sorted(found, key=lambda one: one["seed"])], float)
+
+
+def gain(record: dict, kind: str = "test", **arm) -> np.ndarray:
+    """What an arm has over its scenes alone with the same augmentation, (seed, class)."""
+    alone = {"scenes": arm["scenes"], "added": "", "ratio": 0, "mix": "half", "way": arm["way"]}
+    return ious(record, kind, **arm) - ious(record, kind, **alone)
+
+
+def table(record: dict) -> list[dict]:
+    """Test mIoU of each arm with its standard error over seeds, and the gain over the scenes alone, paired by seed."""
+    rows, names = [], ("scenes", "added", "ratio", "mix", "way")
+    for values in dict.fromkeys(tuple(one[name] for name in names) for one in record["arms"]):
+        arm = dict(zip(names, values, strict=True))
+        means = ious(record, **arm).mean(1)
+        row = arm | {"mIoU": float(means.mean()), "standard error": float(stats.sem(means)) if len(means) > 1 else None}
+        if arm["added"]:
+            row["gain"], row["low"], row["high"] = mean_and_interval(gain(record, **arm).mean(1))
+        rows.append(row)
+    return rows
+
+
+def _miou(confusion):
+    return np.nanmean(segment.class_ious(np.array(confusion)[None]))
+
+
+def _extra(work, n, added, count, band):
+    if added == "rendered":
+        return _scenes(MORE, count)
+    with np.load(work / "study" / f"drawn {n}.npz") as file:
+        images, labels = file["images"][:count], file["judged" if added == "drawn, judged" else "labels"][:count]
+        return images, labels if band is None else np.where(file["margins"][:count] < band, UNDECIDED, labels)
+
+
+@lru_cache(maxsize=8)
+def _scenes(first, count):
+    return Run(PRESETS["cpu"], Path(), torch.device("cpu")).scenes(first, count)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default="runs/aerial", type=Path, help="folder with the judge and the joint models")
+    parser.add_argument("--sizes", nargs="+", type=int, default=Study.sizes)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    given = parser.parse_args(given)
+    record = Study(sizes=tuple(given.sizes)).run(given.work, given.workers)
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    for row in table(record):
+        print(*row.values(), sep=" | ")
+
+
+if __name__ == "__main__":
+    main()
