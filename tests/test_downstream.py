@@ -1,5 +1,8 @@
 """The study of what synthetic pairs are worth: exact scenes, and every arm trained on what it says."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -86,3 +89,9 @@ def test_the_same_real_pairs_for_every_kind_and_others_for_every_seed():
     first, again, other = study.few(4, 0), study.few(4, 0), study.few(4, 1)
     np.testing.assert_array_equal(first[0], again[0])
     assert len(first[0]) == 4 and not np.array_equal(first[0], other[0])
+
+
+def test_the_committed_record_is_of_the_whole_study():
+    record = json.loads(downstream.RECORD.read_text())
+    assert record["study"] == json.loads(json.dumps(asdict(downstream.Study())))
+    assert len(record["arms"]) == len(downstream.Study().arms())

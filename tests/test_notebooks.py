@@ -16,10 +16,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Parameters that make a run short, where the defaults take more than about a minute: {"04_dbscan_masks": {"steps": 4}}
 QUICK = {
-    "02_open_vocabulary_maps": {"scenes": 12},
-    "03_token_optimization": {"scenes": 60, "tests": 3, "training": 60, "shots": [1, 2], "images": 4, "published": []},
+    "02_open_vocabulary_maps": {"scenes": 8},
+    "03_token_optimization": {"scenes": 40, "tests": 2, "training": 40, "shots": [1, 2], "images": 4, "published": []},
     "05_disaster_dataset": {"images": 1, "steps": 10},
-    "07_thesis_figures": {"images": 5, "steps": 10, "training": [1, 2]},
+    "07_thesis_figures": {"images": 4, "steps": 6, "training": [1]},
     "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8, "pairs": 10},
 }
 
