@@ -8,6 +8,7 @@ with R drawn pairs for each of them. Validation scenes choose how to mix and how
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -34,6 +35,7 @@ ADDED = {
     "drawn, judged": "their images, with the masks of a segmenter that saw 1,500 other scenes",
     "rendered": "as many further scenes: exact",
 }
+log = logging.getLogger(__name__)
 RECORD = Path(__file__).with_name("measured_aerial.json")
 
 
@@ -171,10 +173,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=Study.sizes)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     given = parser.parse_args(given)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     record = Study(sizes=tuple(given.sizes)).run(given.work, given.workers)
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     for row in table(record):
-        print(*row.values(), sep=" | ")
+        log.info(" | ".join(map(str, row.values())))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ of its own attention. Every segmenter takes the same number of steps and is test
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -46,6 +47,7 @@ ADDED = {  # what is added to the real pairs, and what its maker saw
     "tiny-plain, oracle": "tiny-plain, the oracle's masks: captions, and exact masks for the oracle",
     "rendered": "as many more real pairs: exact",
 }
+log = logging.getLogger(__name__)
 RECORD = Path(__file__).with_name("measured_downstream.json")
 
 
@@ -271,10 +273,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=Study.seeds)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = Study(seeds=given.seeds).run(given.out, given.workers)
     RECORD.write_text(json.dumps(found, indent=1) + "\n")
     for row in table(found):
-        print(*row.values(), sep=" | ")
+        log.info(" | ".join(map(str, row.values())))
 
 
 if __name__ == "__main__":
