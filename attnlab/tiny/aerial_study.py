@@ -10,7 +10,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .. import segment
 from ..masks import UNDECIDED
 from ..pipelines import seed
 from .aerial import COUNT, PRESETS, TESTS, VALIDATION, Run
-from .arms import mean_and_interval, run_arms
+from .arms import claim, mean_and_interval, run_arms
 
 MORE = 200_000  # first seed of further scenes, which nobody has but the arms that say so
 MIXES = ("half", "pool", "pretrain", "half, ignore band")
@@ -63,11 +63,7 @@ class Study:
         """
         work = Path(work)
         folder = work / "study"
-        folder.mkdir(exist_ok=True)
-        settings = json.loads(json.dumps(asdict(self)))
-        if (folder / "study.json").exists() and json.loads((folder / "study.json").read_text()) != settings:
-            raise ValueError(f"{folder} holds a study with other settings (see study.json): name another folder")
-        (folder / "study.json").write_text(json.dumps(settings))
+        settings = claim(folder, self)
         for n in self.sizes:
             self.draw(work, n)
         found = self._trained(work, workers, [arm for n in self.sizes for arm in self.trials(n)])

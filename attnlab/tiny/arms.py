@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,6 +14,16 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 Arm = tuple[object, ...]
+
+
+def claim(folder: Path, study) -> dict:
+    """Make a folder a study's, a dataclass; its settings. ValueError where it holds one with other settings."""
+    settings, path = json.loads(json.dumps(asdict(study))), folder / "study.json"
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise ValueError(f"{folder} holds a study with other settings (see study.json): name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings))
+    return settings
 
 
 def run_arms(job: Callable[..., object], arms: Sequence[Arm], folder: str | Path, workers: int = 2) -> list:

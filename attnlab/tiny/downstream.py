@@ -13,7 +13,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .. import seed as seeded
 from ..dataset import Dataset, Filters, Recipe, generate_dataset, label
 from ..hooks import record
 from ..scenes import street
-from .arms import mean_and_interval, run_arms
+from .arms import claim, mean_and_interval, run_arms
 from .localize import TIMESTEPS
 
 CLASSES = ("fire", "smoke", "water")
@@ -141,11 +141,7 @@ class Study:
         What is there is not made again. ValueError if the folder holds a study with other settings.
         """
         out = Path(out)
-        settings = json.loads(json.dumps(asdict(self)))
-        if (out / "study.json").exists() and json.loads((out / "study.json").read_text()) != settings:
-            raise ValueError(f"{out} holds a study with other settings (see study.json): name another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "study.json").write_text(json.dumps(settings))
+        settings = claim(out, self)
         sets, arms = self.make_sets(out), self.arms()
         confusions = run_arms(partial(self.train, out), arms, out / "arms", workers)
         found = [
