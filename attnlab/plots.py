@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib import colors, patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import AutoLocator, NullLocator
 from numpy.typing import ArrayLike
@@ -29,8 +30,8 @@ from PIL import Image
 from .figures import CLASS_COLORS, STYLE, brightness, class_color, color_of, grid, no_frame, save_figure, style
 
 __all__ = [
-    "CLASS_COLORS", "STYLE", "curves", "grid", "matrix", "outline", "overlay", "save_figure", "show_clusters",
-    "show_heat", "show_image", "show_labels", "show_mask", "style",
+    "CLASS_COLORS", "STYLE", "curves", "grid", "matrix", "outline", "overlay", "pair_sheet", "save_figure",
+    "show_clusters", "show_heat", "show_image", "show_labels", "show_mask", "style",
 ]  # fmt: skip
 
 ImageLike = ArrayLike | Image.Image
@@ -118,6 +119,23 @@ def show_labels(
     if legend:
         _legend_beside(ax, {names[i]: color for i, color in palette.items()})
     return no_frame(ax, title)
+
+
+def pair_sheet(
+    images: ArrayLike, labels: ArrayLike, names: Sequence[str], columns: int = 6, cell: float = 1.0
+) -> Figure:
+    """Figure of pairs, image (pair, row, column, rgb) beside labels (pair, row, column), with the colors of all names.
+
+    `columns` pairs stand in a row; `cell` is the width of an image in inches.
+    """
+    rows = -(-len(images) // columns)
+    fig, axes = grid(rows, 2 * columns, cell)
+    for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+        show_image(axes.flat[2 * k], image)
+        show_labels(axes.flat[2 * k + 1], label, names, legend=False)
+    with style():
+        _legend_beside(axes[0, -1], {name: class_color(name, i) for i, name in enumerate(names)})
+    return fig
 
 
 @style()

@@ -1,6 +1,6 @@
 """Train and test a segmentation model on any mix of real and synthetic pairs.
 
-    model = train(images, labels, count, seed=0)                     # SegFormer, small, from nothing
+    model = train(images, labels, count, seed=0)                     # SegFormer, small, from nothing; or kind="unet"
     model = train(images, labels, count, extra=(more, their_labels)) # half of every batch from each
     confusion = evaluate(model, images, labels, count)               # (image, class, class), pixels
     class_ious(confusion)                                            # (class,)
@@ -9,10 +9,12 @@ Images are uint8 (image, row, column, rgb) of one size, labels uint8 (image, row
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DModel
 from tqdm.auto import tqdm
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -24,8 +26,21 @@ Pairs = tuple[np.ndarray, np.ndarray]
 MIXES = ("half", "pool", "pretrain")
 
 
-def new_model(count: int, seed: int = 0) -> SegformerForSemanticSegmentation:
-    """SegFormer (Xie et al., NeurIPS 2021) for `count` classes, narrower than its smallest: 0.7 million parameters."""
+class UNet(UNet2DModel):
+    """A U-Net (Ronneberger et al., MICCAI 2015) of pixel-unshuffled images, in bfloat16; its timestep is always 0."""
+
+    def forward(self, images: torch.Tensor) -> SimpleNamespace:
+        """`logits` float32 (image, class, row, column) of images (image, rgb, row, column) in -1..1."""
+        with torch.autocast(images.device.type, torch.bfloat16):
+            x = F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)
+            return SimpleNamespace(logits=F.pixel_shuffle(super().forward(x, 0).sample, 2).float())
+
+
+Segmenter = SegformerForSemanticSegmentation | UNet
+
+
+def segformer(count: int) -> SegformerForSemanticSegmentation:
+    """SegFormer (Xie et al., NeurIPS 2021), narrower than its smallest: 0.7 million parameters."""
     config = SegformerConfig(
         num_labels=count,
         depths=[2, 2, 2, 2],
@@ -35,9 +50,32 @@ def new_model(count: int, seed: int = 0) -> SegformerForSemanticSegmentation:
         strides=[2, 2, 2, 2],  # for images of 64 pixels, where its own 4 would leave little
         decoder_hidden_size=64,
     )
+    return SegformerForSemanticSegmentation(config)
+
+
+def unet(count: int, channels: Sequence[int] = (32, 64, 96)) -> UNet:
+    """A U-Net without attention, 1.7 million parameters: from few pairs and few steps it learns more than SegFormer."""
+    model = UNet(
+        in_channels=4 * 3,
+        out_channels=4 * count,
+        block_out_channels=tuple(channels),
+        down_block_types=("DownBlock2D",) * len(channels),
+        up_block_types=("UpBlock2D",) * len(channels),
+        layers_per_block=1,
+        norm_num_groups=8,
+        add_attention=False,
+    )
+    return model.to(memory_format=torch.channels_last)
+
+
+KINDS = {"segformer": segformer, "unet": unet}
+
+
+def new_model(count: int, seed: int = 0, kind: str = "segformer") -> Segmenter:
+    """An untrained model of `KINDS` for `count` classes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SegformerForSemanticSegmentation(config)
+        return KINDS[kind](count)
 
 
 def train(
@@ -46,6 +84,7 @@ def train(
     count: int,
     *,
     extra: Pairs | None = None,
+    kind: str = "segformer",
     mix: str = "half",
     ways: Sequence[str] = (),
     steps: int = 500,
@@ -54,7 +93,7 @@ def train(
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = True,
-) -> SegformerForSemanticSegmentation:
+) -> Segmenter:
     """A model trained from nothing for so many steps, whatever the number of pairs: it repeats with its seed.
 
     Cross-entropy on decided pixels, AdamW with a linearly falling rate, left-right flips.
@@ -62,21 +101,23 @@ def train(
     Parameters
     ----------
     extra : further pairs
+    kind : "segformer" or "unet"
     mix : "half" of every batch from them; "pool": all pairs alike; "pretrain": the first half of the steps on them
         alone, the second on the others
     ways : further augmentations, by their names in `augment.WAYS`, in this order
 
     Raises
     ------
-    ValueError : pairs that do not fit each other or hold other numbers, an unknown mix or way
+    ValueError : pairs that do not fit each other or hold other numbers, an unknown kind, mix or way
     """
     augment.check(ways)
-    if mix not in MIXES:
-        raise ValueError(f"mix={mix!r}: choose one of {', '.join(MIXES)}")
+    for name, value, known in (("mix", mix, MIXES), ("kind", kind, KINDS)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}")
     sources = [checked(images, labels, count)] + ([checked(*extra, count)] if extra is not None else [])
     if mix == "pool" and extra is not None:
         sources = [tuple(np.concatenate(x) for x in zip(*sources, strict=True))]
-    model, rng = new_model(count, seed).to(device).train(), np.random.default_rng(seed)
+    model, rng = new_model(count, seed, kind).to(device).train(), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     with torch.random.fork_rng(devices=[]):
@@ -93,7 +134,7 @@ def train(
 
 
 @torch.no_grad()
-def predict(model: SegformerForSemanticSegmentation, images: np.ndarray, batch: int = 64) -> np.ndarray:
+def predict(model: Segmenter, images: np.ndarray, batch: int = 64) -> np.ndarray:
     """Labels uint8 (image, row, column)."""
     found = []
     for i in range(0, len(images), batch):
@@ -102,11 +143,23 @@ def predict(model: SegformerForSemanticSegmentation, images: np.ndarray, batch: 
     return np.concatenate(found)
 
 
-def evaluate(model: SegformerForSemanticSegmentation, images: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+def evaluate(model: Segmenter, images: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Confusion matrix of every image: int64 (image, true class, predicted class), in decided pixels."""
     images, labels = checked(images, labels, count)
     pairs = np.where(labels == UNDECIDED, -1, labels.astype(int) * count + predict(model, images))
     return np.stack([np.bincount(p[p >= 0], minlength=count**2).reshape(count, count) for p in pairs])
+
+
+@torch.no_grad()
+def features(model: Segmenter, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """What a model's lowest level says of images, mean over pixels: float64 (image, feature)."""
+    level, found = model.mid_block if isinstance(model, UNet) else model.segformer, []
+    keep = level.register_forward_hook(lambda *call: found.append(getattr(call[-1], "last_hidden_state", call[-1])))
+    try:
+        predict(model, images, batch)
+    finally:
+        keep.remove()
+    return torch.cat([x.mean((2, 3)).double().cpu() for x in found]).numpy()
 
 
 def class_ious(confusion: np.ndarray) -> np.ndarray:

@@ -7,30 +7,47 @@ import numpy as np
 import pytest
 import torch
 
+from attnlab import segment
+from attnlab.joint import JointDiffusion
 from attnlab.tiny import aerial, aerial_study
 from attnlab.training import Schedule
 
 
 def test_every_stage(tmp_path, monkeypatch):
-    short = Schedule(steps=2, rate=1e-3, checkpoint=1)
-    preset = aerial.Preset(size=32, channels=(32, 32), judged=6, steps=2, batch=2, schedule=short)
-    monkeypatch.setitem(aerial.PRESETS, "cpu", preset)
-    monkeypatch.setattr(aerial.Run.measure, "__defaults__", (3, 4))
+    short = Schedule(steps=4, rate=1e-3, checkpoint=2)
+    small = {"size": 32, "channels": (32, 32), "enlarging": (32, 32), "judged": 6, "steps": 2, "batch": 2, "short": 2}
+    monkeypatch.setitem(aerial.PRESETS, "cpu", aerial.Preset(**small, schedule=short))
+    monkeypatch.setattr(aerial, "BUNDLED", tmp_path / "bundled")
+    for stage, counts in (("measure", (3, 4)), ("compare", (2,)), ("enlarge", (2,))):
+        monkeypatch.setattr(getattr(aerial.Run, stage), "__defaults__", counts)
     aerial.main(["judge", "--work", str(tmp_path)])
-    weights = (tmp_path / "judge/model.safetensors").stat().st_mtime_ns
-    aerial.main(["joint", "4", "--work", str(tmp_path)])
-    aerial.main(["measure", "4", "--work", str(tmp_path)])
-    found = json.loads((tmp_path / "measured4.json").read_text())
-    assert found["scenes"] == 4 and found["samples"] == 3
-    assert sum(found["class shares"]["samples"]) == pytest.approx(1) and len(found["IoU of the judge"]["samples"]) == 7
-    assert (tmp_path / "judge/model.safetensors").stat().st_mtime_ns == weights  # trained once
+    weights = (tmp_path / "judge/diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    for stage in ("joint", "measure", "compare", "enlarge", "ship"):
+        aerial.main([stage, "4", "--work", str(tmp_path)])
+    found = json.loads((tmp_path / "measured.json").read_text())
+    assert found.keys() == {"measure 4", "compare 4", "enlarge 4"}
+    one = found["measure 4"]
+    assert one["scenes"] == 4 and one["samples"] == 3 and [step for step, _ in one["held-out error"]] == [2, 4]
+    assert sum(one["class shares"]["samples"]) == pytest.approx(1) and len(one["IoU of the judge"]["samples"]) == 7
+    for off in found["compare 4"]["variants"].values():
+        assert len(off["colors"]) == len(off["labels"]) == len(aerial.TIMES)
+        assert all(0 <= share <= 1 for share in off["labels"])
+    assert 0 < found["enlarge 4"]["pixels repeated"]["pixels of another class"] < 0.2
+    assert (tmp_path / "judge/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == weights  # trained once
+    assert json.loads((tmp_path / "bundled/aerial/measured.json").read_text()) == found
+    assert JointDiffusion.from_pretrained(tmp_path / "bundled/aerial").size == 32
+    assert JointDiffusion.from_pretrained(tmp_path / "bundled/aerial-x2").size == 64
+    images = aerial.Run(aerial.PRESETS["cpu"], tmp_path, torch.device("cpu")).scenes(0, 2)[0]
+    judged = (segment.predict(model, images) for model in (aerial.load_judge(tmp_path / "judge"), aerial.load_judge()))
+    assert np.mean(next(judged) == next(judged)) > 0.95  # in half precision it is the same judge
 
 
 def test_joint_models_see_the_first_scenes_and_no_other():
     run = aerial.Run(aerial.Preset(), None, torch.device("cpu"))
     few, more = run.scenes(0, 3), run.scenes(0, 5)
     np.testing.assert_array_equal(few[0], more[0][:3])
-    ranges = [range(500), range(aerial.JUDGED, aerial.JUDGED + 1500)]
+    ranges = [range(500), range(aerial.JUDGED, aerial.JUDGED + 20_000)]
+    ranges += [range(aerial_study.MORE, aerial_study.MORE + 500)]
     ranges += [range(first, first + 500) for first in (aerial.VALIDATION, aerial.TESTS)]
     assert len(set().union(*ranges)) == sum(map(len, ranges))  # nobody's scenes are another's
 
@@ -39,8 +56,9 @@ def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
     images, labels = aerial.Run(aerial.Preset(), tmp_path, torch.device("cpu")).scenes(50, 6)  # as if drawn
     margins = np.ones(labels.shape, np.float32)
     (tmp_path / "study").mkdir()
-    np.savez(tmp_path / "study/drawn 3.npz", images=images, labels=labels, margins=margins, judged=labels)
-    small = aerial_study.Study(sizes=(3,), ratios=(1, 2), trial=2, seeds=1, steps=1, validation=3, tests=3)
+    np.savez(tmp_path / "study/drawn 3.npz", images=images, labels=labels, margins=margins, judged=labels,
+             segmented=labels)  # fmt: skip
+    small = aerial_study.Study(sizes=(3,), ratios=(1, 2), trial=2, tries=1, seeds=1, steps=1, validation=3, tests=3)
     record = small.run(tmp_path, workers=1)
     mix, way = record["chosen"]["3"]
     on_validation = {one["mix"]: np.nanmean(one["validation"]) for one in record["arms"] if one["added"] == "drawn"

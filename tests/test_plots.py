@@ -293,3 +293,15 @@ def test_a_caption_travels_with_its_figure(tmp_path):
     with Image.open(path) as picture:
         assert picture.text == {"Description": "Nothing to see."}
     assert b"Nothing to see." in path.with_suffix(".pdf").read_bytes()
+
+
+def test_a_sheet_shows_each_pair_side_by_side():
+    images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (10, 120, 250)])
+    labels = np.stack([np.full((4, 4), number, np.uint8) for number in (0, 1, 0)])
+    fig = plots.pair_sheet(images, labels, ["water", "road"], columns=2)
+    drawn = [[image.get_array() for image in ax.images] for ax in fig.axes]
+    assert [len(one) for one in drawn] == [1] * 6 + [0, 0]  # two rows of two pairs, the last place is empty
+    assert [int(one[0][0, 0, 0]) for one in drawn[0:6:2]] == [10, 120, 250]
+    for one, number in zip(drawn[1:6:2], (0, 1, 0), strict=True):
+        np.testing.assert_allclose(one[0][0, 0, :3], colors.to_rgb(plots.CLASS_COLORS[["water", "road"][number]]))
+    assert [text.get_text() for text in fig.axes[3].get_legend().get_texts()] == ["water", "road"]

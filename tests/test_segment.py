@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import jaccard_score
 
 from attnlab import augment, segment
+from attnlab.joint.quality import frechet_distance
 
 
 def squares(count, seed=0, size=32):
@@ -23,19 +24,22 @@ def squares(count, seed=0, size=32):
     return images, labels
 
 
-def test_it_learns_and_repeats():
+@pytest.mark.parametrize("kind", segment.KINDS)
+def test_it_learns_and_repeats(kind, tmp_path):
     images, labels = squares(40)
     before = torch.get_rng_state()
-    model = segment.train(images, labels, 3, steps=60, seed=1)
+    model = segment.train(images, labels, 3, kind=kind, steps=60, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     tests = squares(10, seed=9)
     ious = segment.class_ious(segment.evaluate(model, *tests, 3))
     assert ious.min() > 0.6
-    again = segment.train(images, labels, 3, steps=60, seed=1)
+    again = segment.train(images, labels, 3, kind=kind, steps=60, seed=1)
     np.testing.assert_array_equal(segment.predict(model, tests[0]), segment.predict(again, tests[0]))
-    assert not np.array_equal(
-        segment.predict(segment.new_model(3, seed=2).eval(), tests[0]), segment.predict(model, tests[0])
-    )
+    other = segment.new_model(3, seed=2, kind=kind).eval()
+    assert not np.array_equal(segment.predict(other, tests[0]), segment.predict(model, tests[0]))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    np.testing.assert_array_equal(segment.predict(loaded, tests[0]), segment.predict(model, tests[0]))
 
 
 def test_extra_pairs_are_half_of_every_batch():
@@ -91,6 +95,8 @@ def test_ways_of_mixing(monkeypatch):
     assert pretrain[:2].all() and not pretrain[2:].any()
     with pytest.raises(ValueError, match="mix='third': choose one of half, pool, pretrain"):
         segment.train(black, labels, 2, mix="third")
+    with pytest.raises(ValueError, match="kind='forest': choose one of segformer, unet"):
+        segment.train(black, labels, 2, kind="forest")
     with pytest.raises(ValueError, match="no augmentation 'blur'"):
         segment.train(black, labels, 2, ways=["blur"])
 
@@ -103,3 +109,14 @@ def test_ways_of_varying_are_applied_in_order(monkeypatch):
         monkeypatch.setitem(augment.WAYS, way, lambda *a, way=way, whole=whole: calls.append(way) or whole(*a))
     segment.train(images, labels, 3, ways=["color", "turn"], steps=2, batch=4, progress=False)
     assert calls == ["color", "turn"] * 2
+
+
+@pytest.mark.parametrize("kind", segment.KINDS)
+def test_features_tell_worlds_apart(kind):
+    model = segment.new_model(3, kind=kind).eval()
+    (a, _), (b, _), (dark, _) = squares(60), squares(60, seed=1), squares(60, seed=2)
+    of = [segment.features(model, x) for x in (a, b, dark // 4)]
+    assert of[0].shape == (60, 128 if kind == "segformer" else 96) and of[0].dtype == np.float64
+    assert frechet_distance(of[0], of[2]) > 2 * frechet_distance(of[0], of[1])
+    again = segment.features(model, a, batch=7)
+    np.testing.assert_allclose(again, of[0], atol=0.02 * np.abs(of[0]).max())  # other batches round otherwise

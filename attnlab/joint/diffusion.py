@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from .. import training
 from ..masks import UNDECIDED
 from ..pairs import checked
+from ..pipelines import BUNDLED
 from .codes import bit_codes, decode, encode, one_hot_codes, touching
 
 PREDICTIONS = ("v_prediction", "epsilon")
@@ -159,6 +160,26 @@ class JointDiffusion:
                     total += float(self._loss(model, *x, generator, device)) * len(x[0])
         return total / (draws * len(images))
 
+    def add_noise(self, planes: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
+        """The forward process: planes (image, plane, row, column) as they are at a time, 0 to 999."""
+        return self.schedule.add_noise(planes, torch.randn(planes.shape, generator=generator), torch.tensor([time]))
+
+    @torch.no_grad()
+    def guess(self, planes: torch.Tensor, time: int, beside: torch.Tensor | None = None) -> torch.Tensor:
+        """What the model takes for the clean planes behind those at a time, within the range that such have.
+
+        `beside`: for a model with `upscale`, the planes to enlarge, as large as these.
+        """
+        a = self.schedule.alphas_cumprod[time]
+        with torch.autocast(planes.device.type, torch.bfloat16):
+            said = self._said(self.unet, planes, beside, torch.as_tensor(time).to(planes.device)).float()
+        if self.about["prediction"] == "epsilon":
+            clean = (planes - (1 - a).sqrt() * said) / a.sqrt()
+        else:
+            clean = a.sqrt() * planes - (1 - a).sqrt() * said
+        bits = torch.ones(self.codes.shape[1], 1, 1)
+        return clean.clamp(*(torch.cat(x).to(clean.device) for x in ((self._low, -bits), (self._high, bits))))
+
     @torch.no_grad()
     def sample(
         self,
@@ -227,8 +248,11 @@ class JointDiffusion:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "JointDiffusion":
-        """In float32. FileNotFoundError where there is none, ValueError where weights and joint.json do not fit."""
-        folder = Path(folder)
+        """In float32, from a folder or by the name of a bundled model, "aerial" or "aerial-x2".
+
+        FileNotFoundError where there is none, ValueError where weights and joint.json do not fit.
+        """
+        folder = BUNDLED / folder if (BUNDLED / folder / "joint.json").exists() else Path(folder)
         if not (folder / "joint.json").exists():
             raise FileNotFoundError(f"{folder} holds no joint model: joint.json is missing")
         about = json.loads((folder / "joint.json").read_text())
@@ -281,18 +305,10 @@ class JointDiffusion:
         return F.interpolate(small, scale_factor=self.about["upscale"], mode="nearest")
 
     def _denoise(self, x, beside, scheduler, generator, every):
-        """Planes after every so many steps, the last ones in any case; each step sees its guess of the end clipped."""
-        alphas, kept = scheduler.alphas_cumprod.to(x.device), []
-        low, high = (torch.cat([c, torch.full((self.codes.shape[1], 1, 1), s)]) for c, s in
-                     ((self._low, -1.0), (self._high, 1.0)))  # fmt: skip
-        low, high = low.to(x.device), high.to(x.device)
+        """Planes after every so many steps, the last ones in any case."""
+        kept = []
         for number, time in enumerate(scheduler.timesteps, 1):
-            with torch.autocast(x.device.type, torch.bfloat16):
-                said = self._said(self.unet, x, beside, time.to(x.device))
-            a, b = alphas[time].sqrt(), (1 - alphas[time]).sqrt()
-            said = said.float()
-            end = (x - b * said) / a if self.about["prediction"] == "epsilon" else a * x - b * said
-            x = scheduler.step(end.clamp(low, high), time, x, generator=generator).prev_sample
+            x = scheduler.step(self.guess(x, time, beside), time, x, generator=generator).prev_sample
             if number == len(scheduler.timesteps) or (every and number % every == 0):
                 kept.append(x.cpu())
         return kept

@@ -4,7 +4,6 @@ Do masks fit images, are classes as frequent as in the data, is anything copied,
 """
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 
@@ -35,16 +34,6 @@ def nearest(images: np.ndarray, among: np.ndarray) -> np.ndarray:
     turned = [np.rot90(x, k, (1, 2)) for x in (others, others[:, :, ::-1]) for k in range(4)]
     others = np.concatenate(turned).reshape(-1, SIDE * SIDE * 3)
     return np.array([np.sqrt(((one.ravel() - others) ** 2).mean(1).min()) for one in found])
-
-
-@torch.no_grad()
-def features(model, images: np.ndarray, batch: int = 64) -> np.ndarray:
-    """What a SegFormer's encoder says of images: its last stage, mean over pixels, float64 (image, feature)."""
-    found = []
-    for i in range(0, len(images), batch):
-        x = segment.as_input(images[i : i + batch]).to(model.device)
-        found.append(model.segformer(x).last_hidden_state.mean((2, 3)).double().cpu())
-    return torch.cat(found).numpy()
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -1,8 +1,11 @@
 """Train joint models of aerial scenes and the segmenter that judges them; an interrupted stage is continued.
 
-    python -m attnlab.tiny.aerial judge           # a segmenter that saw 1,500 scenes
+    python -m attnlab.tiny.aerial judge           # a segmenter that saw 6,000 scenes
     python -m attnlab.tiny.aerial joint 25 100    # joint models of exactly 25 and of 100 scenes
-    python -m attnlab.tiny.aerial measure 100     # draw pairs and say how good they are
+    python -m attnlab.tiny.aerial enlarge 100     # one that makes pairs twice as large
+    python -m attnlab.tiny.aerial compare 100     # predictions and codes, trained for a short time
+    python -m attnlab.tiny.aerial measure 25 100  # draw pairs and say how good they are
+    python -m attnlab.tiny.aerial ship 100        # the models of 100 scenes and all measures become the bundled ones
 
 A joint model of n scenes saw the seeds 0 to n - 1. When to stop is decided on validation scenes, of which the judge and
 the joint models saw none.
@@ -11,17 +14,17 @@ the joint models saw none.
 import argparse
 import json
 import logging
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import SegformerForSemanticSegmentation
 
 from .. import segment, training
 from ..joint import JointDiffusion, quality
-from ..pipelines import seed
+from ..pipelines import BUNDLED, seed
 from ..scenes import aerial
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,12 @@ COUNT = len(aerial.CLASSES)
 JUDGED = 100_000  # first seeds: of the judge's scenes
 VALIDATION = aerial.HELD_OUT + 100_000
 TESTS = aerial.HELD_OUT + 200_000
+VARIANTS = {
+    "v, bits": {},
+    "epsilon, bits": {"prediction": "epsilon"},
+    "v, one-hot": {"codes": "one-hot"},
+}
+TIMES = (100, 300, 500, 700, 900)  # of 1000, at which guesses of variants are compared
 
 
 @dataclass(frozen=True)
@@ -38,17 +47,26 @@ class Preset:
     size: int = 64
     channels: tuple[int, ...] = (64, 96, 128)
     shuffle: int = 2
+    enlarging: tuple[int, ...] = (32, 64, 96)  # channels of the model that makes pairs twice as large
     batch: int = 16
-    judged: int = 1500  # scenes
-    steps: int = 2500  # of the judge
+    judged: int = 6000  # scenes
+    steps: int = 5000  # of the judge
+    short: int = 1000  # steps of each variant that is compared
     schedule: training.Schedule = field(
         default=training.Schedule(steps=4000, rate=8e-4, weight_decay=1e-4, checkpoint=500)
     )
 
 
+def load_judge(folder: str | Path = "") -> segment.UNet:
+    """The judge of a folder, or the bundled one, which says what an image of `attnlab.scenes.aerial` shows."""
+    return segment.UNet.from_pretrained(folder or BUNDLED / "aerial-judge", dtype=torch.float32).eval()
+
+
 PRESETS = {
     "cpu": Preset(),
-    "gpu": Preset(shuffle=1, batch=256, steps=4000, schedule=training.Schedule(10_000, 8e-4, ema=0.9995)),
+    "gpu": Preset(
+        shuffle=1, batch=256, judged=20_000, steps=20_000, schedule=training.Schedule(10_000, 8e-4, ema=0.9995)
+    ),
 }
 
 
@@ -60,34 +78,79 @@ class Run:
     work: Path
     device: torch.device
 
-    def scenes(self, first: int, count: int) -> segment.Pairs:
-        """Images and labels of seeds first, first + 1, ..."""
-        found = [aerial.render(s, self.preset.size) for s in range(first, first + count)]
+    def scenes(self, first: int, count: int, scale: int = 1) -> segment.Pairs:
+        """Images and labels of seeds first, first + 1, ..., so many times as large."""
+        found = [aerial.render(s, self.preset.size * scale) for s in range(first, first + count)]
         return np.stack([s.image for s in found]), np.stack([s.labels for s in found])
 
-    def judge(self) -> SegformerForSemanticSegmentation:
+    def judge(self) -> segment.UNet:
         """The judge, trained if it is not there yet."""
         folder = self.work / "judge"
         if not (folder / "config.json").exists():
-            pairs, steps = self.scenes(JUDGED, self.preset.judged), self.preset.steps
-            model = segment.train(*pairs, COUNT, ways=("turn",), steps=steps, device=self.device)
-            model.save_pretrained(folder)
-        return SegformerForSemanticSegmentation.from_pretrained(folder).to(self.device).eval()
+            pairs = self.scenes(JUDGED, self.preset.judged)
+            options = {"kind": "unet", "ways": ("turn", "color"), "rate": 2e-3, "steps": self.preset.steps}
+            segment.train(*pairs, COUNT, device=self.device, **options).save_pretrained(folder)
+        return load_judge(folder).to(self.device)
 
-    def joint(self, count: int) -> JointDiffusion:
-        """A joint model of so many scenes, trained to its end."""
+    def joint(self, count: int, variant: str = "") -> JointDiffusion:
+        """A joint model of so many scenes, trained to its end; of VARIANTS, for a short time."""
         preset, pairs = self.preset, self.scenes(0, count)
-        model = JointDiffusion.new(*pairs, aerial.CLASSES, channels=preset.channels, shuffle=preset.shuffle)
+        options = {"channels": preset.channels, "shuffle": preset.shuffle} | VARIANTS.get(variant, {})
+        model = JointDiffusion.new(*pairs, aerial.CLASSES, **options)
+        schedule = replace(preset.schedule, steps=preset.short) if variant else preset.schedule
+        return self._fitted(model, pairs, f"joint{count}{variant and f' {variant}'}", schedule, 1)
+
+    def enlarger(self, count: int) -> JointDiffusion:
+        """A model of so many scenes that makes pairs twice as large, trained to its end."""
+        preset, pairs = self.preset, self.scenes(0, count, 2)
+        options = {"channels": preset.enlarging, "shuffle": 2 * preset.shuffle, "upscale": 2}
+        model = JointDiffusion.new(*pairs, aerial.CLASSES, **options)
+        schedule = replace(preset.schedule, steps=preset.schedule.steps // 2)
+        return self._fitted(model, pairs, f"enlarge{count}", schedule, 2)
+
+    def _fitted(self, model, pairs, name, schedule, scale):
         model.unet.to(self.device)
-        check = self.scenes(VALIDATION, 100)
-        return model.fit(*pairs, self.work / f"joint{count}", preset.schedule, batch=preset.batch, check=check)
+        check = self.scenes(VALIDATION, 100, scale)
+        return model.fit(*pairs, self.work / name, schedule, batch=self.preset.batch, check=check)
+
+    def compare(self, count: int, samples: int = 100) -> dict:
+        """Of each variant: how far its guesses of clean validation scenes are off at TIMES, and the judge on samples.
+
+        Colors as root mean square error in 0..1, labels as the share of pixels with another class.
+        """
+        images, labels = self.scenes(VALIDATION, samples)
+        found = {}
+        for name in VARIANTS:
+            model = self.joint(count, name)
+            planes, generator, off = model.encode(images, labels)[0], seed(0), {"colors": [], "labels": []}
+            for time in TIMES:
+                guess = model.guess(model.add_noise(planes, time, generator).to(self.device), time)
+                colors, classes, _ = model.decode(guess)
+                off["colors"].append(float(np.sqrt(((colors / 255.0 - images / 255.0) ** 2).mean())))
+                off["labels"].append(float((classes != labels).mean()))
+            drawn, classes, _ = model.sample(samples, seed(0))
+            found[name] = off | {"judge on samples": quality.agreement(self.judge(), drawn, classes, COUNT).tolist()}
+        return {"scenes": count, "steps": self.preset.short, "times": TIMES, "variants": found}
+
+    def enlarge(self, count: int, tests: int = 50) -> dict:
+        """What the enlarger does to held-out scenes, beside what repeating pixels does."""
+        model, (small, large) = self.enlarger(count), (self.scenes(TESTS, tests, scale) for scale in (1, 2))
+        images, labels, _ = model.sample(tests, seed(0), small=small)
+        repeated = [x.repeat(2, 1).repeat(2, 2) for x in small]
+        return {"scenes": count, "tests": tests} | {
+            name: {
+                "colors, root mean square error": float(np.sqrt(((x[0] / 255.0 - large[0] / 255.0) ** 2).mean())),
+                "pixels of another class": float((x[1] != large[1]).mean()),
+            }
+            for name, x in (("enlarged", (images, labels)), ("pixels repeated", repeated))
+        }
 
     def measure(self, count: int, samples: int = 300, tests: int = 400) -> dict:
         """Quality of the pairs that a joint model of so many scenes draws, beside held-out scenes."""
         judge, (images, labels), real = self.judge(), self.scenes(TESTS, tests), self.scenes(0, count)
         drawn, found, margins = self.joint(count).sample(samples, seed(0))
-        of_tests, of_drawn = (quality.features(judge, x) for x in (images, drawn))
-        half = quality.features(judge, self.scenes(VALIDATION, samples)[0])
+        of_tests, of_drawn = (segment.features(judge, x) for x in (images, drawn))
+        half = segment.features(judge, self.scenes(VALIDATION, samples)[0])
         return {
             "scenes": count,
             "samples": samples,
@@ -109,12 +172,22 @@ class Run:
                 "samples": quality.frechet_distance(of_tests, of_drawn),
             },
             "pixels with margin below 0.9": float((margins < 0.9).mean()),
+            "held-out error": training.checks(self.work / f"joint{count}"),
         }
+
+    def ship(self, count: int) -> None:
+        """The models of so many scenes, the judge and all measures so far, in half precision, as bundled models."""
+        kept = {"aerial": self.joint(count), "aerial-x2": self.enlarger(count)}
+        for name, model in kept.items():
+            model.save_pretrained(BUNDLED / name)
+        self.judge().half().save_pretrained(BUNDLED / "aerial-judge")
+        training.thin_curve(self.work / f"joint{count}/curve.csv", BUNDLED / "aerial/curve.csv")
+        shutil.copy(self.work / "measured.json", BUNDLED / "aerial")
 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("judge", "joint", "measure"))
+    parser.add_argument("stage", choices=("judge", "joint", "enlarge", "compare", "measure", "ship"))
     parser.add_argument("counts", nargs="*", type=int, help="scenes of each joint model")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--work", default="runs/aerial", type=Path, help="folder of checkpoints and results")
@@ -127,12 +200,18 @@ def main(given: Sequence[str] | None = None) -> None:
     if given.stage == "judge":
         run.judge()
     for count in given.counts:
-        if given.stage == "joint":
-            run.joint(count)
-        else:
-            found = json.dumps(run.measure(count), indent=1, ensure_ascii=False)
-            (run.work / f"measured{count}.json").write_text(found + "\n", "utf-8")
-            log.info(found)
+        found = getattr(run, given.stage)(count)
+        if isinstance(found, dict):
+            log.info(json.dumps(found, indent=1, ensure_ascii=False))
+            _keep(run.work / "measured.json", f"{given.stage} {count}", found)
+
+
+def _keep(path, name, found):
+    """Add what was measured to a file of all measures."""
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(before | {name: found}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,14 @@ from .arms import claim, mean_and_interval, run_arms
 MORE = 200_000  # first seed of further scenes, which nobody has but the arms that say so
 MIXES = ("half", "pool", "pretrain", "half, ignore band")
 BAND = 0.9  # pixels of drawn pairs with a smaller margin do not count, where the mix says so
+OPTIONS = {"kind": "unet", "batch": 8, "rate": 2e-3, "progress": False}  # of every segmenter
 BASIC = ("turn", "crop", "color")
 WAYS = {"flips": (), "geometry and color": BASIC, "CutMix": (*BASIC, "cutmix"), "Copy-Paste": (*BASIC, "copy-paste")}
 ADDED = {
     "": "nothing",
     "drawn": "pairs drawn by the joint model of the same scenes",
-    "drawn, judged": "their images, with the masks of a segmenter that saw 1,500 other scenes",
+    "drawn, segmented": "their images, with the masks of a segmenter of the same scenes",
+    "drawn, judged": "their images, with the masks of the judge, which saw thousands of other scenes",
     "rendered": "as many further scenes: exact",
 }
 log = logging.getLogger(__name__)
@@ -45,12 +47,15 @@ class Study:
 
     sizes : scenes that the joint model and the segmenter learn from
     ratios : drawn pairs for each of them
-    trial : the ratio at which ways of mixing are compared
+    trial : the ratio at which ways of mixing and kinds of masks are compared
+    tries : seeds of what is compared on validation scenes
+    seeds : of everything else
     """
 
     sizes: tuple[int, ...] = (25, 50, 100)
     ratios: tuple[int, ...] = (1, 2, 3, 4, 5)
     trial: int = 3
+    tries: int = 2
     seeds: int = 5
     steps: int = 500
     validation: int = 200
@@ -64,11 +69,12 @@ class Study:
         work = Path(work)
         folder = work / "study"
         settings = claim(folder, self)
+        found, chosen = {}, {}
         for n in self.sizes:
             self.draw(work, n)
-        found = self._trained(work, workers, [arm for n in self.sizes for arm in self.trials(n)])
-        chosen = {n: self.choose(found, n) for n in self.sizes}
-        found |= self._trained(work, workers, [arm for n in self.sizes for arm in self.finals(n, *chosen[n])])
+            found |= self._trained(work, workers, self.trials(n))
+            chosen[n] = self.choose(found, n)
+            found |= self._trained(work, workers, self.finals(n, *chosen[n]))
         arms = [dict(zip(("scenes", "added", "ratio", "mix", "way", "seed"), arm, strict=True)) | {
             kind: segment.class_ious(np.array(confusion)[None]).tolist() for kind, confusion in one.items()
         } for arm, one in found.items()]  # fmt: skip
@@ -79,39 +85,42 @@ class Study:
     def trials(self, n: int) -> list[tuple]:
         """Arms that decide: ways of mixing at one ratio, augmentations without drawn pairs."""
         arms = [(n, "drawn", self.trial, mix, "flips") for mix in MIXES] + [(n, "", 0, "half", way) for way in WAYS]
-        return [(*arm, s) for arm in arms for s in range(self.seeds)]
+        return [(*arm, s) for arm in arms for s in range(self.tries)]
 
     def finals(self, n: int, mix: str, way: str) -> list[tuple]:
-        """The chosen mix at every ratio, also with the chosen augmentation, and with parts exchanged for exact ones."""
-        arms = [(n, "drawn", ratio, mix, w) for ratio in self.ratios for w in dict.fromkeys(("flips", way))]
-        arms += [(n, kind, self.trial, mix, "flips") for kind in ("drawn, judged", "rendered")]
-        return [(*arm, s) for arm in arms for s in range(self.seeds)]
+        """The chosen mix at every ratio, with the chosen augmentation as well, and with parts exchanged for others."""
+        arms = [(n, "", 0, "half", "flips"), (n, "", 0, "half", way), (n, "drawn", self.trial, mix, way)]
+        arms += [(n, "drawn", ratio, mix, "flips") for ratio in self.ratios]
+        arms += [(n, kind, self.trial, mix, "flips") for kind in ("drawn, segmented", "drawn, judged", "rendered")]
+        return [(*arm, s) for arm in dict.fromkeys(arms) for s in range(self.seeds)]
 
     def choose(self, found: dict, n: int) -> tuple[str, str]:
-        """The mix and the augmentation with the highest mIoU on validation scenes, mean over seeds."""
+        """The mix and the augmentation with the highest mIoU on validation scenes, mean over tries."""
 
         def score(arm):
-            return np.mean([_miou(found[*arm, s]["validation"]) for s in range(self.seeds)])
+            return np.mean([_miou(found[*arm, s]["validation"]) for s in range(self.tries)])
 
         mix = max(MIXES, key=lambda mix: score((n, "drawn", self.trial, mix, "flips")))
         return mix, max(WAYS, key=lambda way: score((n, "", 0, "half", way)))
 
     def draw(self, work: Path, n: int) -> None:
-        """As many pairs as the highest ratio wants, drawn once for each size, and the judge's masks of them."""
+        """As many pairs as the highest ratio wants, drawn once for each size, and others' masks of their images."""
         path = work / "study" / f"drawn {n}.npz"
         if path.exists():
             return
         run = Run(PRESETS["cpu"], work, torch.device("cpu"))
         images, labels, margins = run.joint(n).sample(n * max(self.ratios), seed(n))
+        own = segment.train(*_scenes(0, n), COUNT, ways=BASIC, steps=self.steps, **OPTIONS)
+        masks = {"segmented": segment.predict(own, images), "judged": segment.predict(run.judge(), images)}
         part = path.with_name("drawn.part.npz")
-        np.savez(part, images=images, labels=labels, margins=margins, judged=segment.predict(run.judge(), images))
+        np.savez(part, images=images, labels=labels, margins=margins, **masks)
         part.replace(path)
 
     def train(self, work: Path, n: int, added: str, ratio: int, mix: str, way: str, s: int) -> dict:
         """Confusions (class, class), pixels of all validation and of all test scenes, of the segmenter of an arm."""
         extra = _extra(work, n, added, n * ratio, BAND if "band" in mix else None) if added else None
-        options = {"extra": extra, "mix": mix.split(",")[0], "ways": WAYS[way], "steps": self.steps, "seed": s}
-        model = segment.train(*_scenes(0, n), COUNT, progress=False, **options)
+        options = OPTIONS | {"mix": mix.split(",")[0], "ways": WAYS[way], "steps": self.steps, "seed": s}
+        model = segment.train(*_scenes(0, n), COUNT, extra=extra, **options)
         sets = {"validation": _scenes(VALIDATION, self.validation), "test": _scenes(TESTS, self.tests)}
         return {kind: segment.evaluate(model, *pairs, COUNT).sum(0).tolist() for kind, pairs in sets.items()}
 
@@ -154,7 +163,7 @@ def _extra(work, n, added, count, band):
     if added == "rendered":
         return _scenes(MORE, count)
     with np.load(work / "study" / f"drawn {n}.npz") as file:
-        images, labels = file["images"][:count], file["judged" if added == "drawn, judged" else "labels"][:count]
+        images, labels = file["images"][:count], file[added.split(", ")[1] if ", " in added else "labels"][:count]
         return images, labels if band is None else np.where(file["margins"][:count] < band, UNDECIDED, labels)
 
 
@@ -166,11 +175,10 @@ def _scenes(first, count):
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/aerial", type=Path, help="folder with the judge and the joint models")
-    parser.add_argument("--sizes", nargs="+", type=int, default=Study.sizes)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     given = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    record = Study(sizes=tuple(given.sizes)).run(given.work, given.workers)
+    record = Study().run(given.work, given.workers)
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     for row in table(record):
         log.info(" | ".join(map(str, row.values())))
