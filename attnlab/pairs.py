@@ -168,6 +168,24 @@ def read_labels(path: str | Path, layout: Layout) -> np.ndarray:
     return labels[np.searchsorted(found, values)]
 
 
+def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (image, row, column, ...) of which each square of `factor` pixels a side becomes one.
+
+    Colors are averaged; of labels the most frequent one stays, of equals the higher number, so that where classes are
+    in the order of their size small things do.
+
+    ValueError for a size that `factor` does not divide.
+    """
+    count, height, width = labels.shape
+    if factor < 1 or height % factor or width % factor:
+        raise ValueError(f"factor={factor} does not divide pairs of {height} x {width} pixels")
+    blocks = (count, height // factor, factor, width // factor, factor)
+    colors = images.reshape(*blocks, 3).mean((2, 4)).round().astype(np.uint8)
+    found = np.unique(labels)[::-1]
+    votes = [(labels == c).reshape(blocks).sum((2, 4)) for c in found]
+    return colors, found[np.argmax(votes, axis=0)]
+
+
 def patches(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int, *, stride: int | None = None, decided: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:

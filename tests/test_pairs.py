@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnlab.pairs import ISAID, LOVEDA, OPEN_EARTH_MAP, Layout, PairFolder, patches
+from attnlab.pairs import ISAID, LOVEDA, OPEN_EARTH_MAP, Layout, PairFolder, patches, shrink
 
 RNG = np.random.default_rng(0)
 
@@ -112,3 +112,13 @@ def test_bad_input(tmp_path):
         pairs[1]
     with pytest.raises(ValueError, match="no patch of 64 x 64 in 1 images"):
         patches([(photo(), np.zeros((6, 8), np.uint8))], 64)
+
+
+def test_small_pairs_have_mean_colors_and_the_most_frequent_label():
+    labels = np.array([[[0, 0, 1, 2], [0, 3, 2, 1], [5, 5, 255, 255], [5, 5, 255, 0]]], np.uint8)
+    images = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1) * np.ones(3, np.uint8)
+    small, found = shrink(images, labels, 2)
+    assert found.tolist() == [[[0, 2], [5, 255]]] and found.dtype == np.uint8  # of equals the higher number
+    assert small[0, ..., 0].tolist() == [[2, 4], [10, 12]] and small.shape == (1, 2, 2, 3)  # 2.5 to the even number
+    with pytest.raises(ValueError, match="factor=3 does not divide pairs of 4 x 4"):
+        shrink(images, labels, 3)

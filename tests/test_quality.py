@@ -20,8 +20,9 @@ def test_shares_are_of_decided_pixels():
 def test_copies_are_near_and_new_images_are_not():
     real, new = pictures(20), pictures(20, seed=1)
     turned = np.rot90(real[:5], axes=(1, 2))[:, :, ::-1]
-    assert quality.nearest(turned, real).max() < 1e-6
-    far = quality.nearest(new, real)
+    distance, which = quality.nearest(turned, real)
+    assert distance.max() < 1e-6 and which.tolist() == [0, 1, 2, 3, 4]
+    far, _ = quality.nearest(new, real)
     assert far.min() > 0.1
     by_hand = min(
         np.sqrt(((new[0] / 255 - np.rot90(x[:, ::flip], k) / 255) ** 2).mean())

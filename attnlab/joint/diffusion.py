@@ -21,17 +21,31 @@ from tqdm.auto import tqdm
 
 from .. import training
 from ..masks import UNDECIDED
-from ..pairs import checked
+from ..pairs import checked, shrink
 from ..pipelines import BUNDLED
 from .codes import bit_codes, decode, encode, one_hot_codes, touching
 
-PREDICTIONS = ("v_prediction", "epsilon")
+PREDICTIONS = ("sample", "v_prediction", "epsilon")
 SAMPLERS = {"ddim": DDIMScheduler, "ancestral": DDPMScheduler}
 CODES = ("bits", "one-hot")
-SPREAD = 0.6  # standard deviation of each color channel, that of label planes being about 1
 STEPS = 1000  # of the forward process
-NOISE = {"num_train_timesteps": STEPS, "beta_schedule": "squaredcos_cap_v2"}
+SHIFT = 1 / 8  # of its signal-to-noise ratio: see `noise_levels`
+HEAVIEST = 5.0  # weight of an error of the clean planes, beside 1 at the most noise
 BLUR = 0.1  # noise on the small image that an enlarging model sees in training, as samples are not clean
+
+
+def noise_levels() -> dict:
+    """The forward process, as a scheduler of diffusers takes it: the cosine schedule, shifted.
+
+    Large areas of one label are seen through noise that hides single pixels. Under the cosine schedule (Nichol and
+    Dhariwal, ICML 2021) the layout would be decided within the first few steps of sampling; at SHIFT times its
+    signal-to-noise ratio (Hoogeboom, Heek and Salimans, ICML 2023, equation 4) it takes half of them.
+    """
+    share = np.cos((np.arange(1, STEPS + 1) / STEPS + 0.008) / 1.008 * np.pi / 2) ** 2
+    ratio = SHIFT * share / (1 - share)
+    kept = ratio / (1 + ratio)
+    betas = 1 - kept / np.append(1, kept[:-1])
+    return {"num_train_timesteps": STEPS, "trained_betas": betas.clip(max=0.999).tolist()}
 
 
 class JointDiffusion:
@@ -46,9 +60,9 @@ class JointDiffusion:
     def __init__(self, unet: UNet2DModel, about: dict):
         self.unet, self.about = unet, about
         self.classes, self.codes = tuple(about["classes"]), np.array(about["codes"], np.float32)
-        self.schedule = DDPMScheduler(**NOISE)
+        self.schedule = DDPMScheduler(**noise_levels())
         mean, std = (torch.tensor(about[name])[:, None, None] for name in ("mean", "std"))
-        self._scale, self._shift = SPREAD / std, -SPREAD * mean / std
+        self._scale, self._shift = 1 / std, -mean / std  # label planes have a deviation of about 1 as well
         self._low, self._high = self._shift, self._scale + self._shift  # of black and white
 
     @classmethod
@@ -59,8 +73,8 @@ class JointDiffusion:
         classes: Sequence[str],
         *,
         codes: str = "bits",
-        prediction: str = "v_prediction",
-        channels: Sequence[int] = (64, 96, 128),
+        prediction: str = "sample",
+        channels: Sequence[int] = (64, 96, 160),
         shuffle: int = 2,
         upscale: int = 1,
         seed: int = 0,
@@ -70,8 +84,10 @@ class JointDiffusion:
         Parameters
         ----------
         codes : "bits", ceil(log2 classes) planes chosen by which classes touch, or "one-hot", a plane a class
-        prediction : what the U-Net says: "v_prediction" (Salimans and Ho, ICLR 2022) or "epsilon", the published choice
-        channels : of the U-Net's levels; the lowest one has attention
+        prediction : what the U-Net says: "sample", the clean planes, which a narrow U-Net of unshuffled pixels can say
+            where it cannot repeat their noise (Li and He, arXiv 2511.13720), "v_prediction" (Salimans and Ho, ICLR
+            2022), or "epsilon", the published choice
+        channels : of the U-Net's levels; all but the first one have attention
         shuffle : pixels of a square of so many a side become channels (1: none), for speed
         upscale : above 1, a model that makes pairs so much larger, out of small ones
 
@@ -97,9 +113,10 @@ class JointDiffusion:
                 in_channels=planes * (2 if upscale > 1 else 1),
                 out_channels=planes,
                 block_out_channels=tuple(channels),
-                down_block_types=("DownBlock2D",) * (len(channels) - 1) + ("AttnDownBlock2D",),
-                up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (len(channels) - 1),
+                down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * (len(channels) - 1),
+                up_block_types=("AttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),
                 layers_per_block=1,
+                attention_head_dim=32,
             )
         colors = images.reshape(-1, 3) / 255
         about = {"classes": list(classes), "codes": table.tolist(), "prediction": prediction, "shuffle": shuffle}
@@ -132,19 +149,17 @@ class JointDiffusion:
         is not finite, with the last checkpoint kept.
         """
         folder = Path(folder)
-        images, labels = self._fitting(images, labels)
+        pairs = self._fitting(images, labels)
+        check = check and self._fitting(*check)
         self._claim(folder)
         device = next(self.unet.parameters()).device
 
         def loss(model, generator):
             some = torch.randint(len(images), (batch,), generator=generator)
-            x, known = _varied(self.encode(images[some], labels[some]), turns, generator)
-            return {"loss": self._loss(model, x, known, generator, device)}
+            planes = _varied(self._planes(*pairs, some), turns, generator)
+            return {"loss": self._loss(model, *planes, generator, device)}
 
-        judge = None
-        if check is not None:
-            held_out = self._fitting(*check)
-            judge = lambda model: self.error(*held_out, model=model)  # noqa: E731
+        judge = check and (lambda model: self.error(*check, model=model))
         self.unet = training.train(self.unet, loss, schedule, folder, judge, patience)
         return self
 
@@ -155,9 +170,9 @@ class JointDiffusion:
         device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
         for _ in range(draws):
             for i in range(0, len(images), batch):
-                x = self.encode(images[i : i + batch], labels[i : i + batch])
+                planes = self._planes(images, labels, slice(i, i + batch))
                 with torch.autocast(device.type, torch.bfloat16):
-                    total += float(self._loss(model, *x, generator, device)) * len(x[0])
+                    total += float(self._loss(model, *planes, generator, device)) * len(planes[0])
         return total / (draws * len(images))
 
     def add_noise(self, planes: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
@@ -173,7 +188,9 @@ class JointDiffusion:
         a = self.schedule.alphas_cumprod[time]
         with torch.autocast(planes.device.type, torch.bfloat16):
             said = self._said(self.unet, planes, beside, torch.as_tensor(time).to(planes.device)).float()
-        if self.about["prediction"] == "epsilon":
+        if self.about["prediction"] == "sample":
+            clean = said
+        elif self.about["prediction"] == "epsilon":
             clean = (planes - (1 - a).sqrt() * said) / a.sqrt()
         else:
             clean = a.sqrt() * planes - (1 - a).sqrt() * said
@@ -207,7 +224,7 @@ class JointDiffusion:
             raise ValueError(f"{count} samples, {steps} steps, sampler {sampler!r}: 1 or more, 1 to {STEPS}, {known}")
         if (small is not None) != (self.about["upscale"] > 1):
             raise ValueError("small=(images, labels) is for a model with upscale above 1, and for no other")
-        scheduler = SAMPLERS[sampler](**NOISE, prediction_type="sample", clip_sample=False)
+        scheduler = SAMPLERS[sampler](**noise_levels(), prediction_type="sample", clip_sample=False)
         scheduler.set_timesteps(steps)
         device = next(self.unet.parameters()).device
         noise = torch.randn(count, 3 + self.codes.shape[1], self.size, self.size, generator=generator)
@@ -215,7 +232,7 @@ class JointDiffusion:
         for i in tqdm(range(0, count, batch), desc="samples", leave=False):
             x, beside = noise[i : i + batch].to(device), None
             if small is not None:
-                beside = self._enlarged(self.encode(small[0][i : i + batch], small[1][i : i + batch])[0]).to(device)
+                beside = self._beside(small[0][i : i + batch], small[1][i : i + batch]).to(device)
             moments.append(self._denoise(x, beside, scheduler, generator, every))
         moments = [torch.cat(parts) for parts in zip(*moments, strict=True)]
         found = [self.decode(x) for x in moments]
@@ -273,26 +290,40 @@ class JointDiffusion:
 
     def _claim(self, folder):
         """Make a folder this model's, or ValueError where it holds a run of another."""
-        own = json.loads(json.dumps({"about": self.about, "unet": dict(self.unet.config)}, default=str))
+        config = {name: value for name, value in self.unet.config.items() if not name.startswith("_")}  # in no order
+        own = json.loads(json.dumps({"about": self.about, "unet": config}))
         path = folder / "model.json"
         if path.exists() and json.loads(path.read_text()) != own:
             raise ValueError(f"{folder} has a run of another model or data (see {path}): name another folder")
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(own))
 
-    def _loss(self, model, x, known, generator, device):
+    def _planes(self, images, labels, some):
+        """Of some pairs: their planes, which of them are decided, and what a model with `upscale` is given, or None."""
+        pair, factor = (images[some], labels[some]), self.about["upscale"]
+        return *self.encode(*pair), self._beside(*shrink(*pair, factor)) if factor > 1 else None
+
+    def _beside(self, images, labels):
+        """Planes of small pairs in the size of the large ones."""
+        return F.interpolate(self.encode(images, labels)[0], scale_factor=self.about["upscale"], mode="nearest")
+
+    def _loss(self, model, x, known, beside, generator, device):
         """Mean squared error of what the model says of decided planes, at random times."""
         times = torch.randint(STEPS, (len(x),), generator=generator)
         noise = torch.randn(x.shape, generator=generator)
-        beside = None
-        if self.about["upscale"] > 1:
-            small = F.avg_pool2d(x, self.about["upscale"])
-            beside = self._enlarged(small + BLUR * torch.randn(small.shape, generator=generator)).to(device)
+        if beside is not None:
+            beside = (beside + BLUR * torch.randn(x.shape, generator=generator)).to(device)
         noisy = self.schedule.add_noise(x, noise, times)
-        epsilon = self.about["prediction"] == "epsilon"
-        target = noise if epsilon else self.schedule.get_velocity(x, noise, times)
-        said = self._said(model, noisy.to(device), beside, times.to(device))
-        return ((said.float() - target.to(device)) ** 2 * known.to(device)).sum() / known.sum()
+        said = self._said(model, noisy.to(device), beside, times.to(device)).float()
+        match self.about["prediction"]:
+            case "sample":  # weighted as an error of v is, but for the least noise
+                target, weight = x, (1 / (1 - self.schedule.alphas_cumprod[times])).clamp(max=HEAVIEST)
+                known = known * weight[:, None, None, None]
+            case "epsilon":
+                target = noise
+            case _:
+                target = self.schedule.get_velocity(x, noise, times)
+        return ((said - target.to(device)) ** 2 * known.to(device)).sum() / known.sum()
 
     def _said(self, model, x, beside, times):
         """The U-Net's answer (image, plane, row, column)."""
@@ -300,9 +331,6 @@ class JointDiffusion:
         x = x if beside is None else torch.cat([x, beside], 1)
         x = F.pixel_unshuffle(x, k).contiguous(memory_format=torch.channels_last)
         return F.pixel_shuffle(model(x, times).sample, k)
-
-    def _enlarged(self, small):
-        return F.interpolate(small, scale_factor=self.about["upscale"], mode="nearest")
 
     def _denoise(self, x, beside, scheduler, generator, every):
         """Planes after every so many steps, the last ones in any case."""
@@ -314,9 +342,15 @@ class JointDiffusion:
         return kept
 
 
-def _varied(pairs, turns, generator):
-    """The batch flipped or not, and turned by quarters."""
-    flips = torch.rand(2, generator=generator) < 0.5
-    quarters = int(torch.randint(4, (1,), generator=generator)) if turns else 0
-    axes = [axis for axis, flip in zip((-1, -2), (flips[0], flips[1] and turns), strict=True) if flip]
-    return tuple(torch.rot90(x.flip(axes) if axes else x, quarters, (-2, -1)) for x in pairs)
+def _varied(planes, turns, generator):
+    """Each pair flipped or not, and turned by quarters."""
+    count = len(planes[0])
+    flips = (torch.rand(count, 2, generator=generator) < 0.5).tolist()
+    quarters = torch.randint(4, (count,), generator=generator).tolist() if turns else [0] * count
+    axes = [[axis for axis, flip in ((-1, one[0]), (-2, one[1] and turns)) if flip] for one in flips]
+    return [
+        x
+        if x is None
+        else torch.stack([torch.rot90(p.flip(a), q, (-2, -1)) for p, a, q in zip(x, axes, quarters, strict=True)])
+        for x in planes
+    ]

@@ -24,16 +24,17 @@ def agreement(model, images: np.ndarray, labels: np.ndarray, count: int) -> np.n
     return segment.class_ious(segment.evaluate(model, images, labels, count))
 
 
-def nearest(images: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Distance of each image to the nearest one among others: root mean square of thumbnails' colors in 0..1, (image,).
+def nearest(images: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of each image to the nearest one among others, (image,), and which one that is, (image,).
 
-    The nearest over all flips and quarter turns, as training sees them. Copies of what a model was trained on lie
-    nearer than new images of the same world do.
+    Root mean square of thumbnails' colors in 0..1, the least over all flips and quarter turns, as training sees them.
+    Copies of what a model was trained on lie nearer than new images of the same world do.
     """
     found, others = _thumbnails(images), _thumbnails(among)
     turned = [np.rot90(x, k, (1, 2)) for x in (others, others[:, :, ::-1]) for k in range(4)]
-    others = np.concatenate(turned).reshape(-1, SIDE * SIDE * 3)
-    return np.array([np.sqrt(((one.ravel() - others) ** 2).mean(1).min()) for one in found])
+    others = np.stack(turned).reshape(8, len(among), -1)
+    apart = np.sqrt([((one.ravel() - others) ** 2).mean(2).min(0) for one in found])  # (image, other)
+    return apart.min(1), apart.argmin(1)
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

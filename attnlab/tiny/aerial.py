@@ -33,9 +33,10 @@ JUDGED = 100_000  # first seeds: of the judge's scenes
 VALIDATION = aerial.HELD_OUT + 100_000
 TESTS = aerial.HELD_OUT + 200_000
 VARIANTS = {
-    "v, bits": {},
+    "clean, bits": {},
+    "v, bits": {"prediction": "v_prediction"},
     "epsilon, bits": {"prediction": "epsilon"},
-    "v, one-hot": {"codes": "one-hot"},
+    "clean, one-hot": {"codes": "one-hot"},
 }
 TIMES = (100, 300, 500, 700, 900)  # of 1000, at which guesses of variants are compared
 
@@ -45,7 +46,7 @@ class Preset:
     """How large a joint model is, and for how long it and the judge are trained."""
 
     size: int = 64
-    channels: tuple[int, ...] = (64, 96, 128)
+    channels: tuple[int, ...] = (64, 96, 160)
     shuffle: int = 2
     enlarging: tuple[int, ...] = (32, 64, 96)  # channels of the model that makes pairs twice as large
     batch: int = 16
@@ -53,7 +54,7 @@ class Preset:
     steps: int = 5000  # of the judge
     short: int = 1000  # steps of each variant that is compared
     schedule: training.Schedule = field(
-        default=training.Schedule(steps=4000, rate=8e-4, weight_decay=1e-4, checkpoint=500)
+        default=training.Schedule(steps=5000, rate=8e-4, weight_decay=1e-4, checkpoint=500)
     )
 
 
@@ -164,8 +165,8 @@ class Run:
                 "samples": quality.class_shares(found, COUNT).tolist(),
             },
             "median distance to the nearest scene learned from": {
-                "held-out scenes": float(np.median(quality.nearest(images, real[0]))),
-                "samples": float(np.median(quality.nearest(drawn, real[0]))),
+                "held-out scenes": float(np.median(quality.nearest(images, real[0])[0])),
+                "samples": float(np.median(quality.nearest(drawn, real[0])[0])),
             },
             "Fréchet distance to held-out scenes, the judge's encoder": {
                 "other scenes": quality.frechet_distance(of_tests, half),

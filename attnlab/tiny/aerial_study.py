@@ -22,7 +22,7 @@ from .. import segment
 from ..masks import UNDECIDED
 from ..pipelines import seed
 from .aerial import COUNT, PRESETS, TESTS, VALIDATION, Run
-from .arms import claim, mean_and_interval, run_arms
+from .arms import claim, run_arms
 
 MORE = 200_000  # first seed of further scenes, which nobody has but the arms that say so
 MIXES = ("half", "pool", "pretrain", "half, ignore band")
@@ -143,16 +143,20 @@ def gain(record: dict, kind: str = "test", **arm) -> np.ndarray:
 
 
 def table(record: dict) -> list[dict]:
-    """Test mIoU of each arm with its standard error over seeds, and the gain over the scenes alone, paired by seed."""
+    """Test mIoU of each arm and its gain over the scenes alone, paired by seed; with standard errors over seeds."""
     rows, names = [], ("scenes", "added", "ratio", "mix", "way")
     for values in dict.fromkeys(tuple(one[name] for name in names) for one in record["arms"]):
         arm = dict(zip(names, values, strict=True))
-        means = ious(record, **arm).mean(1)
-        row = arm | {"mIoU": float(means.mean()), "standard error": float(stats.sem(means)) if len(means) > 1 else None}
+        row = arm | dict(zip(("mIoU", "error"), mean_and_error(ious(record, **arm).mean(1)), strict=True))
         if arm["added"]:
-            row["gain"], row["low"], row["high"] = mean_and_interval(gain(record, **arm).mean(1))
+            row |= dict(zip(("gain", "error of gain"), mean_and_error(gain(record, **arm).mean(1)), strict=True))
         rows.append(row)
     return rows
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
+    """Mean over seeds, (seed,), and its standard error, if there is more than one."""
+    return float(np.mean(values)), float(stats.sem(values)) if len(values) > 1 else None
 
 
 def _miou(confusion):
