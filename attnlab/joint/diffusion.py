@@ -39,7 +39,7 @@ def noise_levels() -> dict:
 
     Large areas of one label are seen through noise that hides single pixels. Under the cosine schedule (Nichol and
     Dhariwal, ICML 2021) the layout would be decided within the first few steps of sampling; at SHIFT times its
-    signal-to-noise ratio (Hoogeboom, Heek and Salimans, ICML 2023, equation 4) it takes half of them.
+    signal-to-noise ratio (Hoogeboom, Heek and Salimans, ICML 2023, equation 4) it has many of them.
     """
     share = np.cos((np.arange(1, STEPS + 1) / STEPS + 0.008) / 1.008 * np.pi / 2) ** 2
     ratio = SHIFT * share / (1 - share)
