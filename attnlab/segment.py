@@ -32,7 +32,7 @@ class UNet(UNet2DModel):
     def forward(self, images: torch.Tensor) -> SimpleNamespace:
         """`logits` float32 (image, class, row, column) of images (image, rgb, row, column) in -1..1."""
         with torch.autocast(images.device.type, torch.bfloat16):
-            x = F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)
+            x = F.pixel_unshuffle(images, 2)  # channels first: GroupNorm is 20 times slower the other way, on a CPU
             return SimpleNamespace(logits=F.pixel_shuffle(super().forward(x, 0).sample, 2).float())
 
 
@@ -55,7 +55,7 @@ def segformer(count: int) -> SegformerForSemanticSegmentation:
 
 def unet(count: int, channels: Sequence[int] = (32, 64, 96)) -> UNet:
     """A U-Net without attention, 1.7 million parameters."""
-    model = UNet(
+    return UNet(
         in_channels=4 * 3,
         out_channels=4 * count,
         block_out_channels=tuple(channels),
@@ -65,7 +65,6 @@ def unet(count: int, channels: Sequence[int] = (32, 64, 96)) -> UNet:
         norm_num_groups=8,
         add_attention=False,
     )
-    return model.to(memory_format=torch.channels_last)
 
 
 KINDS = {"segformer": segformer, "unet": unet}
@@ -118,7 +117,7 @@ def train(
     if mix == "pool" and extra is not None:
         sources = [tuple(np.concatenate(x) for x in zip(*sources, strict=True))]
     model, rng = new_model(count, seed, kind).to(device).train(), np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout

@@ -58,9 +58,9 @@ def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
     (tmp_path / "study").mkdir()
     np.savez(tmp_path / "study/drawn 3.npz", images=images, labels=labels, margins=margins, judged=labels,
              segmented=labels)  # fmt: skip
-    small = aerial_study.Study(sizes=(3,), ratios=(1, 2), trial=2, tries=1, seeds=1, steps=1, validation=3, tests=3)
+    small = aerial_study.Study((3,), ratios=(1, 2), tried=3, trial=2, tries=1, seeds=1, steps=1, validation=3, tests=3)
     record = small.run(tmp_path, workers=1)
-    mix, way = record["chosen"]["3"]
+    mix, way = record["mix"], record["way"]
     on_validation = {one["mix"]: np.nanmean(one["validation"]) for one in record["arms"] if one["added"] == "drawn"
                      and one["ratio"] == 2 and one["way"] == "flips"}  # fmt: skip
     assert on_validation[mix] == max(on_validation.values()) and set(on_validation) == set(aerial_study.MIXES)

@@ -72,10 +72,10 @@ def test_a_model_that_knows_the_answer_samples_it(prediction, codes, monkeypatch
     """One pair is the whole world: the exact prediction for it, by hand, leads every sample to that pair."""
     images, labels = world(1)
     model = JointDiffusion.new(images, labels, CLASSES, codes=codes, prediction=prediction, **SMALL)
-    x0 = model.encode(images, labels)[0]
+    x0 = model.planes.encode(images, labels)[0]
 
-    def said(unet, x, beside, time):
-        a = model.schedule.alphas_cumprod[time]
+    def said(unet, x, before, beside, times):
+        a = model.schedule.alphas_cumprod[times][:, None, None, None]
         noise = (x - a.sqrt() * x0) / (1 - a).sqrt()
         return {"sample": x0, "epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0}[prediction]
 
@@ -88,11 +88,11 @@ def test_a_model_that_knows_the_answer_samples_it(prediction, codes, monkeypatch
 def test_planes_and_back():
     model, (images, labels) = new(), world(40)
     labels[0, 0, :3] = 255
-    planes, known = model.encode(images, labels)
+    planes, known = model.planes.encode(images, labels)
     assert planes.shape == (40, 5, 8, 8) and known[0, 3:, 0, :4].sum(0).tolist() == [0, 0, 0, 2] and known[1:].all()
     assert planes[:, :3].std((0, 2, 3)) == pytest.approx([1.0] * 3, abs=1e-2)
     assert planes[:, :3].mean((0, 2, 3)).abs().max() < 1e-2
-    again = model.decode(planes)
+    again = model.planes.decode(planes)
     np.testing.assert_array_equal(again[0], images)
     np.testing.assert_array_equal(again[1][labels != 255], labels[labels != 255])
 

@@ -17,35 +17,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from tqdm.auto import tqdm
 
 from .. import training
-from ..masks import UNDECIDED
 from ..pairs import checked, shrink
 from ..pipelines import BUNDLED
-from .codes import bit_codes, decode, encode, one_hot_codes, touching
+from .codes import bit_codes, one_hot_codes, touching
+from .planes import STEPS, Planes, noise_levels
 
 PREDICTIONS = ("sample", "v_prediction", "epsilon")
 SAMPLERS = {"ddim": DDIMScheduler, "ancestral": DDPMScheduler}
 CODES = ("bits", "one-hot")
-STEPS = 1000  # of the forward process
-SHIFT = 1 / 8  # of its signal-to-noise ratio: see `noise_levels`
 HEAVIEST = 5.0  # weight of an error of the clean planes, beside 1 at the most noise
 BLUR = 0.1  # noise on the small image that an enlarging model sees in training, as samples are not clean
-
-
-def noise_levels() -> dict:
-    """The forward process, as a scheduler of diffusers takes it: the cosine schedule, shifted.
-
-    Large areas of one label are seen through noise that hides single pixels. Under the cosine schedule (Nichol and
-    Dhariwal, ICML 2021) the layout would be decided within the first few steps of sampling; at SHIFT times its
-    signal-to-noise ratio (Hoogeboom, Heek and Salimans, ICML 2023, equation 4) it has many of them.
-    """
-    share = np.cos((np.arange(1, STEPS + 1) / STEPS + 0.008) / 1.008 * np.pi / 2) ** 2
-    ratio = SHIFT * share / (1 - share)
-    kept = ratio / (1 + ratio)
-    betas = 1 - kept / np.append(1, kept[:-1])
-    return {"num_train_timesteps": STEPS, "trained_betas": betas.clip(max=0.999).tolist()}
 
 
 class JointDiffusion:
@@ -54,16 +39,18 @@ class JointDiffusion:
     Attributes
     ----------
     unet : UNet2DModel over pixel-unshuffled planes
-    about : classes, codes (class, plane) as lists, mean and std of the colors (0..1), prediction, shuffle, upscale
+    about : classes, codes (class, plane) as lists, mean and std of the colors (0..1), prediction, shuffle, upscale,
+        self_conditioning
     """
 
     def __init__(self, unet: UNet2DModel, about: dict):
-        self.unet, self.about = unet, about
-        self.classes, self.codes = tuple(about["classes"]), np.array(about["codes"], np.float32)
+        self.unet, self.about, self.classes = unet, about, tuple(about["classes"])
+        self.planes = Planes(about["codes"], about["mean"], about["std"])
         self.schedule = DDPMScheduler(**noise_levels())
-        mean, std = (torch.tensor(about[name])[:, None, None] for name in ("mean", "std"))
-        self._scale, self._shift = 1 / std, -mean / std  # label planes have a deviation of about 1 as well
-        self._low, self._high = self._shift, self._scale + self._shift  # of black and white
+        if unet.device.type == "cpu":  # the fast kernels are slow there, their backward pass above all
+            for part in unet.modules():
+                if isinstance(part, Attention):
+                    part.set_processor(AttnProcessor())
 
     @classmethod
     def new(
@@ -77,6 +64,7 @@ class JointDiffusion:
         channels: Sequence[int] = (64, 96, 160),
         shuffle: int = 2,
         upscale: int = 1,
+        self_conditioning: bool = True,
         seed: int = 0,
     ) -> "JointDiffusion":
         """An untrained model of the size of `images`, whose colors and neighborhoods of classes it takes over.
@@ -90,6 +78,8 @@ class JointDiffusion:
         channels : of the U-Net's levels; all but the first one have attention
         shuffle : pixels of a square of so many a side become channels (1: none), for speed
         upscale : above 1, a model that makes pairs so much larger, out of small ones
+        self_conditioning : the U-Net also sees what it took for the clean planes a step earlier (Chen, Zhang and
+            Hinton, ICLR 2023)
 
         Raises
         ------
@@ -106,11 +96,11 @@ class JointDiffusion:
         if images.shape[1] != images.shape[2] or size % (factor * upscale):
             raise ValueError(f"images are {images.shape[1:3]}: give squares whose side {factor * upscale} divides")
         table = one_hot_codes(len(classes)) if codes == "one-hot" else bit_codes(touching(labels, len(classes)))
-        planes = (3 + table.shape[1]) * shuffle**2
+        planes, inputs = (3 + table.shape[1]) * shuffle**2, 1 + self_conditioning + (upscale > 1)
         with training.seeded(seed):
             unet = UNet2DModel(
                 sample_size=size // shuffle,
-                in_channels=planes * (2 if upscale > 1 else 1),
+                in_channels=planes * inputs,
                 out_channels=planes,
                 block_out_channels=tuple(channels),
                 down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * (len(channels) - 1),
@@ -121,7 +111,7 @@ class JointDiffusion:
         colors = images.reshape(-1, 3) / 255
         about = {"classes": list(classes), "codes": table.tolist(), "prediction": prediction, "shuffle": shuffle}
         about |= {"mean": colors.mean(0).tolist(), "std": colors.std(0).clip(0.02).tolist(), "upscale": upscale}
-        return cls(unet.to(memory_format=torch.channels_last), about)
+        return cls(unet, about | {"self_conditioning": self_conditioning})
 
     @property
     def size(self) -> int:
@@ -157,7 +147,8 @@ class JointDiffusion:
         def loss(model, generator):
             some = torch.randint(len(images), (batch,), generator=generator)
             planes = _varied(self._planes(*pairs, some), turns, generator)
-            return {"loss": self._loss(model, *planes, generator, device)}
+            twice = self.about["self_conditioning"] and bool(torch.rand((), generator=generator) < 0.5)
+            return {"loss": self._loss(model, *planes, generator, device, twice)}
 
         judge = check and (lambda model: self.error(*check, model=model))
         self.unet = training.train(self.unet, loss, schedule, folder, judge, patience)
@@ -172,7 +163,8 @@ class JointDiffusion:
             for i in range(0, len(images), batch):
                 planes = self._planes(images, labels, slice(i, i + batch))
                 with torch.autocast(device.type, torch.bfloat16):
-                    total += float(self._loss(model, *planes, generator, device)) * len(planes[0])
+                    one = self._loss(model, *planes, generator, device, self.about["self_conditioning"])
+                total += float(one) * len(planes[0])
         return total / (draws * len(images))
 
     def add_noise(self, planes: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
@@ -180,22 +172,21 @@ class JointDiffusion:
         return self.schedule.add_noise(planes, torch.randn(planes.shape, generator=generator), torch.tensor([time]))
 
     @torch.no_grad()
-    def guess(self, planes: torch.Tensor, time: int, beside: torch.Tensor | None = None) -> torch.Tensor:
+    def guess(
+        self,
+        planes: torch.Tensor,
+        time: int,
+        before: torch.Tensor | None = None,
+        beside: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """What the model takes for the clean planes behind those at a time, within the range that such have.
 
-        `beside`: for a model with `upscale`, the planes to enlarge, as large as these.
+        `before`: its guess a step earlier. `beside`: for a model with `upscale`, the planes to enlarge, as large as
+        these.
         """
-        a = self.schedule.alphas_cumprod[time]
+        times = torch.full((len(planes),), int(time))
         with torch.autocast(planes.device.type, torch.bfloat16):
-            said = self._said(self.unet, planes, beside, torch.as_tensor(time).to(planes.device)).float()
-        if self.about["prediction"] == "sample":
-            clean = said
-        elif self.about["prediction"] == "epsilon":
-            clean = (planes - (1 - a).sqrt() * said) / a.sqrt()
-        else:
-            clean = a.sqrt() * planes - (1 - a).sqrt() * said
-        bits = torch.ones(self.codes.shape[1], 1, 1)
-        return clean.clamp(*(torch.cat(x).to(clean.device) for x in ((self._low, -bits), (self._high, bits))))
+            return self._clean(planes, times, self._said(self.unet, planes, before, beside, times).float())
 
     @torch.no_grad()
     def sample(
@@ -227,7 +218,7 @@ class JointDiffusion:
         scheduler = SAMPLERS[sampler](**noise_levels(), prediction_type="sample", clip_sample=False)
         scheduler.set_timesteps(steps)
         device = next(self.unet.parameters()).device
-        noise = torch.randn(count, 3 + self.codes.shape[1], self.size, self.size, generator=generator)
+        noise = torch.randn(count, len(self.planes), self.size, self.size, generator=generator)
         moments = []
         for i in tqdm(range(0, count, batch), desc="samples", leave=False):
             x, beside = noise[i : i + batch].to(device), None
@@ -235,22 +226,8 @@ class JointDiffusion:
                 beside = self._beside(small[0][i : i + batch], small[1][i : i + batch]).to(device)
             moments.append(self._denoise(x, beside, scheduler, generator, every))
         moments = [torch.cat(parts) for parts in zip(*moments, strict=True)]
-        found = [self.decode(x) for x in moments]
+        found = [self.planes.decode(x) for x in moments]
         return tuple(np.stack(parts) for parts in zip(*found, strict=True)) if every else found[-1]
-
-    def encode(self, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Planes float32 (image, plane, row, column), colors first, and which of them are decided, 0 and 1."""
-        colors = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-        planes = encode(labels, self.codes)
-        decided = torch.from_numpy(labels != UNDECIDED)[:, None].float()
-        known = torch.cat([torch.ones_like(colors), decided.expand_as(planes)], 1)
-        return torch.cat([colors * self._scale + self._shift, planes], 1), known
-
-    def decode(self, planes: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images, labels and margins of planes."""
-        colors = (planes[:, :3].cpu() - self._shift) / self._scale
-        images = (colors.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        return images, *decode(planes[:, 3:], self.codes)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write weights (safetensors), the U-Net's configuration and joint.json."""
@@ -280,7 +257,7 @@ class JointDiffusion:
                 f"{folder}: the weights have {unet.config.out_channels} channels, joint.json wants {planes}: "
                 "they are of two models"
             )
-        return cls(unet.to(device, memory_format=torch.channels_last).eval(), about)
+        return cls(unet.to(device).eval(), about)
 
     def _fitting(self, images, labels):
         images, labels = checked(images, labels, len(self.classes))
@@ -301,20 +278,26 @@ class JointDiffusion:
     def _planes(self, images, labels, some):
         """Of some pairs: their planes, which of them are decided, and what a model with `upscale` is given, or None."""
         pair, factor = (images[some], labels[some]), self.about["upscale"]
-        return *self.encode(*pair), self._beside(*shrink(*pair, factor)) if factor > 1 else None
+        return *self.planes.encode(*pair), self._beside(*shrink(*pair, factor)) if factor > 1 else None
 
     def _beside(self, images, labels):
         """Planes of small pairs in the size of the large ones."""
-        return F.interpolate(self.encode(images, labels)[0], scale_factor=self.about["upscale"], mode="nearest")
+        return F.interpolate(self.planes.encode(images, labels)[0], scale_factor=self.about["upscale"], mode="nearest")
 
-    def _loss(self, model, x, known, beside, generator, device):
-        """Mean squared error of what the model says of decided planes, at random times."""
-        times = torch.randint(STEPS, (len(x),), generator=generator)
-        noise = torch.randn(x.shape, generator=generator)
+    def _loss(self, model, x, known, beside, generator, device, twice):
+        """Mean squared error of what the model says of decided planes, at random times; `twice`: of its second guess.
+
+        Times are stratified over the batch: every step sees early and late ones.
+        """
+        times = (torch.randperm(len(x), generator=generator) + torch.rand(len(x), generator=generator)) / len(x) * STEPS
+        times, noise = times.long(), torch.randn(x.shape, generator=generator)
         if beside is not None:
             beside = (beside + BLUR * torch.randn(x.shape, generator=generator)).to(device)
-        noisy = self.schedule.add_noise(x, noise, times)
-        said = self._said(model, noisy.to(device), beside, times.to(device)).float()
+        noisy, before = self.schedule.add_noise(x, noise, times).to(device), None
+        if twice:
+            with torch.no_grad():
+                before = self._clean(noisy, times, self._said(model, noisy, None, beside, times).float())
+        said = self._said(model, noisy, before, beside, times).float()
         match self.about["prediction"]:
             case "sample":  # weighted as an error of v is, but for the least noise
                 target, weight = x, (1 / (1 - self.schedule.alphas_cumprod[times])).clamp(max=HEAVIEST)
@@ -325,18 +308,32 @@ class JointDiffusion:
                 target = self.schedule.get_velocity(x, noise, times)
         return ((said - target.to(device)) ** 2 * known.to(device)).sum() / known.sum()
 
-    def _said(self, model, x, beside, times):
+    def _said(self, model, x, before, beside, times):
         """The U-Net's answer (image, plane, row, column)."""
-        k = self.about["shuffle"]
-        x = x if beside is None else torch.cat([x, beside], 1)
-        x = F.pixel_unshuffle(x, k).contiguous(memory_format=torch.channels_last)
-        return F.pixel_shuffle(model(x, times).sample, k)
+        k, given = self.about["shuffle"], [x]
+        if self.about["self_conditioning"]:
+            given.append(torch.zeros_like(x) if before is None else before)
+        if beside is not None:
+            given.append(beside)
+        # channels first, which GroupNorm is fast with on a CPU
+        return F.pixel_shuffle(model(F.pixel_unshuffle(torch.cat(given, 1), k), times.to(x.device)).sample, k)
+
+    def _clean(self, x, times, said):
+        """The clean planes that an answer to planes at some times stands for."""
+        a = self.schedule.alphas_cumprod[times][:, None, None, None].to(x.device)
+        match self.about["prediction"]:
+            case "epsilon":
+                said = (x - (1 - a).sqrt() * said) / a.sqrt()
+            case "v_prediction":
+                said = a.sqrt() * x - (1 - a).sqrt() * said
+        return self.planes.clamp(said)
 
     def _denoise(self, x, beside, scheduler, generator, every):
         """Planes after every so many steps, the last ones in any case."""
-        kept = []
+        kept, clean = [], None
         for number, time in enumerate(scheduler.timesteps, 1):
-            x = scheduler.step(self.guess(x, time, beside), time, x, generator=generator).prev_sample
+            clean = self.guess(x, time, clean, beside)
+            x = scheduler.step(clean, time, x, generator=generator).prev_sample
             if number == len(scheduler.timesteps) or (every and number % every == 0):
                 kept.append(x.cpu())
         return kept

@@ -24,6 +24,7 @@ import torch
 
 from .. import segment, training
 from ..joint import JointDiffusion, quality
+from ..pairs import shrink
 from ..pipelines import BUNDLED, seed
 from ..scenes import aerial
 
@@ -52,10 +53,15 @@ class Preset:
     batch: int = 16
     judged: int = 6000  # scenes
     steps: int = 5000  # of the judge
-    short: int = 1000  # steps of each variant that is compared
-    schedule: training.Schedule = field(
-        default=training.Schedule(steps=5000, rate=8e-4, weight_decay=1e-4, checkpoint=500)
+    short: int = 500  # steps of each variant that is compared
+    enlarged: int = 1500  # steps of the model that makes pairs twice as large
+    schedule: training.Schedule = field(  # of a joint model of 100 scenes: see `steps_of`
+        default=training.Schedule(steps=4000, rate=8e-4, weight_decay=1e-4, checkpoint=250)
     )
+
+    def steps_of(self, count: int) -> int:
+        """Steps of a joint model of so many scenes: more scenes bear longer training before it learns them by heart."""
+        return round(self.schedule.steps * (count / 100) ** 0.5)
 
 
 def load_judge(folder: str | Path = "") -> segment.UNet:
@@ -66,7 +72,12 @@ def load_judge(folder: str | Path = "") -> segment.UNet:
 PRESETS = {
     "cpu": Preset(),
     "gpu": Preset(
-        shuffle=1, batch=256, judged=20_000, steps=20_000, schedule=training.Schedule(10_000, 8e-4, ema=0.9995)
+        shuffle=1,
+        batch=256,
+        judged=20_000,
+        steps=20_000,
+        enlarged=5000,
+        schedule=training.Schedule(10_000, 8e-4, ema=0.9995),
     ),
 }
 
@@ -98,15 +109,20 @@ class Run:
         preset, pairs = self.preset, self.scenes(0, count)
         options = {"channels": preset.channels, "shuffle": preset.shuffle} | VARIANTS.get(variant, {})
         model = JointDiffusion.new(*pairs, aerial.CLASSES, **options)
-        schedule = replace(preset.schedule, steps=preset.short) if variant else preset.schedule
+        schedule = replace(preset.schedule, steps=preset.short if variant else preset.steps_of(count))
         return self._fitted(model, pairs, f"joint{count}{variant and f' {variant}'}", schedule, 1)
 
     def enlarger(self, count: int) -> JointDiffusion:
         """A model of so many scenes that makes pairs twice as large, trained to its end."""
         preset, pairs = self.preset, self.scenes(0, count, 2)
-        options = {"channels": preset.enlarging, "shuffle": 2 * preset.shuffle, "upscale": 2}
+        options = {
+            "channels": preset.enlarging,
+            "shuffle": 2 * preset.shuffle,
+            "upscale": 2,
+            "self_conditioning": False,
+        }
         model = JointDiffusion.new(*pairs, aerial.CLASSES, **options)
-        schedule = replace(preset.schedule, steps=preset.schedule.steps // 2)
+        schedule = replace(preset.schedule, steps=preset.enlarged)
         return self._fitted(model, pairs, f"enlarge{count}", schedule, 2)
 
     def _fitted(self, model, pairs, name, schedule, scale):
@@ -123,10 +139,10 @@ class Run:
         found = {}
         for name in VARIANTS:
             model = self.joint(count, name)
-            planes, generator, off = model.encode(images, labels)[0], seed(0), {"colors": [], "labels": []}
+            planes, generator, off = model.planes.encode(images, labels)[0], seed(0), {"colors": [], "labels": []}
             for time in TIMES:
                 guess = model.guess(model.add_noise(planes, time, generator).to(self.device), time)
-                colors, classes, _ = model.decode(guess)
+                colors, classes, _ = model.planes.decode(guess)
                 off["colors"].append(float(np.sqrt(((colors / 255.0 - images / 255.0) ** 2).mean())))
                 off["labels"].append(float((classes != labels).mean()))
             drawn, classes, _ = model.sample(samples, seed(0))
@@ -135,7 +151,8 @@ class Run:
 
     def enlarge(self, count: int, tests: int = 50) -> dict:
         """What the enlarger does to held-out scenes, beside what repeating pixels does."""
-        model, (small, large) = self.enlarger(count), (self.scenes(TESTS, tests, scale) for scale in (1, 2))
+        model, large = self.enlarger(count), self.scenes(TESTS, tests, 2)
+        small = shrink(*large, 2)
         images, labels, _ = model.sample(tests, seed(0), small=small)
         repeated = [x.repeat(2, 1).repeat(2, 2) for x in small]
         return {"scenes": count, "tests": tests} | {

@@ -47,17 +47,19 @@ class Study:
 
     sizes : scenes that the joint model and the segmenter learn from
     ratios : drawn pairs for each of them
-    trial : the ratio at which ways of mixing and kinds of masks are compared
+    tried : the size at which ways of mixing and of augmenting are compared, for all sizes
+    trial : the ratio at which they, and kinds of masks, are compared
     tries : seeds of what is compared on validation scenes
     seeds : of everything else
     """
 
     sizes: tuple[int, ...] = (25, 50, 100)
-    ratios: tuple[int, ...] = (1, 2, 3, 4, 5)
+    ratios: tuple[int, ...] = (1, 3, 5)
+    tried: int = 50
     trial: int = 3
     tries: int = 2
     seeds: int = 5
-    steps: int = 500
+    steps: int = 400
     validation: int = 200
     tests: int = 400
 
@@ -69,21 +71,22 @@ class Study:
         work = Path(work)
         folder = work / "study"
         settings = claim(folder, self)
-        found, chosen = {}, {}
+        self.draw(work, self.tried)
+        found = self._trained(work, workers, self.trials())
+        mix, way = self.choose(found)
         for n in self.sizes:
             self.draw(work, n)
-            found |= self._trained(work, workers, self.trials(n))
-            chosen[n] = self.choose(found, n)
-            found |= self._trained(work, workers, self.finals(n, *chosen[n]))
+            found |= self._trained(work, workers, self.finals(n, mix, way))
         arms = [dict(zip(("scenes", "added", "ratio", "mix", "way", "seed"), arm, strict=True)) | {
             kind: segment.class_ious(np.array(confusion)[None]).tolist() for kind, confusion in one.items()
         } for arm, one in found.items()]  # fmt: skip
-        record = {"study": settings, "chosen": {str(n): list(x) for n, x in chosen.items()}, "arms": arms}
+        record = {"study": settings, "mix": mix, "way": way, "arms": arms}
         (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
         return record
 
-    def trials(self, n: int) -> list[tuple]:
+    def trials(self) -> list[tuple]:
         """Arms that decide: ways of mixing at one ratio, augmentations without drawn pairs."""
+        n = self.tried
         arms = [(n, "drawn", self.trial, mix, "flips") for mix in MIXES] + [(n, "", 0, "half", way) for way in WAYS]
         return [(*arm, s) for arm in arms for s in range(self.tries)]
 
@@ -94,14 +97,11 @@ class Study:
         arms += [(n, kind, self.trial, mix, "flips") for kind in ("drawn, segmented", "drawn, judged", "rendered")]
         return [(*arm, s) for arm in dict.fromkeys(arms) for s in range(self.seeds)]
 
-    def choose(self, found: dict, n: int) -> tuple[str, str]:
+    def choose(self, found: dict) -> tuple[str, str]:
         """The mix and the augmentation with the highest mIoU on validation scenes, mean over tries."""
-
-        def score(arm):
-            return np.mean([_miou(found[*arm, s]["validation"]) for s in range(self.tries)])
-
-        mix = max(MIXES, key=lambda mix: score((n, "drawn", self.trial, mix, "flips")))
-        return mix, max(WAYS, key=lambda way: score((n, "", 0, "half", way)))
+        scores = {arm: np.mean([_miou(found[*arm[:-1], s]["validation"]) for s in range(self.tries)]) for arm in found}
+        best = [max((arm for arm in found if arm[1] == added), key=scores.get) for added in ("drawn", "")]
+        return best[0][3], best[1][4]
 
     def draw(self, work: Path, n: int) -> None:
         """As many pairs as the highest ratio wants, drawn once for each size, and others' masks of their images."""
