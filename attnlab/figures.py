@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 STYLE = {
     "font.size": 9,
@@ -148,3 +149,16 @@ def class_color(name: str, index: int) -> tuple[float, float, float]:
 def brightness(color: Sequence[float]) -> float:
     """How bright a color (red, green, blue, ...) is in a gray print, 0..1 (ITU-R BT.601)."""
     return float(np.dot(colors.to_rgb(color), (0.299, 0.587, 0.114)))
+
+
+def colorbar(ax: Axes, drawn: plt.cm.ScalarMappable) -> None:
+    """What the colors of a map or table beside it mean."""
+    ax.figure.colorbar(drawn, ax=ax, aspect=20, pad=0.02).outline.set_visible(False)
+
+
+def as_plane(values: ArrayLike, name: str) -> np.ndarray:
+    """As a (row, column) array; ValueError, with its name, for another shape."""
+    values = np.asarray(values)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"a {name} is (row, column), got shape {values.shape}")
+    return values

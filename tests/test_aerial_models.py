@@ -57,7 +57,7 @@ def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
     margins = np.ones(labels.shape, np.float32)
     (tmp_path / "study").mkdir()
     np.savez(tmp_path / "study/drawn 3.npz", images=images, labels=labels, margins=margins, judged=labels,
-             segmented=labels)  # fmt: skip
+             segmented=labels, further=labels)  # fmt: skip
     small = aerial_study.Study((3,), ratios=(1, 2), tried=3, trial=2, tries=1, seeds=1, steps=1, validation=3, tests=3)
     record = small.run(tmp_path, workers=1)
     mix, way = record["mix"], record["way"]
@@ -66,7 +66,10 @@ def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
     assert on_validation[mix] == max(on_validation.values()) and set(on_validation) == set(aerial_study.MIXES)
     arm = {"scenes": 3, "added": "drawn", "ratio": 1, "mix": mix, "way": way}
     assert aerial_study.ious(record, **arm).shape == (1, 7) and aerial_study.gain(record, **arm).shape == (1, 7)
-    assert len(aerial_study.table(record)) == len(record["arms"])
+    assert {row["mix"] for row in aerial_study.table(record) if row["added"]} == {mix}
+    assert {row["added"] for row in aerial_study.table(record)} == set(aerial_study.ADDED)
+    assert len(aerial_study.trials(record)) == len(aerial_study.MIXES) + len(aerial_study.WAYS)
+    assert [x.shape for x in aerial_study.by_ratio(record, 3)] == [(1, 7)] * 3
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study/arms").iterdir()}
     assert small.run(tmp_path, workers=1) == record
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "study/arms").iterdir()} == before

@@ -46,6 +46,20 @@ def test_it_learns_images_and_labels_together(trained):
     assert upright > 0.85 and (steps == 1).mean() > 0.75
 
 
+def test_a_second_look_is_taken_and_worth_it(tmp_path):
+    """With self-conditioning the U-Net sees its own guess, and after training the second one is no worse."""
+    model = new(self_conditioning=True)
+    seen = []
+    keep = model.unet.register_forward_pre_hook(lambda unet, given: seen.append(given[0]))
+    model.sample(2, torch.Generator().manual_seed(0), steps=2)
+    keep.remove()
+    first, second = (x[:, 5:] for x in seen)  # behind the 5 planes themselves
+    assert not first.any() and second.abs().max() > 0.1
+    before = model.error(*world(20, seed=1))
+    schedule = Schedule(steps=150, rate=3e-3, warmup=20, ema=0.95, checkpoint=150)
+    assert model.fit(*world(40), tmp_path, schedule).error(*world(20, seed=1)) < 0.5 * before
+
+
 def test_samples_repeat_whatever_the_batch(trained):
     first, again = (trained.sample(5, torch.Generator().manual_seed(1), steps=4, batch=n) for n in (5, 2))
     assert np.abs(first[0].astype(int) - again[0]).max() <= 4  # products of another batch are rounded otherwise

@@ -212,6 +212,21 @@ def test_every_curve_may_have_its_own_x(ax):
     assert lines["b"].get_marker() == "*" and lines["a"].get_marker() == "None"
 
 
+def test_bars_stand_side_by_side_with_their_errors(ax):
+    plots.bars(ax, ["car", "road"], {"a": [0.5, 1.0], "b": [0.25, np.nan]}, errors={"a": [0.1, 0.2]}, ylabel="IoU")
+    heights = [patch.get_height() for patch in ax.patches]
+    assert heights[:3] == [0.5, 1.0, 0.25] and np.isnan(heights[3])
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches]
+    assert (
+        spans[0][1] <= spans[2][0] and spans[0][0] > -0.5 and spans[2][1] < 0.5
+    )  # about their name, none over another
+    low, high = ax.collections[0].get_segments()[1][:, 1]
+    assert (low, high) == pytest.approx((0.8, 1.2))
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["car", "road"] and ax.get_ylabel() == "IoU"
+    with pytest.raises(ValueError, match="'a' has 1 bars for 2 names"):
+        plots.bars(ax, ["car", "road"], {"a": [1]})
+
+
 def test_matrix_writes_numbers_and_frames_the_best(ax):
     values = np.array([[0.1, 0.25, np.nan], [0.5, 0.9, 0.3]])
     plots.matrix(ax, values, ["down", "up"], [1, 5, 10], highlight=(1, 2), fmt=".1f", xlabel="step")

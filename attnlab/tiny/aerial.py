@@ -27,6 +27,7 @@ from ..joint import JointDiffusion, quality
 from ..pairs import shrink
 from ..pipelines import BUNDLED, seed
 from ..scenes import aerial
+from . import cards
 
 log = logging.getLogger(__name__)
 COUNT = len(aerial.CLASSES)
@@ -38,6 +39,7 @@ VARIANTS = {
     "v, bits": {"prediction": "v_prediction"},
     "epsilon, bits": {"prediction": "epsilon"},
     "clean, one-hot": {"codes": "one-hot"},
+    "clean, bits, never its own guess": {"self_conditioning": False},
 }
 TIMES = (100, 300, 500, 700, 900)  # of 1000, at which guesses of variants are compared
 
@@ -53,20 +55,25 @@ class Preset:
     batch: int = 16
     judged: int = 6000  # scenes
     steps: int = 5000  # of the judge
-    short: int = 500  # steps of each variant that is compared
+    short: int = 400  # steps of each variant that is compared
     enlarged: int = 1500  # steps of the model that makes pairs twice as large
     schedule: training.Schedule = field(  # of a joint model of 100 scenes: see `steps_of`
-        default=training.Schedule(steps=4000, rate=8e-4, weight_decay=1e-4, checkpoint=250)
+        default=training.Schedule(steps=4500, rate=8e-4, weight_decay=1e-4, checkpoint=250)
     )
 
     def steps_of(self, count: int) -> int:
         """Steps of a joint model of so many scenes: more scenes bear longer training before it learns them by heart."""
-        return round(self.schedule.steps * (count / 100) ** 0.5)
+        return round(self.schedule.steps * (count / 100) ** 0.75)
 
 
 def load_judge(folder: str | Path = "") -> segment.UNet:
     """The judge of a folder, or the bundled one, which says what an image of `attnlab.scenes.aerial` shows."""
     return segment.UNet.from_pretrained(folder or BUNDLED / "aerial-judge", dtype=torch.float32).eval()
+
+
+def measured() -> dict:
+    """What was measured of the bundled joint models: by stage and number of scenes."""
+    return json.loads((BUNDLED / "aerial/measured.json").read_text("utf-8"))
 
 
 PRESETS = {
@@ -115,13 +122,8 @@ class Run:
     def enlarger(self, count: int) -> JointDiffusion:
         """A model of so many scenes that makes pairs twice as large, trained to its end."""
         preset, pairs = self.preset, self.scenes(0, count, 2)
-        options = {
-            "channels": preset.enlarging,
-            "shuffle": 2 * preset.shuffle,
-            "upscale": 2,
-            "self_conditioning": False,
-        }
-        model = JointDiffusion.new(*pairs, aerial.CLASSES, **options)
+        options = {"channels": preset.enlarging, "shuffle": 2 * preset.shuffle, "upscale": 2}
+        model = JointDiffusion.new(*pairs, aerial.CLASSES, self_conditioning=False, **options)
         schedule = replace(preset.schedule, steps=preset.enlarged)
         return self._fitted(model, pairs, f"enlarge{count}", schedule, 2)
 
@@ -172,6 +174,7 @@ class Run:
         return {
             "scenes": count,
             "samples": samples,
+            "tests": tests,
             "IoU of the judge": {
                 "held-out scenes": quality.agreement(judge, images, labels, COUNT).tolist(),
                 "samples": quality.agreement(judge, drawn, found, COUNT).tolist(),
@@ -201,6 +204,7 @@ class Run:
         self.judge().half().save_pretrained(BUNDLED / "aerial-judge")
         training.thin_curve(self.work / f"joint{count}/curve.csv", BUNDLED / "aerial/curve.csv")
         shutil.copy(self.work / "measured.json", BUNDLED / "aerial")
+        cards.write_card(BUNDLED / "aerial", cards.joint_tables(measured(), aerial.CLASSES))
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -35,6 +35,7 @@ ADDED = {
     "drawn": "pairs drawn by the joint model of the same scenes",
     "drawn, segmented": "their images, with the masks of a segmenter of the same scenes",
     "drawn, judged": "their images, with the masks of the judge, which saw thousands of other scenes",
+    "rendered, segmented": "as many further scenes, with the masks of a segmenter of the same scenes",
     "rendered": "as many further scenes: exact",
 }
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Study:
         """The chosen mix at every ratio, with the chosen augmentation as well, and with parts exchanged for others."""
         arms = [(n, "", 0, "half", "flips"), (n, "", 0, "half", way), (n, "drawn", self.trial, mix, way)]
         arms += [(n, "drawn", ratio, mix, "flips") for ratio in self.ratios]
-        arms += [(n, kind, self.trial, mix, "flips") for kind in ("drawn, segmented", "drawn, judged", "rendered")]
+        arms += [(n, kind, self.trial, mix, "flips") for kind in ADDED if kind not in ("", "drawn")]
         return [(*arm, s) for arm in dict.fromkeys(arms) for s in range(self.seeds)]
 
     def choose(self, found: dict) -> tuple[str, str]:
@@ -112,6 +113,7 @@ class Study:
         images, labels, margins = run.joint(n).sample(n * max(self.ratios), seed(n))
         own = segment.train(*_scenes(0, n), COUNT, ways=BASIC, steps=self.steps, **OPTIONS)
         masks = {"segmented": segment.predict(own, images), "judged": segment.predict(run.judge(), images)}
+        masks["further"] = segment.predict(own, _scenes(MORE, n * self.trial)[0])
         part = path.with_name("drawn.part.npz")
         np.savez(part, images=images, labels=labels, margins=margins, **masks)
         part.replace(path)
@@ -142,16 +144,42 @@ def gain(record: dict, kind: str = "test", **arm) -> np.ndarray:
     return ious(record, kind, **arm) - ious(record, kind, **alone)
 
 
+def by_ratio(record: dict, scenes: int) -> list[np.ndarray]:
+    """Test IoU (seed, class) with 0, then with each ratio of drawn pairs, mixed as chosen, flips alone."""
+    arms = [{"added": "", "ratio": 0, "mix": "half"}]
+    arms += [{"added": "drawn", "ratio": ratio, "mix": record["mix"]} for ratio in record["study"]["ratios"]]
+    return [ious(record, scenes=scenes, way="flips", **arm) for arm in arms]
+
+
 def table(record: dict) -> list[dict]:
-    """Test mIoU of each arm and its gain over the scenes alone, paired by seed; with standard errors over seeds."""
-    rows, names = [], ("scenes", "added", "ratio", "mix", "way")
-    for values in dict.fromkeys(tuple(one[name] for name in names) for one in record["arms"]):
-        arm = dict(zip(names, values, strict=True))
+    """Test mIoU of each arm and its gain over the scenes alone, paired by seed; with standard errors over seeds.
+
+    Without the arms that were compared on validation scenes and not chosen: see `trials`.
+    """
+    rows = []
+    for arm in _arms(record):
+        if arm["mix"] != (record["mix"] if arm["added"] else "half") or arm["way"] not in ("flips", record["way"]):
+            continue
         row = arm | dict(zip(("mIoU", "error"), mean_and_error(ious(record, **arm).mean(1)), strict=True))
         if arm["added"]:
             row |= dict(zip(("gain", "error of gain"), mean_and_error(gain(record, **arm).mean(1)), strict=True))
         rows.append(row)
     return rows
+
+
+def trials(record: dict) -> list[dict]:
+    """Validation mIoU, mean over tries, of the ways of mixing and of augmenting that were compared."""
+    study = record["study"]
+    tried = [arm for arm in _arms(record) if arm["scenes"] == study["tried"]]
+    tried = [arm for arm in tried if (arm["added"], arm["ratio"]) in (("", 0), ("drawn", study["trial"]))]
+    tried = [arm for arm in tried if not arm["added"] or arm["way"] == "flips"]
+    return [arm | {"mIoU": float(ious(record, "validation", **arm)[: study["tries"]].mean(1).mean())} for arm in tried]
+
+
+def _arms(record):
+    names = ("scenes", "added", "ratio", "mix", "way")
+    found = dict.fromkeys(tuple(one[name] for name in names) for one in record["arms"])
+    return [dict(zip(names, values, strict=True)) for values in found]
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
@@ -167,6 +195,8 @@ def _extra(work, n, added, count, band):
     if added == "rendered":
         return _scenes(MORE, count)
     with np.load(work / "study" / f"drawn {n}.npz") as file:
+        if added == "rendered, segmented":
+            return _scenes(MORE, count)[0], file["further"][:count]
         images, labels = file["images"][:count], file[added.split(", ")[1] if ", " in added else "labels"][:count]
         return images, labels if band is None else np.where(file["margins"][:count] < band, UNDECIDED, labels)
 

@@ -1,6 +1,9 @@
 """What was measured of the bundled models as Markdown tables, written into their cards."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from ..scenes import street
 from .localize import TIMESTEPS
@@ -77,6 +80,41 @@ def oracle_tables(name: str, found: dict[str, dict]) -> str:
         "them. A small object is a connected region of 8 pixels to 2.4% of the image; found: most of its pixels have "
         "its class.\n\n"
     ) + table(head, [*rows, ["mean", sharp["mIoU"], restored["mIoU"], "", "", ""]])
+
+
+def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> str:
+    """What `attnlab.tiny.aerial` measured of joint models, as the text between the marks of a card."""
+    of = {key: one for key, one in found.items() if key.startswith("measure ")}
+    parts, first = [], next(iter(of.values()))
+    rest = [k for k, name in enumerate(classes) if name != "vehicle"]
+
+    def row(name, ious):
+        ious = np.array(ious, float)
+        return [name, *ious.tolist(), float(np.nanmean(ious[rest])), float(np.nanmean(ious))]
+
+    kinds = [(f"samples, {one['scenes']} scenes", one["IoU of the judge"]["samples"]) for one in of.values()]
+    held_out, shuffled = (first["IoU of the judge"][kind] for kind in ("held-out scenes", "samples, shuffled masks"))
+    rows = [row(*kind) for kind in [("held-out scenes", held_out), *kinds, ("samples, shuffled masks", shuffled)]]
+    parts.append(
+        f"IoU of labels with what the judge sees in their images, {first['samples']} samples of each joint model, "
+        f"{first['tests']} held-out scenes."
+    )
+    parts.append(table(["labels", *classes, "mean without vehicles", "mean"], rows))
+    rows = []
+    for one in of.values():
+        shares, near = one["class shares"], one["median distance to the nearest scene learned from"]
+        frechet = one["Fréchet distance to held-out scenes, the judge's encoder"]
+        apart = np.abs(np.subtract(*shares.values()))[np.array(shares["scenes learned from"]) > 0.05].max()
+        step, error = min(one["held-out error"], key=lambda check: check[1])
+        rows.append([one["scenes"], f"{step:,}", error, float(apart), near["samples"] / near["held-out scenes"],
+                     frechet["samples"], frechet["other scenes"], one["pixels with margin below 0.9"]])  # fmt: skip
+    head = ["scenes", "steps", "held-out error", "class shares off by, at most", "nearest-neighbor distance ratio"]
+    head += ["Fréchet distance, samples", "the same, other scenes", "pixels with margin below 0.9"]
+    parts.append(
+        "Class shares: of classes above 5% of the scenes. Distance: median over samples to the nearest scene learned "
+        "from, over the same of held-out scenes. Fréchet: of the judge's encoder, to the held-out scenes."
+    )
+    return "\n\n".join([*parts, table(head, rows)])
 
 
 def write_card(folder: Path, text: str) -> None:

@@ -1,16 +1,4 @@
-"""Arrays in, matplotlib Axes out, in the style and the class colors of `attnlab.figures`.
-
-    fig, axes = grid(1, 3, column_titles=["image", "smoke", "mask"])
-    show_image(axes[0, 0], image)
-    show_heat(axes[0, 1], heat, image=image)
-    show_mask(axes[0, 2], image, mask, color="smoke")
-    save_figure(fig, "figures/smoke.png")
-
-An image is (row, column, rgb) or gray (row, column), uint8 or float in 0..1, or a PIL image. Maps, masks, labels and
-clusters are (row, column), smaller or larger than the image: they cover the same area, in the image's coordinates.
-`color` is the name of a class in `CLASS_COLORS` or anything matplotlib takes. Functions that take `ax` return it.
-ValueError says which array has the wrong shape or range.
-"""
+"""Images, and maps, masks, labels and clusters over them."""
 
 from __future__ import annotations
 
@@ -22,17 +10,12 @@ from matplotlib import colors, patheffects
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import AutoLocator, NullLocator
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from .figures import CLASS_COLORS, STYLE, brightness, class_color, color_of, grid, no_frame, save_figure, style
-
-__all__ = [
-    "CLASS_COLORS", "STYLE", "curves", "grid", "matrix", "outline", "overlay", "pair_sheet", "save_figure",
-    "show_clusters", "show_heat", "show_image", "show_labels", "show_mask", "style",
-]  # fmt: skip
+from .. import figures
+from ..figures import as_plane, class_color, color_of, grid, no_frame, style
 
 ImageLike = ArrayLike | Image.Image
 
@@ -62,7 +45,7 @@ def show_heat(
     Colors run from 0 to `vmax`, by default the map's maximum (from its minimum where no value is positive, as in
     linear maps). Give several maps one `vmax` to compare them; `colorbar` tells the numbers, in the map's unit.
     """
-    heat = _as_plane(heat, "heat map")
+    heat = as_plane(heat, "heat map")
     if image is not None:
         show_image(ax, image)
     alpha, interpolation = (None, "nearest") if image is None else (_BLEND, "bilinear")
@@ -75,14 +58,14 @@ def show_heat(
         interpolation=interpolation,
     )
     if colorbar:
-        _add_colorbar(ax, drawn)
+        figures.colorbar(ax, drawn)
     return no_frame(ax, title)
 
 
 @style()
 def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = MASK_COLOR, title: str | None = None) -> Axes:
     """Image with the pixels of a mask tinted and outlined."""
-    mask = _as_plane(mask, "mask").astype(bool)
+    mask = as_plane(mask, "mask").astype(bool)
     show_image(ax, image, title)
     ax.imshow(_painted(mask, {1: color_of(color)}, alpha=0.45), extent=_extent(ax, mask), interpolation="nearest")
     return outline(ax, mask, color)
@@ -91,7 +74,7 @@ def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = MASK_COL
 @style()
 def outline(ax: Axes, mask: ArrayLike, color: str = MASK_COLOR, linewidth: float = 1.2) -> Axes:
     """Border of a mask, along the edges of its own pixels, over the picture that the axes show already."""
-    mask = _as_plane(mask, "mask").astype(bool)
+    mask = as_plane(mask, "mask").astype(bool)
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])  # edges between neighbors in a row: upright lines
     upright = np.stack([[x, y], [x, y + 1]]).transpose(2, 0, 1)  # (edge, end, xy), in mask pixels from its corner
@@ -111,7 +94,7 @@ def show_labels(
     ax: Axes, labels: ArrayLike, names: Sequence[str], legend: bool = True, title: str | None = None
 ) -> Axes:
     """Label map in the colors of its classes, ``names[label]``; the legend lists those that occur."""
-    labels = _as_plane(labels, "label map").astype(int)
+    labels = as_plane(labels, "label map").astype(int)
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but names has {len(names)} entries")
     palette = {i: class_color(names[i], i) for i in np.unique(labels)}
@@ -143,7 +126,7 @@ def show_clusters(
     ax: Axes, clusters: ArrayLike, image: ImageLike | None = None, legend: bool = True, title: str | None = None
 ) -> Axes:
     """Clusters as `attnlab.masks.dbscan_clusters` numbers them: 0 nothing, -1 noise (gray), 1..n one color each."""
-    clusters = _as_plane(clusters, "cluster map").astype(int)
+    clusters = as_plane(clusters, "cluster map").astype(int)
     found = np.unique(clusters)
     palette = {n: class_color("", n - 1) for n in found[found > 0]} | {n: (0.6, 0.6, 0.6) for n in found[found < 0]}
     show_image(ax, np.full((*clusters.shape, 3), 0.95) if image is None else image, title)
@@ -153,92 +136,6 @@ def show_clusters(
     return ax
 
 
-@style()
-def curves(
-    ax: Axes,
-    x: ArrayLike | Mapping[str, ArrayLike],
-    ys: Mapping[str, ArrayLike],
-    bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
-    xlabel: str = "",
-    ylabel: str = "",
-    title: str = "",
-    legend: bool = True,
-    log: bool = False,
-) -> Axes:
-    """Lines over x, (point,) arrays by name; classes in their colors, a line named "all" black and dashed.
-
-    `x` is shared, or by name as well; a line of one point is a star. `bands` shades from a lower to an upper (point,)
-    array, for any of the names. The legend stands beside the axes. `log`: x is logarithmic, with ticks at the points
-    where they are shared and few.
-    """
-    xs = x if isinstance(x, Mapping) else dict.fromkeys(ys, x)
-    if unknown := set(bands or {}) - set(ys):
-        raise ValueError(f"bands for {sorted(unknown)}, but the curves are {list(ys)}")
-    for index, (name, y) in enumerate(ys.items()):
-        color, dashes = ("black", "--") if name == "all" else (class_color(name, index), "-")
-        if brightness(color) > 0.65:  # smoke and sky would be lost on white paper
-            color = np.multiply(color, 0.65 / brightness(color))
-        if bands and name in bands:
-            ax.fill_between(xs[name], *bands[name], color=color, alpha=0.18, linewidth=0)
-        marker = {"marker": "*", "markersize": 10} if np.size(y) == 1 else {}
-        ax.plot(xs[name], y, color=color, linestyle=dashes, label=name, **marker)
-    if legend:
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    ax.margins(x=0.04 if any(np.size(y) == 1 for y in ys.values()) else 0)
-    if log:
-        ax.set_xscale("log")
-        if not isinstance(x, Mapping) and len(x) <= 8:
-            ax.set_xticks(x, [format(value, "g") for value in x])
-            ax.xaxis.set_minor_locator(NullLocator())
-    else:
-        ax.xaxis.set_major_locator(AutoLocator())  # the cells of `grid` have none
-    ax.yaxis.set_major_locator(AutoLocator())
-    ax.spines[["left", "bottom"]].set_visible(True)
-    ax.spines[["right", "top"]].set_visible(False)
-    ax.grid(color="0.9", linewidth=0.6)
-    return _with_labels(ax, xlabel, ylabel, title)
-
-
-@style()
-def matrix(
-    ax: Axes,
-    values: ArrayLike,
-    row_labels: Sequence[object],
-    column_labels: Sequence[object],
-    xlabel: str = "",
-    ylabel: str = "",
-    title: str = "",
-    highlight: tuple[int, int] | None = None,
-    fmt: str | None = ".2f",
-    limits: tuple[float | None, float | None] = (None, None),
-) -> Axes:
-    """Table of numbers, (row, column), as colored cells; NaN stays gray, `highlight` frames one (row, column).
-
-    `fmt` writes the number into each cell; None writes none and adds a color bar, for large tables. A label that is
-    an empty string leaves its tick out. `limits` are the values of the first and the last color, to compare matrices;
-    by default the least and the largest.
-    """
-    values = _as_plane(values, "matrix").astype(float)
-    if values.shape != (len(row_labels), len(column_labels)):
-        raise ValueError(f"a {values.shape} matrix has {len(row_labels)} row and {len(column_labels)} column labels")
-    drawn = ax.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest", vmin=limits[0], vmax=limits[1])
-    ax.set_facecolor("0.85")
-    ax.set_xticks(range(values.shape[1]), column_labels)
-    ax.set_yticks(range(values.shape[0]), row_labels)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    if fmt is None:
-        _add_colorbar(ax, drawn)
-    else:
-        for i, j in np.argwhere(np.isfinite(values)):
-            ink = "black" if brightness(drawn.to_rgba(values[i, j])) > 0.5 else "white"
-            ax.text(j, i, format(values[i, j], fmt), ha="center", va="center", fontsize=8, color=ink)
-    if highlight is not None:
-        corner = (highlight[1] - 0.5, highlight[0] - 0.5)
-        ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2, clip_on=False))
-    return _with_labels(ax, xlabel, ylabel, title)
-
-
 def overlay(
     image: ImageLike, heat: ArrayLike, size: tuple[int, int] | None = None, vmax: float | None = None
 ) -> np.ndarray:
@@ -246,7 +143,7 @@ def overlay(
 
     `size` is (rows, columns) of the result, by default the image's; image and map are both stretched to it.
     """
-    pixels, heat = _as_rgb(image), _as_plane(heat, "heat map").astype(np.float32)
+    pixels, heat = _as_rgb(image), as_plane(heat, "heat map").astype(np.float32)
     rows, columns = pixels.shape[:2] if size is None else size
     picture = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
     stretched = np.asarray(Image.fromarray(heat).resize((columns, rows), Image.Resampling.BILINEAR))
@@ -270,13 +167,6 @@ def _as_rgb(image: ImageLike) -> np.ndarray:
     return np.rint(255 * image).astype(np.uint8)
 
 
-def _as_plane(values: ArrayLike, name: str) -> np.ndarray:
-    values = np.asarray(values)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"a {name} is (row, column), got shape {values.shape}")
-    return values
-
-
 def _extent(ax: Axes, plane: np.ndarray) -> tuple[float, float, float, float]:
     """Area (left, right, bottom, top) that a plane covers: that of the picture in the axes, or else its own pixels."""
     if ax.images:
@@ -295,18 +185,6 @@ def _painted(plane: np.ndarray, palette: Mapping[int, tuple], alpha: float = 1.0
 def _heat_scale(heat: np.ndarray, vmax: float | None) -> colors.Normalize:
     highest = heat.max()
     return colors.Normalize(0 if highest > 0 else heat.min(), highest if vmax is None else vmax, clip=True)
-
-
-def _with_labels(ax: Axes, xlabel: str, ylabel: str, title: str) -> Axes:
-    """Texts in the project's sizes, also on axes made in another style; an empty one leaves what `grid` wrote."""
-    for text, label in ((xlabel, ax.xaxis.label), (ylabel, ax.yaxis.label), (title, ax.title)):
-        label.set(text=text or label.get_text(), size=STYLE["axes.labelsize"])
-    ax.tick_params(labelsize=STYLE["xtick.labelsize"])
-    return ax
-
-
-def _add_colorbar(ax: Axes, drawn: plt.cm.ScalarMappable) -> None:
-    ax.figure.colorbar(drawn, ax=ax, aspect=20, pad=0.02).outline.set_visible(False)
 
 
 def _legend_beside(ax: Axes, entries: Mapping[str, tuple]) -> None:
