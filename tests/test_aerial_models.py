@@ -9,7 +9,7 @@ import torch
 
 from attnlab import segment
 from attnlab.joint import JointDiffusion
-from attnlab.tiny import aerial, aerial_study
+from attnlab.tiny import aerial, aerial_study, cards
 from attnlab.training import Schedule
 
 
@@ -18,6 +18,9 @@ def test_every_stage(tmp_path, monkeypatch):
     small = {"size": 32, "channels": (32, 32), "enlarging": (32, 32), "judged": 6, "steps": 2, "batch": 2, "short": 2}
     monkeypatch.setitem(aerial.PRESETS, "cpu", aerial.Preset(**small, schedule=short))
     monkeypatch.setattr(aerial, "BUNDLED", tmp_path / "bundled")
+    for name in ("aerial", "aerial-x2", "aerial-judge"):
+        (tmp_path / "bundled" / name).mkdir(parents=True)
+        (tmp_path / "bundled" / name / "README.md").write_text("\n".join(["# A card", *cards.MARKS]))
     for stage, counts in (("measure", (3, 4)), ("compare", (2,)), ("enlarge", (2,))):
         monkeypatch.setattr(getattr(aerial.Run, stage), "__defaults__", counts)
     aerial.main(["judge", "--work", str(tmp_path)])
@@ -35,6 +38,9 @@ def test_every_stage(tmp_path, monkeypatch):
     assert 0 < found["enlarge 4"]["pixels repeated"]["pixels of another class"] < 0.2
     assert (tmp_path / "judge/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == weights  # trained once
     assert json.loads((tmp_path / "bundled/aerial/measured.json").read_text()) == found
+    text = {path.parent.name: path.read_text() for path in (tmp_path / "bundled").glob("*/README.md")}
+    assert "samples, 4 scenes" in text["aerial"] and "| pixels repeated |" in text["aerial-x2"]
+    assert f"{found['measure 4']['IoU of the judge']['held-out scenes'][0]:.3f}" in text["aerial-judge"]
     assert JointDiffusion.from_pretrained(tmp_path / "bundled/aerial").size == 32
     assert JointDiffusion.from_pretrained(tmp_path / "bundled/aerial-x2").size == 64
     images = aerial.Run(aerial.PRESETS["cpu"], tmp_path, torch.device("cpu")).scenes(0, 2)[0]
@@ -58,7 +64,9 @@ def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
     (tmp_path / "study").mkdir()
     np.savez(tmp_path / "study/drawn 3.npz", images=images, labels=labels, margins=margins, judged=labels,
              segmented=labels, further=labels)  # fmt: skip
-    small = aerial_study.Study((3,), ratios=(1, 2), tried=3, trial=2, tries=1, seeds=1, steps=1, validation=3, tests=3)
+    small = aerial_study.Study(
+        (3,), ratios=(1, 2), tried=3, trial=2, tries=1, seeds=1, exchanges=1, steps=1, validation=3, tests=3
+    )
     record = small.run(tmp_path, workers=1)
     mix, way = record["mix"], record["way"]
     on_validation = {one["mix"]: np.nanmean(one["validation"]) for one in record["arms"] if one["added"] == "drawn"

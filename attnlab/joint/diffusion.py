@@ -24,7 +24,7 @@ from .. import training
 from ..pairs import checked, shrink
 from ..pipelines import BUNDLED
 from .codes import bit_codes, one_hot_codes, touching
-from .planes import STEPS, Planes, noise_levels
+from .planes import STEPS, Planes, noise_levels, varied
 
 PREDICTIONS = ("sample", "v_prediction", "epsilon")
 SAMPLERS = {"ddim": DDIMScheduler, "ancestral": DDPMScheduler}
@@ -146,7 +146,7 @@ class JointDiffusion:
 
         def loss(model, generator):
             some = torch.randint(len(images), (batch,), generator=generator)
-            planes = _varied(self._planes(*pairs, some), turns, generator)
+            planes = varied(self._planes(*pairs, some), turns, generator)
             twice = self.about["self_conditioning"] and bool(torch.rand((), generator=generator) < 0.5)
             return {"loss": self._loss(model, *planes, generator, device, twice)}
 
@@ -337,17 +337,3 @@ class JointDiffusion:
             if number == len(scheduler.timesteps) or (every and number % every == 0):
                 kept.append(x.cpu())
         return kept
-
-
-def _varied(planes, turns, generator):
-    """Each pair flipped or not, and turned by quarters."""
-    count = len(planes[0])
-    flips = (torch.rand(count, 2, generator=generator) < 0.5).tolist()
-    quarters = torch.randint(4, (count,), generator=generator).tolist() if turns else [0] * count
-    axes = [[axis for axis, flip in ((-1, one[0]), (-2, one[1] and turns)) if flip] for one in flips]
-    return [
-        x
-        if x is None
-        else torch.stack([torch.rot90(p.flip(a), q, (-2, -1)) for p, a, q in zip(x, axes, quarters, strict=True)])
-        for x in planes
-    ]

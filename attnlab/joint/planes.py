@@ -1,5 +1,7 @@
 """Pairs as planes of about unit deviation and back, and what noise makes of them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -62,3 +64,19 @@ class Planes:
     def clamp(self, planes: torch.Tensor) -> torch.Tensor:
         """Within the range that planes of pairs have."""
         return planes.clamp(self._lowest.to(planes.device), self._highest.to(planes.device))
+
+
+def varied(planes: Sequence[torch.Tensor | None], turns: bool, generator: torch.Generator) -> list[torch.Tensor | None]:
+    """Each pair left-right or as it is; with `turns` upside down or not, and turned by quarters, as well.
+
+    `planes`: tensors (image, plane, row, column) of the same pairs, which are all varied alike; None stays None.
+    """
+    count = next(len(x) for x in planes if x is not None)
+    flips = (torch.rand(count, 2, generator=generator) < 0.5).tolist()
+    quarters = torch.randint(4, (count,), generator=generator).tolist() if turns else [0] * count
+    axes = [[axis for axis, flip in ((-1, one[0]), (-2, one[1] and turns)) if flip] for one in flips]
+
+    def of_all(x):
+        return torch.stack([torch.rot90(p.flip(a), q, (-2, -1)) for p, a, q in zip(x, axes, quarters, strict=True)])
+
+    return [x if x is None else of_all(x) for x in planes]

@@ -55,7 +55,7 @@ class Preset:
     batch: int = 16
     judged: int = 6000  # scenes
     steps: int = 5000  # of the judge
-    short: int = 400  # steps of each variant that is compared
+    short: int = 300  # steps of each variant that is compared
     enlarged: int = 1500  # steps of the model that makes pairs twice as large
     schedule: training.Schedule = field(  # of a joint model of 100 scenes: see `steps_of`
         default=training.Schedule(steps=4500, rate=8e-4, weight_decay=1e-4, checkpoint=250)
@@ -116,7 +116,9 @@ class Run:
         preset, pairs = self.preset, self.scenes(0, count)
         options = {"channels": preset.channels, "shuffle": preset.shuffle} | VARIANTS.get(variant, {})
         model = JointDiffusion.new(*pairs, aerial.CLASSES, **options)
-        schedule = replace(preset.schedule, steps=preset.short if variant else preset.steps_of(count))
+        schedule = replace(preset.schedule, steps=preset.steps_of(count))
+        if variant:
+            schedule = replace(schedule, steps=preset.short, ema=0.99)
         return self._fitted(model, pairs, f"joint{count}{variant and f' {variant}'}", schedule, 1)
 
     def enlarger(self, count: int) -> JointDiffusion:
@@ -165,7 +167,7 @@ class Run:
             for name, x in (("enlarged", (images, labels)), ("pixels repeated", repeated))
         }
 
-    def measure(self, count: int, samples: int = 300, tests: int = 400) -> dict:
+    def measure(self, count: int, samples: int = 200, tests: int = 400) -> dict:
         """Quality of the pairs that a joint model of so many scenes draws, beside held-out scenes."""
         judge, (images, labels), real = self.judge(), self.scenes(TESTS, tests), self.scenes(0, count)
         drawn, found, margins = self.joint(count).sample(samples, seed(0))
@@ -204,7 +206,8 @@ class Run:
         self.judge().half().save_pretrained(BUNDLED / "aerial-judge")
         training.thin_curve(self.work / f"joint{count}/curve.csv", BUNDLED / "aerial/curve.csv")
         shutil.copy(self.work / "measured.json", BUNDLED / "aerial")
-        cards.write_card(BUNDLED / "aerial", cards.joint_tables(measured(), aerial.CLASSES))
+        for name, text in cards.joint_tables(measured(), aerial.CLASSES).items():
+            cards.write_card(BUNDLED / name, text)
 
 
 def main(given: Sequence[str] | None = None) -> None:

@@ -52,6 +52,7 @@ class Study:
     trial : the ratio at which they, and kinds of masks, are compared
     tries : seeds of what is compared on validation scenes
     seeds : of everything else
+    exchanges : of arms with others' images or masks, to say what costs how much
     """
 
     sizes: tuple[int, ...] = (25, 50, 100)
@@ -60,7 +61,8 @@ class Study:
     trial: int = 3
     tries: int = 2
     seeds: int = 5
-    steps: int = 400
+    exchanges: int = 3
+    steps: int = 300
     validation: int = 200
     tests: int = 400
 
@@ -95,8 +97,9 @@ class Study:
         """The chosen mix at every ratio, with the chosen augmentation as well, and with parts exchanged for others."""
         arms = [(n, "", 0, "half", "flips"), (n, "", 0, "half", way), (n, "drawn", self.trial, mix, way)]
         arms += [(n, "drawn", ratio, mix, "flips") for ratio in self.ratios]
-        arms += [(n, kind, self.trial, mix, "flips") for kind in ADDED if kind not in ("", "drawn")]
-        return [(*arm, s) for arm in dict.fromkeys(arms) for s in range(self.seeds)]
+        others = [(n, kind, self.trial, mix, "flips") for kind in ADDED if kind not in ("", "drawn")]
+        own = [(*arm, s) for arm in dict.fromkeys(arms) for s in range(self.seeds)]
+        return own + [(*arm, s) for arm in others for s in range(self.exchanges)]
 
     def choose(self, found: dict) -> tuple[str, str]:
         """The mix and the augmentation with the highest mIoU on validation scenes, mean over tries."""
@@ -140,8 +143,9 @@ def ious(record: dict, kind: str = "test", **arm) -> np.ndarray:
 
 def gain(record: dict, kind: str = "test", **arm) -> np.ndarray:
     """What an arm has over its scenes alone with the same augmentation, (seed, class)."""
+    found = ious(record, kind, **arm)
     alone = {"scenes": arm["scenes"], "added": "", "ratio": 0, "mix": "half", "way": arm["way"]}
-    return ious(record, kind, **arm) - ious(record, kind, **alone)
+    return found - ious(record, kind, **alone)[: len(found)]
 
 
 def by_ratio(record: dict, scenes: int) -> list[np.ndarray]:

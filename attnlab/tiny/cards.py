@@ -82,39 +82,47 @@ def oracle_tables(name: str, found: dict[str, dict]) -> str:
     ) + table(head, [*rows, ["mean", sharp["mIoU"], restored["mIoU"], "", "", ""]])
 
 
-def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> str:
-    """What `attnlab.tiny.aerial` measured of joint models, as the text between the marks of a card."""
-    of = {key: one for key, one in found.items() if key.startswith("measure ")}
-    parts, first = [], next(iter(of.values()))
-    rest = [k for k, name in enumerate(classes) if name != "vehicle"]
-
-    def row(name, ious):
-        ious = np.array(ious, float)
-        return [name, *ious.tolist(), float(np.nanmean(ious[rest])), float(np.nanmean(ious))]
-
-    kinds = [(f"samples, {one['scenes']} scenes", one["IoU of the judge"]["samples"]) for one in of.values()]
-    held_out, shuffled = (first["IoU of the judge"][kind] for kind in ("held-out scenes", "samples, shuffled masks"))
-    rows = [row(*kind) for kind in [("held-out scenes", held_out), *kinds, ("samples, shuffled masks", shuffled)]]
-    parts.append(
-        f"IoU of labels with what the judge sees in their images, {first['samples']} samples of each joint model, "
-        f"{first['tests']} held-out scenes."
+def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, str]:
+    """What `attnlab.tiny.aerial` measured, as the text between the marks of the card of each of its models."""
+    of = [one for key, one in found.items() if key.startswith("measure ")]
+    held_out, shuffled = (of[-1]["IoU of the judge"][kind] for kind in ("held-out scenes", "samples, shuffled masks"))
+    kinds = [(f"samples, {one['scenes']} scenes", one["IoU of the judge"]["samples"]) for one in of]
+    head = ["labels", *classes, "mean without vehicles", "mean"]
+    rows = [_ious("held-out scenes", held_out, classes), *(_ious(*kind, classes) for kind in kinds)]
+    agreement = (
+        f"IoU of labels with what the judge sees in their images, {of[-1]['samples']} samples of each joint model, "
+        f"{of[-1]['tests']} held-out scenes."
     )
-    parts.append(table(["labels", *classes, "mean without vehicles", "mean"], rows))
-    rows = []
-    for one in of.values():
-        shares, near = one["class shares"], one["median distance to the nearest scene learned from"]
-        frechet = one["Fréchet distance to held-out scenes, the judge's encoder"]
-        apart = np.abs(np.subtract(*shares.values()))[np.array(shares["scenes learned from"]) > 0.05].max()
-        step, error = min(one["held-out error"], key=lambda check: check[1])
-        rows.append([one["scenes"], f"{step:,}", error, float(apart), near["samples"] / near["held-out scenes"],
-                     frechet["samples"], frechet["other scenes"], one["pixels with margin below 0.9"]])  # fmt: skip
-    head = ["scenes", "steps", "held-out error", "class shares off by, at most", "nearest-neighbor distance ratio"]
-    head += ["Fréchet distance, samples", "the same, other scenes", "pixels with margin below 0.9"]
-    parts.append(
+    scores = (
         "Class shares: of classes above 5% of the scenes. Distance: median over samples to the nearest scene learned "
         "from, over the same of held-out scenes. Fréchet: of the judge's encoder, to the held-out scenes."
     )
-    return "\n\n".join([*parts, table(head, rows)])
+    names = ["scenes", "steps", "held-out error", "class shares off by, at most", "nearest-neighbor distance, ratio"]
+    names += ["Fréchet distance, samples", "the same, other scenes", "pixels with margin below 0.9"]
+    parts = [agreement, table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
+    cards = {"aerial": "\n\n".join([*parts, scores, table(names, [_scores(one) for one in of])])}
+    cards["aerial-judge"] = "\n\n".join([agreement.split(",")[0] + ".", table(head, rows[:1])])
+    for one in (one for key, one in found.items() if key.startswith("enlarge ")):
+        kinds = {kind: one[kind] for kind in ("enlarged", "pixels repeated")}
+        rows = [[kind, *values.values()] for kind, values in kinds.items()]
+        says = f"{one['tests']} held-out scenes of 128 x 128 pixels, shrunk and enlarged, beside those scenes."
+        cards["aerial-x2"] = "\n\n".join([says, table(["", *kinds["enlarged"]], rows)])
+    return cards
+
+
+def _ious(name, ious, classes):
+    ious = np.array(ious, float)
+    rest = [k for k, other in enumerate(classes) if other != "vehicle"]
+    return [name, *ious.tolist(), float(np.nanmean(ious[rest])), float(np.nanmean(ious))]
+
+
+def _scores(one):
+    shares, near = one["class shares"], one["median distance to the nearest scene learned from"]
+    frechet = one["Fréchet distance to held-out scenes, the judge's encoder"]
+    apart = np.abs(np.subtract(*shares.values()))[np.array(shares["scenes learned from"]) > 0.05].max()
+    step, error = min(one["held-out error"], key=lambda check: check[1])
+    found = [float(apart), near["samples"] / near["held-out scenes"], frechet["samples"], frechet["other scenes"]]
+    return [one["scenes"], f"{step:,}", error, *found, one["pixels with margin below 0.9"]]
 
 
 def write_card(folder: Path, text: str) -> None:
