@@ -3,10 +3,10 @@
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test lab figures
+.PHONY: help run test test-browser lab figures
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 16
 
 run: .venv/installed ## draw a burning house, mask its smoke, make a small labeled data set (notebooks 04 and 05)
 	@echo "make run: notebook 04 draws a burning house, maps a word's attention and turns the map into a mask;"
@@ -20,6 +20,11 @@ test: .venv/installed ## lint, format check, every test and every notebook
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/python -m pytest
+
+test-browser: .venv/installed ## the widgets in a real JupyterLab; needs chromium (apt install chromium)
+	@$(BIN)/pip install --quiet -c constraints.txt -e ".[test,browser]"
+	@echo "make test-browser: JupyterLab and Chromium start; screenshots go to runs/browser"
+	@$(BIN)/python -m pytest tests/browser -s
 
 lab: .venv/installed ## open the notebooks in JupyterLab
 	@echo "make lab: JupyterLab on the notebooks; Ctrl-C here ends it"

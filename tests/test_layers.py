@@ -20,7 +20,7 @@ FLOORS = {
     **dict.fromkeys(["keep", "maps", "linear"], 3),
     **dict.fromkeys(["hooks", "fit", "descent"], 4),
     **dict.fromkeys(["pictures", "transfer", "dataset", "joint"], 5),
-    **dict.fromkeys(["notebooks", "thesis"], 6),
+    **dict.fromkeys(["notebooks", "thesis", "widgets"], 6),
     "cli": 7,
 }
 # tiny/ stands beside the stack: its files are data to load_pipeline, its scripts train on any floor's code.

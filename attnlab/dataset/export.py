@@ -14,11 +14,12 @@ def export_coco(dataset: Dataset, path: str | Path) -> Path:
     """Write COCO instance annotations (JSON) for `pycocotools.coco.COCO`: one for each connected region of a class.
 
     Masks are run-length encoded, areas in pixels, boxes (x, y, width, height); file names are relative to the data
-    set's folder. Undecided pixels belong to nothing.
+    set's folder. Undecided pixels belong to nothing. Images marked as bad are left out.
     """
     categories = [{"id": i, "name": name} for i, name in enumerate(dataset.classes) if i]
     images, annotations = [], []
-    for number, pair in enumerate(dataset, 1):
+    good = (i for i, about in enumerate(dataset.records) if about["file_name"] not in dataset.bad)
+    for number, pair in enumerate(map(dataset.__getitem__, good), 1):
         width, height = pair.image.size
         images.append({"id": number, "file_name": pair.about["file_name"], "width": width, "height": height})
         for category in categories:

@@ -20,6 +20,8 @@ from ..masks import UNDECIDED
 from .labeling import Labeling
 from .recipe import Recipe
 
+BAD = "bad.json"  # file names of images that people marked as bad
+
 
 class Pair(NamedTuple):
     """An image, its labels uint8 (row, column) or a bool mask of each class, and its line of metadata.jsonl."""
@@ -38,6 +40,7 @@ class Dataset(Sequence):
     records : the lines of metadata.jsonl
     rejected : the lines of rejected.jsonl
     classes : names behind the numbers of label images, "background" first
+    bad : file names of images that somebody marked as bad (see `mark`); exports leave them out
     """
 
     def __init__(self, folder: str | Path):
@@ -49,6 +52,15 @@ class Dataset(Sequence):
         self.recipe = Recipe.load(self.folder / "recipe.yaml")
         self.records, self.rejected = (read_lines(self.folder / f"{n}.jsonl") for n in ("metadata", "rejected"))
         self.classes = ["background", *self.recipe.classes]
+        marks = self.folder / BAD
+        self.bad = set(json.loads(marks.read_text("utf-8"))) if marks.exists() else set()
+
+    def mark(self, file_name: str, bad: bool = True) -> None:
+        """Mark an image as bad, or as good again, in bad.json. KeyError where there is no such image."""
+        if file_name not in {about["file_name"] for about in self.records}:
+            raise KeyError(f"no image {file_name} in {self.folder}")
+        self.bad = self.bad | {file_name} if bad else self.bad - {file_name}
+        write_text(self.folder / BAD, json.dumps(sorted(self.bad), indent=1) + "\n")
 
     def __len__(self) -> int:
         return len(self.records)

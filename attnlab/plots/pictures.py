@@ -137,18 +137,24 @@ def show_clusters(
 
 
 def overlay(
-    image: ImageLike, heat: ArrayLike, size: tuple[int, int] | None = None, vmax: float | None = None
+    image: ImageLike,
+    heat: ArrayLike,
+    size: tuple[int, int] | None = None,
+    vmax: float | None = None,
+    opacity: float = _BLEND,
+    colormap: str = _HEAT_COLORMAP,
 ) -> np.ndarray:
     """Image under a see-through heat map as (row, column, rgb) uint8 pixels, in the colors of `show_heat`.
 
-    `size` is (rows, columns) of the result, by default the image's; image and map are both stretched to it.
+    `size` is (rows, columns) of the result, by default the image's; image and map are both stretched to it. `opacity`,
+    0..1, is the share of the map's color.
     """
     pixels, heat = _as_rgb(image), as_plane(heat, "heat map").astype(np.float32)
     rows, columns = pixels.shape[:2] if size is None else size
     picture = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
     stretched = np.asarray(Image.fromarray(heat).resize((columns, rows), Image.Resampling.BILINEAR))
-    colored = 255 * plt.colormaps[_HEAT_COLORMAP](_heat_scale(heat, vmax)(stretched))[..., :3]
-    return np.rint((1 - _BLEND) * picture + _BLEND * colored).astype(np.uint8)
+    colored = 255 * plt.colormaps[colormap](_heat_scale(heat, vmax)(stretched))[..., :3]
+    return np.rint((1 - opacity) * picture + opacity * colored).astype(np.uint8)
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:

@@ -1,0 +1,231 @@
+"""`explore(pipe)`: a prompt, its image, and the maps of any words, to play with."""
+
+import threading
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import ipywidgets as ui
+import numpy as np
+from PIL import Image
+
+from ..recording import Recording
+from ..tokens import Token, TokenLibrary
+from ..words import Query
+from . import views
+from .panel import Panel, Report, beside, row
+from .picture import Picture
+
+_RUNNING: WeakKeyDictionary = WeakKeyDictionary()  # pipeline: the explorer that generates with it
+
+
+class Explorer(Panel):
+    """The widget of `explore`; `image` and `recording` are those of the last generation, or None."""
+
+    def __init__(self, pipe, prompt: str, seed: int, steps: int, guidance: float, tokens: Sequence[Token]):
+        self.pipe, self.tokens = pipe, {token.name: token for token in tokens}
+        self.image, self.recording = None, None
+        self.stopping, self.thread = threading.Event(), None
+        self.chips: dict[str, tuple[Query | Token, ui.ToggleButton]] = {}
+        self.report, self.progress = Report(), ui.IntProgress(0, 0, steps, layout={"width": "160px"})
+        self._make_controls(prompt, seed, steps, guidance)
+        self.words, self.pictures = row(), row()
+        self.pixel = ui.Image(format="png", layout={"display": "none", "max_width": "100%"})
+        super().__init__(
+            [
+                row(self.prompt, self.seed, self.steps, self.guidance),
+                row(self.generate, self.stop, self.progress, self.report),
+                row(self.words, self.more),
+                row(self.method, self.opacity, self.colormap, self.scale),
+                row(self.layers, self.kept, self.heads),
+                self.pictures,
+                self.pixel,
+            ]
+        )
+
+    def _make_controls(self, prompt, seed, steps, guidance):
+        small, wide = {"description_width": "initial"}, {"width": "150px"}
+        self.prompt = ui.Text(prompt, description="prompt", style=small, layout={"width": "420px"})
+        self.seed = ui.BoundedIntText(seed, 0, 2**31 - 1, description="seed", style=small, layout=wide)
+        self.steps = ui.BoundedIntText(steps, 1, 1000, description="steps", style=small, layout=wide)
+        self.guidance = ui.BoundedFloatText(
+            guidance, min=0, max=50, step=0.5, description="guidance", style=small, layout=wide
+        )
+        self.generate = ui.Button(description="Generate", button_style="primary", icon="play")
+        self.stop = ui.Button(description="Stop", icon="stop", disabled=True)
+        self.more = ui.Text(placeholder="another word or token, then Enter", continuous_update=False)
+        self.method = ui.ToggleButtons(options=views.METHODS, style={"button_width": "80px"})
+        self.opacity = ui.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity", style=small)
+        self.colormap = ui.Dropdown(options=views.COLORMAPS, description="colors", style=small, layout=wide)
+        self.scale = ui.Dropdown(options=views.SCALES, description="scale", style=small, layout=wide)
+        self.layers, self.kept, self.heads = (
+            ui.IntRangeSlider(value=(0, 0), min=0, max=0, description=name, continuous_update=False, style=small)
+            for name in ("layers", "steps", "heads")
+        )
+        self.generate.on_click(lambda _: self.start())
+        self.stop.on_click(lambda _: self.end())
+        self.more.observe(lambda change: self.add(change["new"]), "value")
+        for control in (self.method, self.opacity, self.colormap, self.scale, self.layers, self.kept, self.heads):
+            control.observe(lambda _: self.update(), "value")
+
+    def start(self) -> None:
+        """Generate what the fields say, in the background."""
+        with self.report.saying():
+            if self.thread is not None and self.thread.is_alive():
+                raise ValueError("it is generating already: wait, or stop it first")
+            if not self.prompt.value.strip():
+                raise ValueError("the prompt is empty: write what the image shows")
+            if other := _RUNNING.get(self.pipe):
+                other.end(wait=True)
+            _RUNNING[self.pipe] = self
+            self.stopping.clear()
+            self.progress.max, self.progress.value = self.steps.value, 0
+            self.generate.disabled, self.stop.disabled = True, False
+            self.report.say("generating")
+            self.thread = threading.Thread(target=self._generate, daemon=True)
+            self.thread.start()
+
+    def end(self, wait: bool = False) -> None:
+        """Stop a generation after its current step."""
+        self.stopping.set()
+        if wait and self.thread is not None:
+            self.thread.join()
+
+    def close(self) -> None:
+        self.end()
+        super().close()
+
+    def _generate(self):
+        def each(done):
+            self.progress.value = done
+            if self.stopping.is_set():
+                raise views.Stopped
+
+        asked = {"seed": self.seed.value, "steps": self.steps.value, "guidance": self.guidance.value}
+        try:
+            with self.report.saying():
+                self.take(*views.generate(self.pipe, self.prompt.value, each=each, **asked))
+        finally:
+            self.generate.disabled, self.stop.disabled = False, True
+            if _RUNNING.get(self.pipe) is self:
+                del _RUNNING[self.pipe]
+
+    def take(self, image: Image.Image, recording: Recording) -> None:
+        """Show an image and its recording, with the first word that stands for something."""
+        self.image, self.recording = image, recording
+        trace = recording.trace
+        counts = len(trace.sizes), len(trace.steps), min(layer.heads for layer in trace.layers.values())
+        chosen = [name for name, (_, chip) in self.chips.items() if chip.value]
+        self.chips = {}
+        with self.hold_sync():
+            for slider, count in zip((self.layers, self.kept, self.heads), counts, strict=True):
+                slider.unobserve_all("value")
+                slider.max, slider.value = count - 1, (0, count - 1)
+                slider.observe(lambda _: self.update(), "value")
+        for word in views.words_of(recording):
+            self._add_chip(word)
+        for token in self.tokens.values():
+            self._add_chip(token)
+        kept = [name for name in chosen if name in self.chips] or list(self.chips)[-1 - len(self.tokens) :][:1]
+        for name in kept:
+            self.chips[name][1].value = True
+        self.report.say(f"{counts[1]} steps recorded, {recording.nbytes / 1e6:.1f} MB")
+
+    def add(self, text: str) -> None:
+        """A chip for any word or phrase, or for a token by its name, chosen."""
+        text = " ".join(text.split())
+        if not text:
+            return
+        with self.report.saying():
+            if self.recording is None:
+                raise ValueError("generate an image first, then ask for words")
+            self.recording.encode(text)  # says what is wrong with it
+            if text not in self.chips:
+                self._add_chip(self.tokens.get(text, text))
+            if self.method.value == "DAAM" and text not in map(views.spelled, views.words_of(self.recording)):
+                self.method.value = "OVAM"
+            self.more.value = ""
+            self.chips[text][1].value = True
+
+    def _add_chip(self, word: Query | Token) -> None:
+        name = views.spelled(word)
+        chip = ui.ToggleButton(description=name, layout={"width": "auto"}, tooltip=f"show the map of {name}")
+        chip.observe(lambda _: self.update(), "value")
+        self.chips[name] = word, chip
+        self.words.children = [chip for _, chip in self.chips.values()]
+
+    @property
+    def settings(self) -> dict:
+        """Layers, steps and heads as the sliders have them, for the map functions."""
+        trace = self.recording.trace
+        ranges = [range(low, high + 1) for low, high in (self.layers.value, self.kept.value, self.heads.value)]
+        names = list(trace.sizes)
+        return {
+            "layers": [names[i] for i in ranges[0]],
+            "steps": [trace.steps[i] for i in ranges[1]],
+            "heads": list(ranges[2]),
+        }
+
+    def update(self) -> None:
+        """Draw the maps of the chosen words."""
+        if self.recording is None:
+            return
+        with self.report.saying():
+            chosen = [word for word, chip in self.chips.values() if chip.value]
+            maps = views.word_maps(self.recording, chosen, self.method.value, **self.settings)
+            look = {"opacity": self.opacity.value, "colormap": self.colormap.value, "scale": self.scale.value}
+            large = views.enlarged(np.asarray(self.image))
+            found = views.side_by_side(large, maps, **look)
+            self._draw({"image": large, **found})
+
+    def _draw(self, pixels: dict[str, np.ndarray]) -> None:
+        """Each in a picture under its name; pictures that are there are used again."""
+        slots, grid = list(self.pictures.children), self.image.size[::-1]
+        for k, (name, one) in enumerate(pixels.items()):
+            if k < len(slots):
+                slots[k].children[0].value = views.titled(name)
+                slots[k].children[1].show(one, name, grid)
+                continue
+            picture = Picture(one, name, grid)
+            picture.observe(lambda change: self.inspect(*change["new"]), "point")
+            slots.append(ui.VBox([ui.HTML(views.titled(name)), picture]))
+        if len(slots) > len(self.pictures.children):
+            self.pictures.children = slots
+        for k, slot in enumerate(slots):  # those that are not needed are hidden: taking them out would draw all anew
+            slot.layout.display = None if k < len(pixels) else "none"
+
+    def inspect(self, *point: int) -> None:
+        """What the words of the prompt have at a pixel (row, column) of the image."""
+        if self.recording is None or len(point) != 2:
+            return
+        with self.report.saying():
+            where = [(at + 0.5) / length for at, length in zip(point, self.image.size[::-1], strict=True)]
+            self.pixel.value = views.pixel_figure(self.recording, *where)
+            self.pixel.layout.display = "block"
+
+    def still(self) -> np.ndarray:
+        shown = [slot.children[1].pixels for slot in self.pictures.children if slot.layout.display != "none"]
+        return beside(shown) if shown else np.full((16, 16, 3), 255, np.uint8)
+
+
+def explore(
+    pipe,
+    prompt: str = "a burning house with smoke",
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    guidance: float = 4.0,
+    tokens: TokenLibrary | Sequence[Token] = (),
+    image: Image.Image | None = None,
+    recording: Recording | None = None,
+) -> Explorer:
+    """A widget to generate with `pipe` and to ask for the maps of any words.
+
+    With `image` and its `recording` it begins with those. `tokens` are learned words, offered beside the prompt's own.
+    A pixel that is clicked, or reached by arrow keys, tells its words, strongest first. As a last line of a cell it is
+    a live widget in JupyterLab, and a still picture where a notebook is only read.
+    """
+    tokens = tokens.values() if isinstance(tokens, TokenLibrary) else tokens
+    explorer = Explorer(pipe, prompt, seed, steps, guidance, list(tokens))
+    if recording is not None and image is not None:
+        explorer.take(image, recording)
+    return explorer

@@ -1,0 +1,118 @@
+"""`paint_token(image, recording)`: paint what you mean, and get a word for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ipywidgets as ui
+import numpy as np
+from PIL import Image
+
+from ..fit import fit_token
+from ..linear import LinearMap, linear_daam
+from ..recording import Recording
+from ..tokens import TokenLibrary
+from . import views
+from .panel import Panel, Report, beside, row
+from .picture import Picture
+
+Shown = tuple[Image.Image, Recording | LinearMap]
+
+
+class TokenPainter(Panel):
+    """The widget of `paint_token`; `token` is the last one fitted, or None."""
+
+    def __init__(self, shown: Sequence[Shown], word: str, library: Path):
+        self.images = [np.asarray(image) for image, _ in shown]
+        self.maps = [one if isinstance(one, LinearMap) else linear_daam(one) for _, one in shown]
+        self.library, self.token = library, None
+        small, wide = {"description_width": "initial"}, {"width": "220px"}
+        self.canvas = Picture(views.enlarged(self.images[0]), "paint here", self.images[0].shape[:2], brush=3)
+        self.tool = ui.ToggleButtons(options=["paint", "erase"], style={"button_width": "80px"})
+        self.brush = ui.IntSlider(value=3, min=1, max=max(8, self.images[0].shape[0] // 6), description="brush, pixels")
+        self.clear = ui.Button(description="Clear", icon="trash")
+        self.name = ui.Text("my word", description="name", style=small, layout=wide)
+        self.start = ui.Text(word, description="starts at", placeholder="a word, or nothing", style=small, layout=wide)
+        self.fit = ui.Button(description="Fit", button_style="primary", icon="magic")
+        self.save = ui.Button(description="Save", icon="save", disabled=True, tooltip=f"add it to {library}")
+        self.report, self.gallery = Report(), row()
+        self.report.say("paint the thing, with the mouse or with arrow keys and space")
+        tools = row(self.tool, self.brush, self.clear)
+        super().__init__(
+            [tools, row(self.name, self.start, self.fit, self.save), self.report, self.canvas, self.gallery]
+        )
+        for control in (self.tool, self.brush):
+            control.observe(lambda _: self._choose_brush(), "value")
+        self.clear.on_click(lambda _: setattr(self.canvas, "mask", b""))
+        self.fit.on_click(lambda _: self.learn())
+        self.save.on_click(lambda _: self.keep())
+
+    def _choose_brush(self):
+        self.canvas.brush = self.brush.value * (1 if self.tool.value == "paint" else -1)
+
+    def learn(self) -> None:
+        """Fit a token to what is painted, and show where it says it is, on all images."""
+        with self.report.saying():
+            mask = self.canvas.painted
+            if not mask.any():
+                raise ValueError("nothing is painted: paint the thing on the picture first")
+            if mask.all():
+                raise ValueError("all of it is painted: leave out what is not the thing")
+            name = self.name.value.strip()
+            if not name:
+                raise ValueError("the token has no name: write one")
+            word = self.start.value.strip() or None
+            self.token = fit_token([self.maps[0]], [mask], init=word, name=name, unlabeled=self.maps)
+            self.save.disabled = False
+            about = self.token.about
+            self.report.say(f"{about['seconds'] * 1e3:.0f} ms; IoU with what is painted {about['iou']:.2f}")
+            self._show()
+
+    def _show(self):
+        """Where the token is above its zero level."""
+        pixels = [
+            views.mask_picture(image, linear.upscaled(self.token, image.shape[:2]) > 0)
+            for image, linear in zip(self.images, self.maps, strict=True)
+        ]
+        if len(self.gallery.children) == len(pixels):
+            for picture, one in zip(self.gallery.children, pixels, strict=True):
+                picture.show(one)
+        else:
+            self.gallery.children = [Picture(one, f"token on image {k + 1}") for k, one in enumerate(pixels)]
+
+    def keep(self) -> None:
+        """Add the token to the library's file, in the place of one of its name."""
+        with self.report.saying():
+            if self.token is None:
+                raise ValueError("there is no token yet: paint, then fit")
+            known = TokenLibrary.load(self.library) if self.library.exists() else TokenLibrary()
+            known.add(self.token)
+            known.save(self.library)
+            self.report.say(f"{self.token.name!r} is in {self.library}, which has {len(known)} tokens")
+
+    def still(self) -> np.ndarray:
+        return beside([self.canvas.pixels, *(picture.pixels for picture in self.gallery.children)])
+
+
+def paint_token(
+    image: Image.Image,
+    recording: Recording | LinearMap,
+    gallery: Sequence[Shown] = (),
+    *,
+    word: str = "",
+    mask: np.ndarray | None = None,
+    library: str | Path = "tokens.safetensors",
+) -> TokenPainter:
+    """A widget in which a mask is painted on an image, a token fitted to it, shown on others and kept in a file.
+
+    Parameters
+    ----------
+    recording : of the image, or its LinearMap
+    gallery : other images with theirs, of the same model and size; they tell `fit_token` how features vary, too
+    word : the token starts at it
+    mask : bool (row, column) of the image's size, painted and fitted to begin with
+    """
+    painter = TokenPainter([(image, recording), *gallery], word, Path(library))
+    if mask is not None:
+        painter.canvas.painted = mask
+        painter.learn()
+    return painter

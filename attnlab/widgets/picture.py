@@ -1,0 +1,67 @@
+"""A picture in the notebook that can be pointed at and painted on, with the mouse or the keyboard."""
+
+import io
+from pathlib import Path
+
+import anywidget
+import numpy as np
+import traitlets
+from PIL import Image
+
+HERE = Path(__file__).parent
+
+
+class Picture(anywidget.AnyWidget):
+    """Pixels, uint8 (row, column, rgb), shown large; arrow keys move the point, space paints at it.
+
+    Attributes
+    ----------
+    size : (rows, columns) that points and masks count in; of the pixels unless given as `grid`
+    point : (row, column) of the pixel that was pointed at, or ()
+    brush : radius in pixels of what is painted; below 0 of what is erased; 0 points instead
+    pixels : what is shown
+    painted : bool (row, column)
+    """
+
+    _esm = HERE / "picture.js"
+    _css = HERE / "picture.css"
+
+    png = traitlets.Bytes().tag(sync=True)
+    size = traitlets.Tuple((1, 1)).tag(sync=True)
+    width = traitlets.Int(256).tag(sync=True)  # on the screen, at most
+    label = traitlets.Unicode().tag(sync=True)  # what a screen reader says
+    point = traitlets.List().tag(sync=True)
+    brush = traitlets.Int(0).tag(sync=True)
+    # painted, one byte a pixel, row by row; empty where nothing is
+    mask = traitlets.Bytes().tag(sync=True, from_json=lambda value, _: bytes(value))
+    number = traitlets.Int(0).tag(sync=True)  # of the picture that is shown, counted up
+
+    def __init__(self, pixels: np.ndarray, label: str = "", grid: tuple[int, int] | None = None, **traits):
+        super().__init__(label=label, **traits)
+        self.show(pixels, grid=grid)
+
+    def show(self, pixels: np.ndarray, label: str | None = None, grid: tuple[int, int] | None = None) -> None:
+        """Show other pixels; what was painted or pointed at in another size is forgotten."""
+        size = tuple(pixels.shape[:2] if grid is None else grid)
+        with self.hold_sync():
+            if size != self.size:
+                self.size, self.mask, self.point = size, b"", []
+            self.pixels, self.label = pixels, self.label if label is None else label
+            self.png, self.number = as_png(pixels), self.number + 1
+
+    @property
+    def painted(self) -> np.ndarray:
+        if not self.mask:
+            return np.zeros(self.size, bool)
+        return np.frombuffer(self.mask, np.uint8).reshape(self.size).astype(bool)
+
+    @painted.setter
+    def painted(self, mask: np.ndarray):
+        self.mask = np.asarray(mask, np.uint8).tobytes() if np.any(mask) else b""
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """Pixels uint8 (row, column, rgb) as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

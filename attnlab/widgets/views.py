@@ -1,0 +1,287 @@
+"""What the widgets show and do, as plain functions: nothing here needs a notebook.
+
+image, recording = generate(pipe, "a burning house with smoke", seed=11)
+maps = word_maps(recording, ["smoke", "house"], "DAAM")            # float32 (row, column) each
+pixels = side_by_side(image, maps, opacity=0.6, scale="together")  # uint8 (row, column, rgb) each
+rank_words(recording, 0.5, 0.2)                                    # [("smoke", 0.31), ...], strongest first
+"""
+
+import html
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .. import masks, plots
+from ..dataset import Dataset, Pair
+from ..dataset.recipe import METHODS as MASKS
+from ..figures import class_color
+from ..heatmaps import HeatMaps
+from ..hooks import record
+from ..linear import linear_daam
+from ..maps import daam, ovam
+from ..metrics import iou
+from ..pipelines import seed as seeded
+from ..recording import Recording
+from ..tokens import Token
+from ..words import Query
+
+METHODS = ("DAAM", "OVAM", "linear")
+SCALES = ("each", "together", "0 to 1")
+COLORMAPS = ("inferno", "viridis", "cividis", "gray")  # even in lightness, so that color-blind readers see their order
+CLUSTERED = ("quantile", "level", "eps", "min_samples")  # settings that make clusters
+NOISE = (150, 150, 150)
+CLUSTERS = np.array([(255, 31, 209), (31, 119, 180), (44, 160, 44), (255, 127, 14), (148, 103, 189)])
+
+
+class Stopped(Exception):
+    """A generation was ended on the way."""
+
+
+def generate(
+    pipe, prompt: str, *, seed: int = 0, steps: int = 20, guidance: float = 4.0, each: Callable[[int], None] = int
+) -> tuple[Image.Image, Recording]:
+    """An image and the recording of it. `each(steps done)` is called on the way, and may raise `Stopped`.
+
+    ValueError: an empty prompt, fewer than one step.
+    """
+    if not prompt.strip():
+        raise ValueError("the prompt is empty: write what the image shows")
+    if steps < 1:
+        raise ValueError(f"{steps} steps: give one or more")
+    generator = seeded(seed)
+
+    def after(pipe, number, time, tensors):
+        each(number + 1)
+        return tensors
+
+    with record(pipe, generator=generator) as recording:
+        image = pipe(
+            prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            callback_on_step_end=after,
+        ).images[0]
+    return image, recording
+
+
+def word_maps(
+    recording: Recording,
+    words: Sequence[Query | Token],
+    method: str = "DAAM",
+    *,
+    layers: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+    """The map float32 (row, column) of each word, phrase or learned token.
+
+    `method`: "DAAM", of the prompt's own words; "OVAM", of any text; "linear", of any word or token by itself.
+
+    ValueError: a word that the prompt lacks, for DAAM, and what the map functions refuse.
+    """
+    chosen = {"layers": layers, "steps": steps, "heads": heads}
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: choose one of {', '.join(METHODS)}")
+    if method == "linear":
+        linear = linear_daam(recording, **chosen)
+        return {spelled(word): linear[word[0] if isinstance(word, tuple) else word] for word in words}
+    if method == "DAAM":
+        maps = daam(recording, **chosen)
+        if foreign := [spelled(word) for word in words if isinstance(word, Token) or word not in maps]:
+            raise ValueError(f"{', '.join(foreign)}: not in the prompt; choose OVAM or linear")
+        return {spelled(word): maps[word] for word in words}
+    texts = [word[0] if isinstance(word, tuple) else word for word in words]
+    return {spelled(word): ovam(recording, text, **chosen)[text] for word, text in zip(words, texts, strict=True)}
+
+
+def side_by_side(
+    image,
+    maps: Mapping[str, np.ndarray],
+    *,
+    opacity: float = 0.5,
+    colormap: str = "inferno",
+    scale: str = "each",
+) -> dict[str, np.ndarray]:
+    """The image under each map, uint8 (row, column, rgb), of its size.
+
+    `scale`: what the last color stands for: the map's own maximum, that of all of them "together", or 1, all attention.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale={scale!r}: choose one of {', '.join(SCALES)}")
+    highest = {"each": None, "together": max((m.max() for m in maps.values()), default=None), "0 to 1": 1.0}[scale]
+    return {
+        name: plots.overlay(image, heat, vmax=highest, opacity=opacity, colormap=colormap)
+        for name, heat in maps.items()
+    }
+
+
+def rank_words(recording: Recording, row: float, column: float, **chosen) -> list[tuple[str, float]]:
+    """Words of the prompt with their attention (DAAM) at a point, strongest first.
+
+    `row`, `column`: shares of the image's height and width, 0..1; `chosen`: layers, steps, heads.
+    """
+    maps = daam(recording, **chosen)
+    found = [(spelled(word), float(_at(maps[word], row, column))) for word in maps]
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def curves_at(recording: Recording, word: str, row: float, column: float) -> dict[str, dict[str, float]]:
+    """The attention (DAAM) that a point gives a word of the prompt, in each "step" and in each "layer"."""
+    return {
+        per: {str(key): float(_at(maps[word], row, column)) for key, maps in daam(recording, per=per).items()}
+        for per in ("step", "layer")
+    }
+
+
+def words_of(recording: Recording) -> list[Query]:
+    """The words of a prompt, as maps are asked for."""
+    return list(HeatMaps(np.zeros((0, 1, 1)), recording.words))
+
+
+def pixel_figure(recording: Recording, row: float, column: float, count: int = 6) -> bytes:
+    """What a point looks at, as a PNG: its strongest words, and the first of them over steps and over layers."""
+    ranked = rank_words(recording, row, column)[:count]
+    strongest = max(((word, spelled(word)) for word in words_of(recording)), key=lambda w: dict(ranked).get(w[1], -1))
+    curves = curves_at(recording, strongest[0], row, column)
+    figure = Figure(figsize=(9, 2.2), layout="constrained")
+    bars, *axes = figure.subplots(1, 3)
+    with plots.style():
+        bars.barh([name for name, _ in ranked][::-1], [share for _, share in ranked][::-1], color="#1958b3")
+        bars.set_xlabel("share of attention (DAAM)")
+    for ax, (per, values) in zip(axes, curves.items(), strict=True):
+        line = {strongest[1]: list(values.values())}
+        plots.curves(ax, range(len(values)), line, xlabel=per, ylabel=strongest[1], legend=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
+
+
+def enlarged(pixels: np.ndarray, least: int = 256) -> np.ndarray:
+    """Pixels (row, column, ...) repeated so often that neither side is shorter than `least`, if that is needed."""
+    factor = max(1, -(-least // min(pixels.shape[:2])))
+    return np.repeat(np.repeat(pixels, factor, 0), factor, 1)
+
+
+def titled(name: str) -> str:
+    """A name as the title of a picture, HTML."""
+    return f"<b>{html.escape(name)}</b>"
+
+
+def mask_of(heat: np.ndarray, settings: Mapping, image=None) -> tuple[np.ndarray, str]:
+    """A mask by a recipe's settings, {"method": "dbscan", "eps": 1.5}, and what there is to say about it, or ""."""
+    method, rest = settings["method"], {k: v for k, v in settings.items() if k != "method"}
+    if method not in MASKS:
+        raise ValueError(f"method={method!r}: choose one of {', '.join(MASKS)}")
+    function = getattr(masks, f"{method}_mask")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = function(heat, np.asarray(image), **rest) if method == "random_walker" else function(heat, **rest)
+    return found, "; ".join(str(one.message) for one in said)
+
+
+def cluster_picture(heat: np.ndarray, settings: Mapping, image) -> tuple[np.ndarray, np.ndarray, str]:
+    """Pixels uint8 (row, column, rgb), `enlarged`; the mask (row, column) of the image's size; what is to be said.
+
+    The image in gray, DBSCAN's clusters in colors, noise gray, the mask outlined in white. `heat` has the image's size.
+    """
+    mask, said = mask_of(heat, settings, image)
+    colored = np.repeat(0.75 * np.asarray(Image.fromarray(np.asarray(image)).convert("L"))[..., None], 3, axis=2)
+    tints = np.where(mask, 1, 0)
+    if settings["method"] == "dbscan":
+        options = {name: value for name, value in settings.items() if name in CLUSTERED}
+        clusters = masks.dbscan_clusters(heat, **options)
+        tints = np.where(clusters > 0, (clusters - 1) % len(CLUSTERS) + 1, clusters)
+    colors = np.where(tints[..., None] < 0, NOISE, CLUSTERS[tints - 1])
+    colored = np.where((tints != 0)[..., None], 0.4 * colored + 0.6 * colors, colored)
+    pixels, large = enlarged(colored), enlarged(mask)
+    pixels[_border(large)] = 255
+    return pixels.astype(np.uint8), mask, said
+
+
+def mask_picture(image, mask: np.ndarray, color: Sequence[int] = tuple(CLUSTERS[0])) -> np.ndarray:
+    """The image, `enlarged`, with a mask (row, column) of its size tinted and outlined in white."""
+    pixels = np.asarray(image).astype(float)
+    pixels = enlarged(np.where(mask[..., None], 0.5 * pixels + 0.5 * np.array(color), pixels))
+    pixels[_border(enlarged(mask))] = 255
+    return pixels.astype(np.uint8)
+
+
+def find_records(
+    dataset: Dataset, kind: str | None = None, text: str = "", score: float = 0.0, bad: bool = False
+) -> list[int]:
+    """Numbers of the records that show a class, whose prompt has a text, whose score is high enough, marked as bad.
+
+    The score is that of the class, or the least of the classes that the image shows. None, "", 0 and False let all
+    through.
+    """
+
+    def fits(about):
+        scores = [s for name, s in about["scores"].items() if s is not None and kind in (None, name)]
+        shows = kind is None or (about["areas"].get(kind) or 0) > 0
+        good = score <= 0 or (scores and min(scores) >= score)
+        return (
+            shows
+            and text.lower() in about["prompt"].lower()
+            and good
+            and (not bad or about["file_name"] in dataset.bad)
+        )
+
+    return [i for i, about in enumerate(dataset.records) if fits(about)]
+
+
+def pair_picture(pair: Pair, dataset: Dataset) -> np.ndarray:
+    """An image beside itself under its masks, in the colors of the classes: uint8 (row, column, rgb)."""
+    pixels = np.asarray(pair.image)
+    shown = pixels.astype(float)
+    for number, name in enumerate(dataset.classes[1:], 1):
+        mask = pair.labels == number if dataset.recipe.labels else pair.labels[name]
+        color = 255 * np.array(class_color(name, number))
+        shown = np.where(mask[..., None], 0.4 * shown + 0.6 * color, shown)
+    return enlarged(np.concatenate([pixels, shown.astype(np.uint8)], 1), 128)
+
+
+def about_pair(pair: Pair) -> str:
+    """A pair's prompt and its classes' areas and scores, HTML."""
+    scores = pair.about["scores"]
+    parts = [
+        f"{name} {area:.1%}" + (f", score {scores[name]:.2f}" if scores.get(name) is not None else "")
+        for name, area in pair.about["areas"].items()
+        if area
+    ]
+    return f"{html.escape(pair.about['prompt'])}<br><small>{html.escape('; '.join(parts) or 'no class')}</small>"
+
+
+def recipe_lines(settings: Mapping) -> str:
+    """Settings of a mask as lines of a recipe of `attnlab.dataset`."""
+    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
+    inner = ", ".join(f"{name}: {value}" for name, value in values.items())
+    return f"mask: {{{inner}}}"
+
+
+def agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:
+    """IoU with the truth as a text; "" without one."""
+    return "" if truth is None else f"IoU {iou(mask, truth):.3f}"
+
+
+def _border(mask):
+    """Pixels of a mask beside one that is not in it."""
+    padded = np.pad(mask, 1)
+    inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    return mask & ~inside
+
+
+def _at(heat, row, column):
+    rows, columns = heat.shape
+    return heat[min(int(row * rows), rows - 1), min(int(column * columns), columns - 1)]
+
+
+def spelled(word: Query | Token) -> str:
+    """A word as people read it: a token's name, "car (2)" for the second car."""
+    if isinstance(word, Token):
+        return word.name
+    return word if isinstance(word, str) else f"{word[0]} ({word[1] + 1})"

@@ -1,0 +1,158 @@
+"""The widgets as people use them: in JupyterLab, with a mouse and with keys. Times are printed, with pytest -s."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+EXPLORE = """
+import os, psutil, attnlab as al
+from attnlab import widgets
+
+pipe = al.load_pipeline("tiny")
+explorer = widgets.explore(pipe, "a burning house with fire and smoke", seed=11, steps=8)
+memory = psutil.Process().memory_info
+explorer
+"""
+REPEAT = """
+display(explorer)
+explorer.start(); explorer.thread.join()
+used = []
+for k in range(50):
+    explorer.chips["fire"][1].value = k % 2 == 0
+    explorer.inspect(k, k)
+    used.append(memory().rss)
+print("memory", (used[-1] - used[4]) / 1e6)
+explorer.steps.value = 500; explorer.start()
+again = widgets.explore(pipe, steps=2); again.start(); again.thread.join()
+print("running", explorer.thread.is_alive(), again.image is not None)
+"""
+MASK = """
+import attnlab as al
+from attnlab import widgets
+from attnlab.widgets import views
+
+image, recording = views.generate(al.load_pipeline("tiny"), "a burning house with fire and smoke", seed=11, steps=8)
+widgets.explore_mask(al.daam(recording)["smoke"], image)
+"""
+PAINT = """
+import attnlab as al
+from attnlab import widgets
+from attnlab.widgets import views
+
+pipe = al.load_pipeline("tiny")
+made = [views.generate(pipe, "a burning house with fire and smoke", seed=s, steps=8) for s in (11, 12, 13)]
+painter = widgets.paint_token(*made[0], made[1:])
+painter
+"""
+MOST = 0.2  # seconds, median, from a click to the picture
+
+
+def timed(nb, act, index=1):
+    """Seconds from an action in the page to the next picture on a canvas."""
+    before = nb.shown(index)
+    started = time.perf_counter()
+    act()
+    nb.page.wait_for_function(
+        f"() => +document.querySelectorAll('canvas.attnlab-picture')[{index}].dataset.shown > {before}", timeout=20_000
+    )
+    return time.perf_counter() - started
+
+
+def table(rows):
+    print(*(f"{name:34} median {np.median(x) * 1e3:4.0f} ms, of {len(x)}" for name, x in rows.items()), sep="\n")
+
+
+def test_generate_choose_words_move_sliders_point_at_pixels(notebook):
+    nb = notebook(EXPLORE)
+    page = nb.page
+    started = time.perf_counter()
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_function("() => document.querySelector('.widget-hprogress .progress-bar').style.width > '0%'")
+    first = time.perf_counter() - started
+    nb.pictures.nth(1).wait_for()
+    nb.shot("explore")
+    picture = nb.pixels(1)
+    page.get_by_role("button", name="fire", exact=True).click()
+    nb.pictures.nth(2).wait_for()
+    assert (nb.pixels(1) != picture).any(), "fire comes before smoke"
+    field = page.get_by_placeholder("another word or token, then Enter")
+    field.fill("a tree")
+    field.press("Enter")
+    nb.pictures.nth(3).wait_for()
+    nb.shot("explore_words")
+    opacity = page.locator(".widget-hslider:has(label:text('opacity')) .noUi-handle, .widget-slider .noUi-handle").first
+    opacity.focus()
+    times = {"word": [], "opacity": [], "method": []}
+    for k in range(20):
+        times["opacity"].append(timed(nb, lambda k=k: opacity.press("ArrowLeft" if k % 2 else "ArrowRight")))
+    for k in range(20):
+        method = ("linear", "OVAM")[k % 2]
+        times["method"].append(timed(nb, page.get_by_role("button", name=method, exact=True).click))
+    chip = page.get_by_role("button", name="a tree", exact=True)
+    for _ in range(20):
+        times["word"].append(timed(nb, chip.click))
+    table(times)
+    print(f"first progress of Generate after {first * 1e3:.0f} ms")
+    nb.pictures.first.click(position={"x": 130, "y": 60})
+    page.locator("img.widget-image").wait_for()
+    nb.pictures.first.press("ArrowDown")
+    nb.shot("inspect_pixel")
+    for name, x in times.items():
+        assert np.median(x) < 5 * MOST, f"{name}: the widget stalls"  # how fast it is, the printed table says
+    page.get_by_role("button", name="Stop").wait_for(state="visible")
+    assert not page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count()
+
+
+def test_memory_stays_and_nothing_runs_on(notebook):
+    nb = notebook(EXPLORE + REPEAT)
+    grown = float(nb.printed.split("memory ")[1].split()[0])
+    print(f"memory after 50 interactions, over that after 5: {grown:.1f} MB")
+    assert grown < 100 and "running False True" in nb.printed
+
+
+def test_a_slider_changes_the_mask(notebook):
+    nb = notebook(MASK)
+    before = nb.pixels(0)
+    handle = nb.page.locator(".noUi-handle").first
+    handle.focus()
+    times = [timed(nb, lambda: handle.press("ArrowLeft"), 0) for _ in range(20)]
+    table({"quantile": times})
+    assert (nb.pixels(0) != before).any()
+    assert "mask: {method: dbscan, quantile: 0.7" in nb.page.locator("code", has_text="method").inner_text()
+    nb.shot("explore_mask")
+
+
+def test_a_mask_is_painted_a_token_fitted_and_saved(notebook, lab):
+    nb = notebook(PAINT)
+    page, canvas = nb.page, nb.pictures.first
+    page.get_by_role("button", name="Fit").click()
+    page.get_by_text("nothing is painted").wait_for()
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    for y in np.linspace(0.36, 0.46, 4):  # over the fire
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + y * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.92 * box["width"], box["y"] + y * box["height"], steps=12)
+        page.mouse.up()
+    page.get_by_role("button", name="Fit").click()
+    nb.pictures.nth(3).wait_for()
+    canvas.press("ArrowRight")
+    canvas.press(" ")  # the keyboard paints, too
+    nb.shot("paint_token")
+    page.locator("button.widget-button", has_text="Save").click()
+    page.get_by_text("which has 1 tokens").wait_for()
+    assert (lab[2] / "tokens.safetensors").exists()
+
+
+@pytest.mark.parametrize("width", [480])
+def test_it_can_be_used_in_a_narrow_window(notebook, width):
+    nb = notebook(EXPLORE)
+    nb.page.set_viewport_size({"width": width, "height": 900})
+    nb.page.get_by_role("button", name="Generate").click()
+    nb.pictures.nth(1).wait_for()
+    nb.shot("narrow")
+    inside = nb.page.evaluate("""() => [...document.querySelectorAll('canvas.attnlab-picture')].map(
+        c => c.getBoundingClientRect().right <= window.innerWidth)""")
+    assert json.dumps(inside) == "[true, true]"

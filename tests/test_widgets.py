@@ -1,0 +1,251 @@
+"""Widgets without a browser: what they do when a control changes, and what they say when something is wrong."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import attnlab as al
+from attnlab import widgets
+from attnlab.dataset import Dataset, Recipe, export_coco, generate_dataset
+from attnlab.dataset.recipe import Filters
+from attnlab.widgets import views
+
+PROMPT = "a burning house with fire and smoke"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return al.load_pipeline("tiny")
+
+
+@pytest.fixture(scope="module")
+def made(pipe):
+    return views.generate(pipe, PROMPT, seed=11, steps=4)
+
+
+@pytest.fixture
+def explorer(pipe, made):
+    return widgets.explore(pipe, PROMPT, steps=4, image=made[0], recording=made[1])
+
+
+def pixels_of(picture):
+    return np.asarray(Image.open(io.BytesIO(picture.png)))
+
+
+def shown(explorer):
+    slots = [slot for slot in explorer.pictures.children if slot.layout.display != "none"]
+    return {slot.children[1].label: slot.children[1] for slot in slots}
+
+
+def test_maps_are_those_of_the_map_functions(made):
+    recording = made[1]
+    names = list(recording.trace.sizes)[:2]
+    chosen = {"layers": names, "steps": [1, 2], "heads": [0]}
+    daam = views.word_maps(recording, ["smoke", "fire"], "DAAM", **chosen)
+    np.testing.assert_array_equal(daam["fire"], al.daam(recording, **chosen)["fire"])
+    ovam = views.word_maps(recording, ["a tree"], "OVAM", **chosen)
+    np.testing.assert_array_equal(ovam["a tree"], al.ovam(recording, "a tree", **chosen)["a tree"])
+    linear = views.word_maps(recording, ["tree"], "linear", **chosen)
+    np.testing.assert_array_equal(linear["tree"], al.linear_daam(recording, **chosen)["tree"])
+    with pytest.raises(ValueError, match="tree: not in the prompt"):
+        views.word_maps(recording, ["tree"], "DAAM")
+    with pytest.raises(ValueError, match="choose one of DAAM, OVAM, linear"):
+        views.word_maps(recording, ["fire"], "daam")
+
+
+def test_one_scale_for_all_maps_shows_the_weaker_ones_as_weaker(made):
+    maps = {"strong": np.full((4, 4), 0.8), "weak": np.full((4, 4), 0.2)}
+    black = np.zeros((8, 8, 3), np.uint8)
+    each, together = (views.side_by_side(black, maps, opacity=1, scale=scale) for scale in ("each", "together"))
+    np.testing.assert_array_equal(each["weak"], each["strong"])
+    assert together["weak"].mean() < 0.6 * together["strong"].mean()
+    np.testing.assert_array_equal(views.side_by_side(black, maps, opacity=0)["weak"], black)
+
+
+def test_words_of_a_pixel_are_ranked_by_their_attention(made):
+    recording = made[1]
+    maps = al.daam(recording)
+    row, column = np.unravel_index(maps["fire"].argmax(), maps["fire"].shape)
+    at = (row + 0.5) / maps["fire"].shape[0], (column + 0.5) / maps["fire"].shape[1]
+    ranked = views.rank_words(recording, *at)
+    assert dict(ranked)["fire"] == pytest.approx(maps["fire"].max())
+    assert [share for _, share in ranked] == sorted((share for _, share in ranked), reverse=True)
+    curves = views.curves_at(recording, "fire", *at)
+    assert len(curves["step"]) == 4 and len(curves["layer"]) == len(recording.trace.sizes)
+    with Image.open(io.BytesIO(views.pixel_figure(recording, *at))) as picture:
+        assert min(picture.size) > 100
+
+
+def test_choosing_words_and_sliders_changes_the_pictures(explorer):
+    assert list(shown(explorer)) == ["image", "smoke"]
+    smoke = pixels_of(shown(explorer)["smoke"])
+    explorer.chips["fire"][1].value = True
+    assert list(shown(explorer)) == ["image", "fire", "smoke"]
+    np.testing.assert_array_equal(pixels_of(shown(explorer)["smoke"]), smoke)
+    explorer.kept.value = (3, 3)
+    assert (pixels_of(shown(explorer)["smoke"]) != smoke).any()
+    explorer.opacity.value = 0
+    np.testing.assert_array_equal(pixels_of(shown(explorer)["smoke"]), pixels_of(shown(explorer)["image"]))
+    assert explorer.settings["steps"] == [3] and explorer.still().shape[0] == 256
+
+
+def test_any_word_can_be_asked_for(explorer):
+    explorer.more.value = "  a   tree "
+    assert "a tree" in shown(explorer) and explorer.method.value == "OVAM" and explorer.more.value == ""
+    explorer.method.value = "DAAM"
+    assert "a tree: not in the prompt" in explorer.report.value
+    explorer.method.value = "linear"
+    explorer.more.value = " ".join(["tree"] * 60)
+    assert "window" in explorer.report.value or "long" in explorer.report.value
+
+
+def test_learned_words_are_offered(pipe, made):
+    image, recording = made
+    token = al.fit_token([recording], [np.asarray(image)[..., 0] > 150], init="fire", name="glow")
+    explorer = widgets.explore(pipe, PROMPT, image=image, recording=recording, tokens=al.TokenLibrary([token]))
+    explorer.method.value = "linear"
+    explorer.chips["glow"][1].value = True
+    assert "glow" in shown(explorer)
+
+
+def test_generating_in_the_background(pipe):
+    explorer = widgets.explore(pipe, PROMPT, seed=3, steps=3)
+    explorer.start()
+    explorer.start()  # a second click while it runs
+    assert "generating already" in explorer.report.value or explorer.image is not None
+    explorer.thread.join()
+    image, _ = views.generate(pipe, PROMPT, seed=3, steps=3)
+    np.testing.assert_array_equal(np.asarray(explorer.image), np.asarray(image))
+    assert explorer.progress.value == 3 and not explorer.generate.disabled and explorer.stop.disabled
+
+
+def test_stopped_on_the_way_it_can_be_started_again(pipe):
+    explorer = widgets.explore(pipe, PROMPT, steps=200)
+    explorer.start()
+    explorer.end(wait=True)
+    assert "stopped" in explorer.report.value and explorer.image is None and explorer.progress.value < 200
+    assert not explorer.generate.disabled and not pipe.unet._forward_pre_hooks
+    explorer.steps.value = 2
+    explorer.start()
+    explorer.thread.join()
+    assert explorer.image is not None
+
+
+def test_another_explorer_of_the_pipeline_ends_the_first_one(pipe):
+    first, second = widgets.explore(pipe, PROMPT, steps=200), widgets.explore(pipe, PROMPT, steps=2)
+    first.start()
+    second.start()
+    second.thread.join()
+    assert not first.thread.is_alive() and second.image is not None
+    second.close()
+    assert not [t for t in threading.enumerate() if "_generate" in t.name]
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+def test_an_empty_prompt_is_said_in_the_widget(pipe, prompt):
+    explorer = widgets.explore(pipe, prompt)
+    explorer.start()
+    assert "the prompt is empty" in explorer.report.value and not explorer.generate.disabled
+    explorer.more.value = "tree"
+    assert "generate an image first" in explorer.report.value
+
+
+def test_a_pixel_is_inspected(explorer):
+    explorer.pictures.children[0].children[1].point = [20, 40]
+    assert explorer.pixel.layout.display == "block" and bytes(explorer.pixel.value).startswith(b"\x89PNG")
+
+
+def test_the_mask_explorer_makes_the_masks_of_the_mask_functions(made):
+    heat = al.daam(made[1]).upscale(64)["smoke"]
+    truth = al.threshold_mask(heat, 0.5)
+    explorer = widgets.explore_mask(heat, made[0], truth)
+    np.testing.assert_array_equal(explorer.mask, al.dbscan_mask(heat))
+    explorer.sliders["quantile"].value = 0.8
+    np.testing.assert_array_equal(explorer.mask, al.dbscan_mask(heat, quantile=0.8))
+    explorer.method.value = "threshold"
+    explorer.sliders["level"].value = 0.5
+    np.testing.assert_array_equal(explorer.mask, truth)
+    assert "IoU 1.000" in explorer.report.value and "mask: {method: threshold, level: 0.5}" in explorer.recipe.value
+    assert Recipe(prompts=["fire"], classes={"fire": "fire"}, mask=explorer.settings).mask == explorer.settings
+    explorer.method.value = "dbscan"
+    explorer.sliders["min_samples"].value = 30
+    assert "noise" in explorer.report.value and not explorer.mask.any()
+    with pytest.raises(ValueError, match="truth of the image's size"):
+        widgets.explore_mask(heat, made[0], truth[:10])
+
+
+def test_a_painted_thing_becomes_a_token(made, tmp_path):
+    image, recording = made
+    mask = al.threshold_mask(al.daam(recording).upscale(64)["fire"], 0.5)
+    painter = widgets.paint_token(image, recording, [(image, recording)], library=tmp_path / "words.safetensors")
+    painter.learn()
+    assert "nothing is painted" in painter.report.value and painter.save.disabled
+    painter.canvas.painted = mask
+    np.testing.assert_array_equal(painter.canvas.painted, mask)
+    painter.name.value, painter.start.value = "glow", "fire"
+    painter.learn()
+    assert painter.token.about["iou"] > 0.6 and len(painter.gallery.children) == 2
+    painter.keep()
+    assert list(al.TokenLibrary.load(tmp_path / "words.safetensors")) == ["glow"]
+    painter.name.value = ""
+    painter.learn()
+    assert "has no name" in painter.report.value
+    painter.canvas.painted = np.ones_like(mask)
+    painter.learn()
+    assert "all of it is painted" in painter.report.value
+    painter.tool.value = "erase"
+    assert painter.canvas.brush == -3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    recipe = Recipe(
+        prompts=["a burning {thing} with smoke"],
+        lists={"thing": ["house", "tree"]},
+        classes={"fire": "burning", "smoke": "smoke"},
+        images=8,
+        steps=3,
+        filters=Filters(area=None, flat=None, duplicates=None),
+    )
+    return generate_dataset(recipe, tmp_path_factory.mktemp("set") / "fires").folder
+
+
+def test_a_data_set_is_browsed_and_marked(folder, tmp_path):
+    browser = widgets.browse_dataset(folder)
+    total = len(browser.dataset)
+    assert "page 1 of 2" in browser.report.value and len(browser.sheet.children) == 12 and browser.back.disabled
+    browser.turn(1)
+    assert len(browser.sheet.children) == total - 12 and browser.ahead.disabled
+    browser.text.value = "TREE"
+    assert {browser.dataset.records[i]["prompt"] for i in browser.found} == {"a burning tree with smoke"}
+    name = browser.dataset.records[browser.found[0]]["file_name"]
+    browser.sheet.children[0].children[2].value = True
+    assert Dataset(folder).bad == {name}
+    browser.text.value, browser.marked.value = "", True
+    assert [browser.dataset.records[i]["file_name"] for i in browser.found] == [name]
+    exported = export_coco(Dataset(folder), tmp_path / "coco.json").read_text()
+    assert name not in exported and exported.count('"file_name"') == total - 1
+    browser.mark(browser.found[0], False)
+    assert Dataset(folder).bad == set()
+    with pytest.raises(KeyError, match="no image other"):
+        browser.dataset.mark("other.png")
+    browser.marked.value = False
+    browser.score.value = 1.0
+    assert not browser.found and "0 pairs" in browser.report.value
+
+
+def test_a_widget_is_a_still_picture_as_well(explorer):
+    bundle = explorer._repr_mimebundle_()
+    assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
+
+
+def test_what_is_painted_in_another_size_is_forgotten():
+    picture = widgets.Picture(np.zeros((4, 6, 3), np.uint8))
+    picture.painted = np.eye(4, 6, dtype=bool)
+    picture.show(np.ones((4, 6, 3), np.uint8))
+    assert picture.painted.sum() == 4
+    picture.show(np.zeros((8, 8, 3), np.uint8))
+    assert not picture.painted.any() and picture.painted.shape == (8, 8)
