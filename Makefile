@@ -3,7 +3,7 @@
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test test-browser lab figures
+.PHONY: help run test test-browser screenshots lab figures
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 16
@@ -25,6 +25,10 @@ test-browser: .venv/installed ## the widgets in a real JupyterLab; needs chromiu
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[test,browser]"
 	@echo "make test-browser: JupyterLab and Chromium start; screenshots go to runs/browser"
 	@$(BIN)/python -m pytest tests/browser -s
+
+screenshots: test-browser ## the README's pictures of the widgets, from the tests' browser
+	@for name in explore_words inspect_pixel explore_mask paint_token; do \
+	  cp runs/browser/$$name.png figures/inspector_$$name.png; done; ls figures/inspector_*
 
 lab: .venv/installed ## open the notebooks in JupyterLab
 	@echo "make lab: JupyterLab on the notebooks; Ctrl-C here ends it"

@@ -1,4 +1,4 @@
-"""Widgets for JupyterLab, each over plain functions of `attnlab.widgets.views`.
+"""Widgets for JupyterLab, each over plain functions: in `views`, `mask`, `browse`.
 
     from attnlab import widgets
     widgets.explore(pipe)                   # generate, ask for words, point at pixels

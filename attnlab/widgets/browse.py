@@ -1,16 +1,63 @@
-"""`browse_dataset(folder)`: look through a labeled data set, and mark what is bad."""
+"""`browse_dataset(folder)`: look through a data set, mark what is bad; and the plain functions behind it."""
 
+import html
 from pathlib import Path
 
 import ipywidgets as ui
 import numpy as np
 
-from ..dataset import Dataset
-from . import views
-from .panel import Panel, Report, beside, row
+from ..dataset import Dataset, Pair
+from ..figures import class_color
+from .panel import Panel, Report, row
 from .picture import Picture
+from .pixels import beside, enlarged
 
 PAGE = 12  # pairs
+
+
+def find_records(
+    dataset: Dataset, kind: str | None = None, text: str = "", score: float = 0.0, bad: bool = False
+) -> list[int]:
+    """Numbers of the records that show a class, whose prompt has a text, whose score is high enough, marked as bad.
+
+    The score is that of the class, or the least of the classes that the image shows. None, "", 0 and False let all
+    through.
+    """
+
+    def fits(about):
+        scores = [s for name, s in about["scores"].items() if s is not None and kind in (None, name)]
+        shows = kind is None or (about["areas"].get(kind) or 0) > 0
+        good = score <= 0 or (scores and min(scores) >= score)
+        return (
+            shows
+            and text.lower() in about["prompt"].lower()
+            and good
+            and (not bad or about["file_name"] in dataset.bad)
+        )
+
+    return [i for i, about in enumerate(dataset.records) if fits(about)]
+
+
+def pair_picture(pair: Pair, dataset: Dataset) -> np.ndarray:
+    """An image beside itself under its masks, in the colors of the classes: uint8 (row, column, rgb)."""
+    pixels = np.asarray(pair.image)
+    shown = pixels.astype(float)
+    for number, name in enumerate(dataset.classes[1:], 1):
+        mask = pair.labels == number if dataset.recipe.labels else pair.labels[name]
+        color = 255 * np.array(class_color(name, number))
+        shown = np.where(mask[..., None], 0.4 * shown + 0.6 * color, shown)
+    return enlarged(np.concatenate([pixels, shown.astype(np.uint8)], 1), 128)
+
+
+def about_pair(pair: Pair) -> str:
+    """A pair's prompt and its classes' areas and scores, HTML."""
+    scores = pair.about["scores"]
+    parts = [
+        f"{name} {area:.1%}" + (f", score {scores[name]:.2f}" if scores.get(name) is not None else "")
+        for name, area in pair.about["areas"].items()
+        if area
+    ]
+    return f"{html.escape(pair.about['prompt'])}<br><small>{html.escape('; '.join(parts) or 'no class')}</small>"
 
 
 class DatasetBrowser(Panel):
@@ -43,7 +90,7 @@ class DatasetBrowser(Panel):
         """Find what the fields ask for, and show its first page."""
         kind = None if self.kind.index == 0 else self.kind.value
         asked = {"kind": kind, "text": self.text.value, "score": self.score.value, "bad": self.marked.value}
-        self.found = views.find_records(self.dataset, **asked)
+        self.found = find_records(self.dataset, **asked)
         self.page = 0
         self.turn(0)
 
@@ -61,12 +108,10 @@ class DatasetBrowser(Panel):
     def _card(self, i):
         pair = self.dataset[i]
         name = pair.about["file_name"]
-        picture = Picture(views.pair_picture(pair, self.dataset), pair.about["prompt"], width=240)
+        picture = Picture(pair_picture(pair, self.dataset), pair.about["prompt"], width=240)
         bad = ui.ToggleButton(name in self.dataset.bad, description="bad", icon="thumbs-down", layout={"width": "70px"})
         bad.observe(lambda change: self.mark(i, change["new"]), "value")
-        return ui.VBox(
-            [picture, ui.HTML(views.about_pair(pair)), bad], layout={"width": "250px", "margin": "0 8px 12px 0"}
-        )
+        return ui.VBox([picture, ui.HTML(about_pair(pair)), bad], layout={"width": "250px", "margin": "0 8px 12px 0"})
 
     def mark(self, i: int, bad: bool = True) -> None:
         """Mark a record as bad, or as good again; exports leave out what is bad."""

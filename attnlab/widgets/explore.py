@@ -12,8 +12,9 @@ from ..recording import Recording
 from ..tokens import Token, TokenLibrary
 from ..words import Query
 from . import views
-from .panel import Panel, Report, beside, row
+from .panel import Panel, Report, row
 from .picture import Picture
+from .pixels import beside, enlarged, titled
 
 _RUNNING: WeakKeyDictionary = WeakKeyDictionary()  # pipeline: the explorer that generates with it
 
@@ -173,7 +174,7 @@ class Explorer(Panel):
             chosen = [word for word, chip in self.chips.values() if chip.value]
             maps = views.word_maps(self.recording, chosen, self.method.value, **self.settings)
             look = {"opacity": self.opacity.value, "colormap": self.colormap.value, "scale": self.scale.value}
-            large = views.enlarged(np.asarray(self.image))
+            large = enlarged(np.asarray(self.image))
             found = views.side_by_side(large, maps, **look)
             self._draw({"image": large, **found})
 
@@ -182,12 +183,12 @@ class Explorer(Panel):
         slots, grid = list(self.pictures.children), self.image.size[::-1]
         for k, (name, one) in enumerate(pixels.items()):
             if k < len(slots):
-                slots[k].children[0].value = views.titled(name)
+                slots[k].children[0].value = titled(name)
                 slots[k].children[1].show(one, name, grid)
                 continue
             picture = Picture(one, name, grid)
             picture.observe(lambda change: self.inspect(*change["new"]), "point")
-            slots.append(ui.VBox([ui.HTML(views.titled(name)), picture]))
+            slots.append(ui.VBox([ui.HTML(titled(name)), picture]))
         if len(slots) > len(self.pictures.children):
             self.pictures.children = slots
         for k, slot in enumerate(slots):  # those that are not needed are hidden: taking them out would draw all anew

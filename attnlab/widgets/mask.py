@@ -1,12 +1,19 @@
-"""`explore_mask(heat, image)`: from a map to a mask, with every setting at hand."""
+"""`explore_mask(heat, image)`: from a map to a mask, with every setting at hand; and the plain functions behind it."""
+
+import warnings
+from collections.abc import Mapping
 
 import ipywidgets as ui
 import numpy as np
+from PIL import Image
 
+from .. import masks
+from ..dataset.recipe import METHODS as MASKS
 from ..heatmaps import upscale
-from . import views
+from ..metrics import iou
 from .panel import Panel, Report, row
 from .picture import Picture
+from .pixels import MASK, border, enlarged
 
 TAKES = {  # method: settings of its sliders
     "dbscan": ("quantile", "eps", "min_samples"),
@@ -14,6 +21,52 @@ TAKES = {  # method: settings of its sliders
     "otsu": (),
     "random_walker": ("low", "high"),
 }
+CLUSTERED = ("quantile", "level", "eps", "min_samples")  # settings that make clusters
+NOISE = (150, 150, 150)
+CLUSTERS = np.array([MASK, (31, 119, 180), (44, 160, 44), (255, 127, 14), (148, 103, 189)])
+
+
+def mask_of(heat: np.ndarray, settings: Mapping, image=None) -> tuple[np.ndarray, str]:
+    """A mask by a recipe's settings, {"method": "dbscan", "eps": 1.5}, and what there is to say about it, or ""."""
+    method, rest = settings["method"], {k: v for k, v in settings.items() if k != "method"}
+    if method not in MASKS:
+        raise ValueError(f"method={method!r}: choose one of {', '.join(MASKS)}")
+    function = getattr(masks, f"{method}_mask")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = function(heat, np.asarray(image), **rest) if method == "random_walker" else function(heat, **rest)
+    return found, "; ".join(str(one.message) for one in said)
+
+
+def cluster_picture(heat: np.ndarray, settings: Mapping, image) -> tuple[np.ndarray, np.ndarray, str]:
+    """Pixels uint8 (row, column, rgb), `enlarged`; the mask (row, column) of the image's size; what is to be said.
+
+    The image in gray, DBSCAN's clusters in colors, noise gray, the mask outlined in white. `heat` has the image's size.
+    """
+    mask, said = mask_of(heat, settings, image)
+    colored = np.repeat(0.75 * np.asarray(Image.fromarray(np.asarray(image)).convert("L"))[..., None], 3, axis=2)
+    tints = np.where(mask, 1, 0)
+    if settings["method"] == "dbscan":
+        options = {name: value for name, value in settings.items() if name in CLUSTERED}
+        clusters = masks.dbscan_clusters(heat, **options)
+        tints = np.where(clusters > 0, (clusters - 1) % len(CLUSTERS) + 1, clusters)
+    colors = np.where(tints[..., None] < 0, NOISE, CLUSTERS[tints - 1])
+    colored = np.where((tints != 0)[..., None], 0.4 * colored + 0.6 * colors, colored)
+    pixels, large = enlarged(colored), enlarged(mask)
+    pixels[border(large)] = 255
+    return pixels.astype(np.uint8), mask, said
+
+
+def recipe_lines(settings: Mapping) -> str:
+    """Settings of a mask as lines of a recipe of `attnlab.dataset`."""
+    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
+    inner = ", ".join(f"{name}: {value}" for name, value in values.items())
+    return f"mask: {{{inner}}}"
+
+
+def agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:
+    """IoU with the truth as a text; "" without one."""
+    return "" if truth is None else f"IoU {iou(mask, truth):.3f}"
 
 
 class MaskExplorer(Panel):
@@ -50,11 +103,11 @@ class MaskExplorer(Panel):
         for name, slider in self.sliders.items():
             slider.layout.display = None if name in TAKES[self.method.value] else "none"
         with self.report.saying():
-            pixels, self.mask, said = views.cluster_picture(self.heat, self.settings, self.image)
+            pixels, self.mask, said = cluster_picture(self.heat, self.settings, self.image)
             self.picture.show(pixels, grid=self.mask.shape)
-            parts = [f"{self.mask.mean():.1%} of the image", views.agreement(self.mask, self.truth), said]
+            parts = [f"{self.mask.mean():.1%} of the image", agreement(self.mask, self.truth), said]
             self.report.say("; ".join(part for part in parts if part), "failed" if said else "says")
-            self.recipe.value = f"in a recipe: <code>{views.recipe_lines(self.settings)}</code>"
+            self.recipe.value = f"in a recipe: <code>{recipe_lines(self.settings)}</code>"
 
     def still(self) -> np.ndarray:
         return self.picture.pixels

@@ -11,9 +11,9 @@ from ..fit import fit_token
 from ..linear import LinearMap, linear_daam
 from ..recording import Recording
 from ..tokens import TokenLibrary
-from . import views
-from .panel import Panel, Report, beside, row
+from .panel import Panel, Report, row
 from .picture import Picture
+from .pixels import beside, enlarged, mask_picture
 
 Shown = tuple[Image.Image, Recording | LinearMap]
 
@@ -26,7 +26,7 @@ class TokenPainter(Panel):
         self.maps = [one if isinstance(one, LinearMap) else linear_daam(one) for _, one in shown]
         self.library, self.token = library, None
         small, wide = {"description_width": "initial"}, {"width": "220px"}
-        self.canvas = Picture(views.enlarged(self.images[0]), "paint here", self.images[0].shape[:2], brush=3)
+        self.canvas = Picture(enlarged(self.images[0]), "paint here", self.images[0].shape[:2], brush=3)
         self.tool = ui.ToggleButtons(options=["paint", "erase"], style={"button_width": "80px"})
         self.brush = ui.IntSlider(value=3, min=1, max=max(8, self.images[0].shape[0] // 6), description="brush, pixels")
         self.clear = ui.Button(description="Clear", icon="trash")
@@ -70,7 +70,7 @@ class TokenPainter(Panel):
     def _show(self):
         """Where the token is above its zero level."""
         pixels = [
-            views.mask_picture(image, linear.upscaled(self.token, image.shape[:2]) > 0)
+            mask_picture(image, linear.upscaled(self.token, image.shape[:2]) > 0)
             for image, linear in zip(self.images, self.maps, strict=True)
         ]
         if len(self.gallery.children) == len(pixels):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ipywidgets as ui
 import numpy as np
 
-from .picture import as_png
+from .pixels import as_png
 from .views import Stopped
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,3 @@ class Panel(ui.VBox):
 def row(*children: ui.Widget) -> ui.HBox:
     """Widgets in a line that breaks where the window is narrow."""
     return ui.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"})
-
-
-def beside(pictures: list[np.ndarray], gap: int = 4) -> np.ndarray:
-    """Pictures of one height in a row, white between them."""
-    height = max(x.shape[0] for x in pictures)
-    parts = [np.pad(x, ((0, height - x.shape[0]), (0, gap), (0, 0)), constant_values=255) for x in pictures]
-    return np.concatenate(parts, axis=1)

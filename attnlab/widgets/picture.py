@@ -1,12 +1,12 @@
 """A picture in the notebook that can be pointed at and painted on, with the mouse or the keyboard."""
 
-import io
 from pathlib import Path
 
 import anywidget
 import numpy as np
 import traitlets
-from PIL import Image
+
+from .pixels import as_png
 
 HERE = Path(__file__).parent
 
@@ -58,10 +58,3 @@ class Picture(anywidget.AnyWidget):
     @painted.setter
     def painted(self, mask: np.ndarray):
         self.mask = np.asarray(mask, np.uint8).tobytes() if np.any(mask) else b""
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    """Pixels uint8 (row, column, rgb) as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

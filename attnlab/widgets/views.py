@@ -1,4 +1,4 @@
-"""What the widgets show and do, as plain functions: nothing here needs a notebook.
+"""What `explore` shows and does, as plain functions: nothing here needs a notebook.
 
 image, recording = generate(pipe, "a burning house with smoke", seed=11)
 maps = word_maps(recording, ["smoke", "house"], "DAAM")            # float32 (row, column) each
@@ -6,24 +6,18 @@ pixels = side_by_side(image, maps, opacity=0.6, scale="together")  # uint8 (row,
 rank_words(recording, 0.5, 0.2)                                    # [("smoke", 0.31), ...], strongest first
 """
 
-import html
 import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .. import masks, plots
-from ..dataset import Dataset, Pair
-from ..dataset.recipe import METHODS as MASKS
-from ..figures import class_color
+from .. import plots
 from ..heatmaps import HeatMaps
 from ..hooks import record
 from ..linear import linear_daam
 from ..maps import daam, ovam
-from ..metrics import iou
 from ..pipelines import seed as seeded
 from ..recording import Recording
 from ..tokens import Token
@@ -32,9 +26,6 @@ from ..words import Query
 METHODS = ("DAAM", "OVAM", "linear")
 SCALES = ("each", "together", "0 to 1")
 COLORMAPS = ("inferno", "viridis", "cividis", "gray")  # even in lightness, so that color-blind readers see their order
-CLUSTERED = ("quantile", "level", "eps", "min_samples")  # settings that make clusters
-NOISE = (150, 150, 150)
-CLUSTERS = np.array([(255, 31, 209), (31, 119, 180), (44, 160, 44), (255, 127, 14), (148, 103, 189)])
 
 
 class Stopped(Exception):
@@ -159,120 +150,6 @@ def pixel_figure(recording: Recording, row: float, column: float, count: int = 6
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
-
-
-def enlarged(pixels: np.ndarray, least: int = 256) -> np.ndarray:
-    """Pixels (row, column, ...) repeated so often that neither side is shorter than `least`, if that is needed."""
-    factor = max(1, -(-least // min(pixels.shape[:2])))
-    return np.repeat(np.repeat(pixels, factor, 0), factor, 1)
-
-
-def titled(name: str) -> str:
-    """A name as the title of a picture, HTML."""
-    return f"<b>{html.escape(name)}</b>"
-
-
-def mask_of(heat: np.ndarray, settings: Mapping, image=None) -> tuple[np.ndarray, str]:
-    """A mask by a recipe's settings, {"method": "dbscan", "eps": 1.5}, and what there is to say about it, or ""."""
-    method, rest = settings["method"], {k: v for k, v in settings.items() if k != "method"}
-    if method not in MASKS:
-        raise ValueError(f"method={method!r}: choose one of {', '.join(MASKS)}")
-    function = getattr(masks, f"{method}_mask")
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        found = function(heat, np.asarray(image), **rest) if method == "random_walker" else function(heat, **rest)
-    return found, "; ".join(str(one.message) for one in said)
-
-
-def cluster_picture(heat: np.ndarray, settings: Mapping, image) -> tuple[np.ndarray, np.ndarray, str]:
-    """Pixels uint8 (row, column, rgb), `enlarged`; the mask (row, column) of the image's size; what is to be said.
-
-    The image in gray, DBSCAN's clusters in colors, noise gray, the mask outlined in white. `heat` has the image's size.
-    """
-    mask, said = mask_of(heat, settings, image)
-    colored = np.repeat(0.75 * np.asarray(Image.fromarray(np.asarray(image)).convert("L"))[..., None], 3, axis=2)
-    tints = np.where(mask, 1, 0)
-    if settings["method"] == "dbscan":
-        options = {name: value for name, value in settings.items() if name in CLUSTERED}
-        clusters = masks.dbscan_clusters(heat, **options)
-        tints = np.where(clusters > 0, (clusters - 1) % len(CLUSTERS) + 1, clusters)
-    colors = np.where(tints[..., None] < 0, NOISE, CLUSTERS[tints - 1])
-    colored = np.where((tints != 0)[..., None], 0.4 * colored + 0.6 * colors, colored)
-    pixels, large = enlarged(colored), enlarged(mask)
-    pixels[_border(large)] = 255
-    return pixels.astype(np.uint8), mask, said
-
-
-def mask_picture(image, mask: np.ndarray, color: Sequence[int] = tuple(CLUSTERS[0])) -> np.ndarray:
-    """The image, `enlarged`, with a mask (row, column) of its size tinted and outlined in white."""
-    pixels = np.asarray(image).astype(float)
-    pixels = enlarged(np.where(mask[..., None], 0.5 * pixels + 0.5 * np.array(color), pixels))
-    pixels[_border(enlarged(mask))] = 255
-    return pixels.astype(np.uint8)
-
-
-def find_records(
-    dataset: Dataset, kind: str | None = None, text: str = "", score: float = 0.0, bad: bool = False
-) -> list[int]:
-    """Numbers of the records that show a class, whose prompt has a text, whose score is high enough, marked as bad.
-
-    The score is that of the class, or the least of the classes that the image shows. None, "", 0 and False let all
-    through.
-    """
-
-    def fits(about):
-        scores = [s for name, s in about["scores"].items() if s is not None and kind in (None, name)]
-        shows = kind is None or (about["areas"].get(kind) or 0) > 0
-        good = score <= 0 or (scores and min(scores) >= score)
-        return (
-            shows
-            and text.lower() in about["prompt"].lower()
-            and good
-            and (not bad or about["file_name"] in dataset.bad)
-        )
-
-    return [i for i, about in enumerate(dataset.records) if fits(about)]
-
-
-def pair_picture(pair: Pair, dataset: Dataset) -> np.ndarray:
-    """An image beside itself under its masks, in the colors of the classes: uint8 (row, column, rgb)."""
-    pixels = np.asarray(pair.image)
-    shown = pixels.astype(float)
-    for number, name in enumerate(dataset.classes[1:], 1):
-        mask = pair.labels == number if dataset.recipe.labels else pair.labels[name]
-        color = 255 * np.array(class_color(name, number))
-        shown = np.where(mask[..., None], 0.4 * shown + 0.6 * color, shown)
-    return enlarged(np.concatenate([pixels, shown.astype(np.uint8)], 1), 128)
-
-
-def about_pair(pair: Pair) -> str:
-    """A pair's prompt and its classes' areas and scores, HTML."""
-    scores = pair.about["scores"]
-    parts = [
-        f"{name} {area:.1%}" + (f", score {scores[name]:.2f}" if scores.get(name) is not None else "")
-        for name, area in pair.about["areas"].items()
-        if area
-    ]
-    return f"{html.escape(pair.about['prompt'])}<br><small>{html.escape('; '.join(parts) or 'no class')}</small>"
-
-
-def recipe_lines(settings: Mapping) -> str:
-    """Settings of a mask as lines of a recipe of `attnlab.dataset`."""
-    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
-    inner = ", ".join(f"{name}: {value}" for name, value in values.items())
-    return f"mask: {{{inner}}}"
-
-
-def agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:
-    """IoU with the truth as a text; "" without one."""
-    return "" if truth is None else f"IoU {iou(mask, truth):.3f}"
-
-
-def _border(mask):
-    """Pixels of a mask beside one that is not in it."""
-    padded = np.pad(mask, 1)
-    inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
-    return mask & ~inside
 
 
 def _at(heat, row, column):

@@ -1,6 +1,7 @@
 """A real JupyterLab in a real browser, for the widgets."""
 
 import io
+import os
 import secrets
 import shutil
 import socket
@@ -42,7 +43,7 @@ def lab(tmp_path_factory):
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}"]
     command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}", "--ServerApp.port_retries=0"]
     with (folder / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_settings(folder / ".lab"))
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -58,6 +59,15 @@ def lab(tmp_path_factory):
         server.wait(20)
 
 
+def _settings(folder):
+    """An environment with settings of its own: no news, and nobody's workspace is touched."""
+    news = folder / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false"}')
+    own = {"JUPYTERLAB_SETTINGS_DIR": folder / "settings", "JUPYTERLAB_WORKSPACES_DIR": folder / "workspaces"}
+    return os.environ | {name: str(path) for name, path in own.items()}
+
+
 class Notebook:
     """A notebook that is open in JupyterLab, its cells run."""
 
@@ -65,8 +75,9 @@ class Notebook:
         self.page = page
 
     def shot(self, name):
+        """A picture of what the cell shows, in runs/browser."""
         SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png")
+        self.page.locator(".jp-OutputArea-output .jupyter-widgets-view").last.screenshot(path=SHOTS / f"{name}.png")
 
     def run(self, timeout=120_000):
         """Run the first cell, and wait until the kernel has done so."""
@@ -102,7 +113,7 @@ class Notebook:
 def notebook(chromium, lab):
     """`notebook(source)`: a new notebook with this cell, run."""
     address, token, folder = lab
-    context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+    context = chromium.new_context(viewport={"width": 1280, "height": 1500})
     page = context.new_page()
 
     def open_(source):

@@ -1,0 +1,50 @@
+"""Pixels of the widgets: uint8 (row, column, rgb), drawn without matplotlib, which is too slow for a slider."""
+
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+MASK = (255, 31, 209)  # as in `attnlab.plots`: neither fire nor sky nor grass has it
+
+
+def enlarged(pixels: np.ndarray, least: int = 256) -> np.ndarray:
+    """Pixels (row, column, ...) repeated so often that neither side is shorter than `least`, if that is needed."""
+    factor = max(1, -(-least // min(pixels.shape[:2])))
+    return np.repeat(np.repeat(pixels, factor, 0), factor, 1)
+
+
+def mask_picture(image, mask: np.ndarray, color: Sequence[int] = MASK) -> np.ndarray:
+    """The image, `enlarged`, with a mask (row, column) of its size tinted and outlined in white."""
+    pixels = np.asarray(image).astype(float)
+    pixels = enlarged(np.where(mask[..., None], 0.5 * pixels + 0.5 * np.array(color), pixels))
+    pixels[border(enlarged(mask))] = 255
+    return pixels.astype(np.uint8)
+
+
+def border(mask):
+    """Pixels of a mask beside one that is not in it."""
+    padded = np.pad(mask, 1)
+    inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+    return mask & ~inside
+
+
+def beside(pictures: list[np.ndarray], gap: int = 4) -> np.ndarray:
+    """Pictures of one height in a row, white between them."""
+    height = max(x.shape[0] for x in pictures)
+    parts = [np.pad(x, ((0, height - x.shape[0]), (0, gap), (0, 0)), constant_values=255) for x in pictures]
+    return np.concatenate(parts, axis=1)
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """Pixels uint8 (row, column, rgb) as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def titled(name: str) -> str:
+    """A name as the title of a picture, HTML."""
+    return f"<b>{html.escape(name)}</b>"
