@@ -63,14 +63,12 @@ def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
     margins = np.ones(labels.shape, np.float32)
     (tmp_path / "study").mkdir()
     np.savez(tmp_path / "study/drawn 3.npz", images=images, labels=labels, margins=margins, judged=labels,
-             segmented=labels, further=labels)  # fmt: skip
-    small = aerial_study.Study(
-        (3,), ratios=(1, 2), tried=3, trial=2, tries=1, seeds=1, exchanges=1, steps=1, validation=3, tests=3
-    )
+             segmented=labels)  # fmt: skip
+    small = aerial_study.Study((3,), ratios=(1, 2), tried=3, trial=2, tries=1, seeds=1, steps=1, validation=3, tests=3)
     record = small.run(tmp_path, workers=1)
     mix, way = record["mix"], record["way"]
     on_validation = {one["mix"]: np.nanmean(one["validation"]) for one in record["arms"] if one["added"] == "drawn"
-                     and one["ratio"] == 2 and one["way"] == "flips"}  # fmt: skip
+                     and one["ratio"] == 2 and one["way"] == aerial_study.FIRST}  # fmt: skip
     assert on_validation[mix] == max(on_validation.values()) and set(on_validation) == set(aerial_study.MIXES)
     arm = {"scenes": 3, "added": "drawn", "ratio": 1, "mix": mix, "way": way}
     assert aerial_study.ious(record, **arm).shape == (1, 7) and aerial_study.gain(record, **arm).shape == (1, 7)

@@ -234,7 +234,7 @@ class JointDiffusion:
         folder = Path(folder)
         unet = UNet2DModel.from_config(self.unet.config)
         unet.load_state_dict(self.unet.state_dict())
-        unet.to(dtype).save_pretrained(folder)
+        torch.nn.Module.to(unet, dtype).save_pretrained(folder)  # diffusers' own `to` warns of layers it does not have
         part = folder / "joint.json.part"
         part.write_text(json.dumps(self.about, indent=1) + "\n")
         part.replace(folder / "joint.json")

@@ -55,7 +55,7 @@ class Preset:
     batch: int = 16
     judged: int = 6000  # scenes
     steps: int = 5000  # of the judge
-    short: int = 300  # steps of each variant that is compared
+    short: int = 200  # steps of each variant that is compared
     enlarged: int = 1500  # steps of the model that makes pairs twice as large
     schedule: training.Schedule = field(  # of a joint model of 100 scenes: see `steps_of`
         default=training.Schedule(steps=4500, rate=8e-4, weight_decay=1e-4, checkpoint=250)

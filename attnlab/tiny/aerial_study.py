@@ -25,6 +25,7 @@ from .aerial import COUNT, PRESETS, TESTS, VALIDATION, Run
 from .arms import claim, run_arms
 
 MORE = 200_000  # first seed of further scenes, which nobody has but the arms that say so
+FIRST = "geometry and color"  # augmentation while ways of mixing are compared
 MIXES = ("half", "pool", "pretrain", "half, ignore band")
 BAND = 0.9  # pixels of drawn pairs with a smaller margin do not count, where the mix says so
 OPTIONS = {"kind": "unet", "batch": 8, "rate": 2e-3, "progress": False}  # of every segmenter
@@ -35,7 +36,6 @@ ADDED = {
     "drawn": "pairs drawn by the joint model of the same scenes",
     "drawn, segmented": "their images, with the masks of a segmenter of the same scenes",
     "drawn, judged": "their images, with the masks of the judge, which saw thousands of other scenes",
-    "rendered, segmented": "as many further scenes, with the masks of a segmenter of the same scenes",
     "rendered": "as many further scenes: exact",
 }
 log = logging.getLogger(__name__)
@@ -52,17 +52,16 @@ class Study:
     trial : the ratio at which they, and kinds of masks, are compared
     tries : seeds of what is compared on validation scenes
     seeds : of everything else
-    exchanges : of arms with others' images or masks, to say what costs how much
+    steps : of each segmenter; with fewer it is training that is scarce, not labels
     """
 
     sizes: tuple[int, ...] = (25, 50, 100)
     ratios: tuple[int, ...] = (1, 3, 5)
-    tried: int = 50
+    tried: int = 25
     trial: int = 3
     tries: int = 2
     seeds: int = 5
-    exchanges: int = 3
-    steps: int = 300
+    steps: int = 800
     validation: int = 200
     tests: int = 400
 
@@ -90,16 +89,14 @@ class Study:
     def trials(self) -> list[tuple]:
         """Arms that decide: ways of mixing at one ratio, augmentations without drawn pairs."""
         n = self.tried
-        arms = [(n, "drawn", self.trial, mix, "flips") for mix in MIXES] + [(n, "", 0, "half", way) for way in WAYS]
+        arms = [(n, "drawn", self.trial, mix, FIRST) for mix in MIXES] + [(n, "", 0, "half", way) for way in WAYS]
         return [(*arm, s) for arm in arms for s in range(self.tries)]
 
     def finals(self, n: int, mix: str, way: str) -> list[tuple]:
-        """The chosen mix at every ratio, with the chosen augmentation as well, and with parts exchanged for others."""
-        arms = [(n, "", 0, "half", "flips"), (n, "", 0, "half", way), (n, "drawn", self.trial, mix, way)]
-        arms += [(n, "drawn", ratio, mix, "flips") for ratio in self.ratios]
-        others = [(n, kind, self.trial, mix, "flips") for kind in ADDED if kind not in ("", "drawn")]
-        own = [(*arm, s) for arm in dict.fromkeys(arms) for s in range(self.seeds)]
-        return own + [(*arm, s) for arm in others for s in range(self.exchanges)]
+        """The chosen mix at every ratio, and masks, then images as well, exchanged for others'; all augmented alike."""
+        arms = [(n, "", 0, "half", way)] + [(n, "drawn", ratio, mix, way) for ratio in self.ratios]
+        arms += [(n, kind, self.trial, mix, way) for kind in ADDED if kind not in ("", "drawn")]
+        return [(*arm, s) for arm in arms for s in range(self.seeds)]
 
     def choose(self, found: dict) -> tuple[str, str]:
         """The mix and the augmentation with the highest mIoU on validation scenes, mean over tries."""
@@ -116,7 +113,6 @@ class Study:
         images, labels, margins = run.joint(n).sample(n * max(self.ratios), seed(n))
         own = segment.train(*_scenes(0, n), COUNT, ways=BASIC, steps=self.steps, **OPTIONS)
         masks = {"segmented": segment.predict(own, images), "judged": segment.predict(run.judge(), images)}
-        masks["further"] = segment.predict(own, _scenes(MORE, n * self.trial)[0])
         part = path.with_name("drawn.part.npz")
         np.savez(part, images=images, labels=labels, margins=margins, **masks)
         part.replace(path)
@@ -143,16 +139,15 @@ def ious(record: dict, kind: str = "test", **arm) -> np.ndarray:
 
 def gain(record: dict, kind: str = "test", **arm) -> np.ndarray:
     """What an arm has over its scenes alone with the same augmentation, (seed, class)."""
-    found = ious(record, kind, **arm)
     alone = {"scenes": arm["scenes"], "added": "", "ratio": 0, "mix": "half", "way": arm["way"]}
-    return found - ious(record, kind, **alone)[: len(found)]
+    return ious(record, kind, **arm) - ious(record, kind, **alone)
 
 
 def by_ratio(record: dict, scenes: int) -> list[np.ndarray]:
-    """Test IoU (seed, class) with 0, then with each ratio of drawn pairs, mixed as chosen, flips alone."""
+    """Test IoU (seed, class) with 0, then with each ratio of drawn pairs, mixed and augmented as chosen."""
     arms = [{"added": "", "ratio": 0, "mix": "half"}]
     arms += [{"added": "drawn", "ratio": ratio, "mix": record["mix"]} for ratio in record["study"]["ratios"]]
-    return [ious(record, scenes=scenes, way="flips", **arm) for arm in arms]
+    return [ious(record, scenes=scenes, way=record["way"], **arm) for arm in arms]
 
 
 def table(record: dict) -> list[dict]:
@@ -162,7 +157,9 @@ def table(record: dict) -> list[dict]:
     """
     rows = []
     for arm in _arms(record):
-        if arm["mix"] != (record["mix"] if arm["added"] else "half") or arm["way"] not in ("flips", record["way"]):
+        if (arm["mix"], arm["way"]) != (record["mix"] if arm["added"] else "half", record["way"]):
+            continue
+        if arm["scenes"] not in record["study"]["sizes"]:
             continue
         row = arm | dict(zip(("mIoU", "error"), mean_and_error(ious(record, **arm).mean(1)), strict=True))
         if arm["added"]:
@@ -176,7 +173,7 @@ def trials(record: dict) -> list[dict]:
     study = record["study"]
     tried = [arm for arm in _arms(record) if arm["scenes"] == study["tried"]]
     tried = [arm for arm in tried if (arm["added"], arm["ratio"]) in (("", 0), ("drawn", study["trial"]))]
-    tried = [arm for arm in tried if not arm["added"] or arm["way"] == "flips"]
+    tried = [arm for arm in tried if not arm["added"] or arm["way"] == FIRST]
     return [arm | {"mIoU": float(ious(record, "validation", **arm)[: study["tries"]].mean(1).mean())} for arm in tried]
 
 
@@ -199,8 +196,6 @@ def _extra(work, n, added, count, band):
     if added == "rendered":
         return _scenes(MORE, count)
     with np.load(work / "study" / f"drawn {n}.npz") as file:
-        if added == "rendered, segmented":
-            return _scenes(MORE, count)[0], file["further"][:count]
         images, labels = file["images"][:count], file[added.split(", ")[1] if ", " in added else "labels"][:count]
         return images, labels if band is None else np.where(file["margins"][:count] < band, UNDECIDED, labels)
 
@@ -214,9 +209,11 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/aerial", type=Path, help="folder with the judge and the joint models")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--sizes", type=int, nargs="+", default=Study.sizes, help="scenes that are learned from")
+    parser.add_argument("--tries", type=int, default=Study.tries, help="seeds of what validation scenes decide")
     given = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    record = Study().run(given.work, given.workers)
+    record = Study(tuple(given.sizes), tried=given.sizes[0], tries=given.tries).run(given.work, given.workers)
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     for row in table(record):
         log.info(" | ".join(map(str, row.values())))
