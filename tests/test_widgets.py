@@ -102,6 +102,15 @@ def test_any_word_can_be_asked_for(explorer):
     assert "window" in explorer.report.value or "long" in explorer.report.value
 
 
+def test_words_that_were_asked_for_stay_when_another_image_is_made(explorer, pipe):
+    explorer.add("a tree")
+    explorer.take(*views.generate(pipe, "a car on a road", seed=1, steps=2))
+    assert list(explorer.chips) == ["a (1)", "car", "on", "a (2)", "road", "a tree"]
+    assert list(shown(explorer)) == ["image", "a tree"]
+    explorer.method.value = "DAAM"
+    assert list(shown(explorer)) == ["image"] and "a tree: not in the prompt" in explorer.report.value
+
+
 def test_learned_words_are_offered(pipe, made):
     image, recording = made
     token = al.fit_token([recording], [np.asarray(image)[..., 0] > 150], init="fire", name="glow")

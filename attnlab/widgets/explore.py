@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import ipywidgets as ui
 import numpy as np
@@ -16,16 +16,18 @@ from .panel import Panel, Report, row
 from .picture import Picture
 from .pixels import beside, enlarged, titled
 
-_RUNNING: WeakKeyDictionary = WeakKeyDictionary()  # pipeline: the explorer that generates with it
+_RUNNING: WeakSet = WeakSet()  # explorers that generate: a new one ends them, so that no forgotten cell runs on
 
 
 class Explorer(Panel):
     """The widget of `explore`; `image` and `recording` are those of the last generation, or None."""
 
     def __init__(self, pipe, prompt: str, seed: int, steps: int, guidance: float, tokens: Sequence[Token]):
+        _end_all()
         self.pipe, self.tokens = pipe, {token.name: token for token in tokens}
-        self.image, self.recording = None, None
+        self.image, self.recording, self.filling = None, None, False
         self.stopping, self.thread = threading.Event(), None
+        self.asked: list[str] = []  # words beyond the prompt's
         self.chips: dict[str, tuple[Query | Token, ui.ToggleButton]] = {}
         self.report, self.progress = Report(), ui.IntProgress(0, 0, steps, layout={"width": "160px"})
         self._make_controls(prompt, seed, steps, guidance)
@@ -75,9 +77,8 @@ class Explorer(Panel):
                 raise ValueError("it is generating already: wait, or stop it first")
             if not self.prompt.value.strip():
                 raise ValueError("the prompt is empty: write what the image shows")
-            if other := _RUNNING.get(self.pipe):
-                other.end(wait=True)
-            _RUNNING[self.pipe] = self
+            _end_all()
+            _RUNNING.add(self)
             self.stopping.clear()
             self.progress.max, self.progress.value = self.steps.value, 0
             self.generate.disabled, self.stop.disabled = True, False
@@ -107,29 +108,25 @@ class Explorer(Panel):
                 self.take(*views.generate(self.pipe, self.prompt.value, each=each, **asked))
         finally:
             self.generate.disabled, self.stop.disabled = False, True
-            if _RUNNING.get(self.pipe) is self:
-                del _RUNNING[self.pipe]
+            _RUNNING.discard(self)
 
     def take(self, image: Image.Image, recording: Recording) -> None:
-        """Show an image and its recording, with the first word that stands for something."""
+        """Show an image and its recording, with the words that were chosen before, or the prompt's last one."""
         self.image, self.recording = image, recording
         trace = recording.trace
         counts = len(trace.sizes), len(trace.steps), min(layer.heads for layer in trace.layers.values())
         chosen = [name for name, (_, chip) in self.chips.items() if chip.value]
-        self.chips = {}
-        with self.hold_sync():
-            for slider, count in zip((self.layers, self.kept, self.heads), counts, strict=True):
-                slider.unobserve_all("value")
-                slider.max, slider.value = count - 1, (0, count - 1)
-                slider.observe(lambda _: self.update(), "value")
-        for word in views.words_of(recording):
+        self.chips, self.filling = {}, True  # one picture at the end, not one for each control
+        for slider, count in zip((self.layers, self.kept, self.heads), counts, strict=True):
+            slider.max, slider.value = count - 1, (0, count - 1)
+        own = views.words_of(recording)
+        for word in (*own, *self.tokens.values(), *self.asked):
             self._add_chip(word)
-        for token in self.tokens.values():
-            self._add_chip(token)
-        kept = [name for name in chosen if name in self.chips] or list(self.chips)[-1 - len(self.tokens) :][:1]
-        for name in kept:
+        for name in [name for name in chosen if name in self.chips] or [views.spelled(own[-1])]:
             self.chips[name][1].value = True
+        self.filling = False
         self.report.say(f"{counts[1]} steps recorded, {recording.nbytes / 1e6:.1f} MB")
+        self.update()
 
     def add(self, text: str) -> None:
         """A chip for any word or phrase, or for a token by its name, chosen."""
@@ -141,7 +138,8 @@ class Explorer(Panel):
                 raise ValueError("generate an image first, then ask for words")
             self.recording.encode(text)  # says what is wrong with it
             if text not in self.chips:
-                self._add_chip(self.tokens.get(text, text))
+                self.asked.append(text)
+                self._add_chip(text)
             if self.method.value == "DAAM" and text not in map(views.spelled, views.words_of(self.recording)):
                 self.method.value = "OVAM"
             self.more.value = ""
@@ -168,15 +166,20 @@ class Explorer(Panel):
 
     def update(self) -> None:
         """Draw the maps of the chosen words."""
-        if self.recording is None:
+        if self.recording is None or self.filling:
             return
         with self.report.saying():
-            chosen = [word for word, chip in self.chips.values() if chip.value]
-            maps = views.word_maps(self.recording, chosen, self.method.value, **self.settings)
+            chosen = {name: word for name, (word, chip) in self.chips.items() if chip.value}
+            own = {views.spelled(word) for word in views.words_of(self.recording)}
+            foreign = [name for name in chosen if name not in own] if self.method.value == "DAAM" else []
+            words = [word for name, word in chosen.items() if name not in foreign]
+            maps = views.word_maps(self.recording, words, self.method.value, **self.settings)
             look = {"opacity": self.opacity.value, "colormap": self.colormap.value, "scale": self.scale.value}
             large = enlarged(np.asarray(self.image))
             found = views.side_by_side(large, maps, **look)
             self._draw({"image": large, **found})
+            if foreign:
+                raise ValueError(f"{', '.join(foreign)}: not in the prompt; choose OVAM or linear")
 
     def _draw(self, pixels: dict[str, np.ndarray]) -> None:
         """Each in a picture under its name; pictures that are there are used again."""
@@ -206,6 +209,12 @@ class Explorer(Panel):
     def still(self) -> np.ndarray:
         shown = [slot.children[1].pixels for slot in self.pictures.children if slot.layout.display != "none"]
         return beside(shown) if shown else np.full((16, 16, 3), 255, np.uint8)
+
+
+def _end_all():
+    """Stop every generation of explorers."""
+    for running in list(_RUNNING):
+        running.end(wait=True)
 
 
 def explore(
