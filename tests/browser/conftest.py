@@ -77,7 +77,8 @@ class Notebook:
     def shot(self, name):
         """A picture of what the cell shows, in runs/browser."""
         SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.locator(".jp-OutputArea-output .jupyter-widgets-view").last.screenshot(path=SHOTS / f"{name}.png")
+        shown = self.page.locator(".jp-OutputArea-output", has=self.pictures).last
+        shown.screenshot(path=SHOTS / f"{name}.png")
 
     def run(self, timeout=120_000):
         """Run the first cell, and wait until the kernel has done so."""
@@ -115,6 +116,7 @@ def notebook(chromium, lab):
     address, token, folder = lab
     context = chromium.new_context(viewport={"width": 1280, "height": 1500})
     page = context.new_page()
+    page.set_default_timeout(20_000)
 
     def open_(source):
         name = f"{secrets.token_hex(4)}.ipynb"
