@@ -19,6 +19,7 @@ QUICK = {
     "02_open_vocabulary_maps": {"scenes": 8},
     "03_token_optimization": {"scenes": 40, "tests": 2, "training": 40, "shots": [1, 2], "images": 4, "published": []},
     "05_disaster_dataset": {"images": 1, "steps": 10},
+    "06_joint_image_mask_diffusion": {"samples": 12, "steps": 8},
     "07_thesis_figures": {"images": 4, "steps": 6, "training": [1]},
     "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8, "pairs": 10},
 }
