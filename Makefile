@@ -27,7 +27,7 @@ test-browser: .venv/installed ## the widgets in a real JupyterLab; needs chromiu
 	@$(BIN)/python -m pytest tests/browser -s
 
 screenshots: test-browser ## the README's pictures of the widgets, from the tests' browser
-	@for name in explore_words inspect_pixel explore_mask paint_token; do \
+	@for name in explore_words inspect_pixel explore_mask paint_token browse_dataset; do \
 	  cp runs/browser/$$name.png figures/inspector_$$name.png; done; ls figures/inspector_*
 
 lab: .venv/installed ## open the notebooks in JupyterLab

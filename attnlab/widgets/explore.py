@@ -47,7 +47,7 @@ class Explorer(Panel):
 
     def _make_controls(self, prompt, seed, steps, guidance):
         small, wide = {"description_width": "initial"}, {"width": "150px"}
-        self.prompt = ui.Text(prompt, description="prompt", style=small, layout={"width": "420px"})
+        self.prompt = ui.Text(prompt, description="prompt", style=small, layout={"width": "420px", "max_width": "100%"})
         self.seed = ui.BoundedIntText(seed, 0, 2**31 - 1, description="seed", style=small, layout=wide)
         self.steps = ui.BoundedIntText(steps, 1, 1000, description="steps", style=small, layout=wide)
         self.guidance = ui.BoundedFloatText(
@@ -191,7 +191,7 @@ class Explorer(Panel):
                 continue
             picture = Picture(one, name, grid)
             picture.observe(lambda change: self.inspect(*change["new"]), "point")
-            slots.append(ui.VBox([ui.HTML(titled(name)), picture]))
+            slots.append(ui.VBox([ui.HTML(titled(name)), picture], layout={"margin": "0 6px 6px 0"}))
         if len(slots) > len(self.pictures.children):
             self.pictures.children = slots
         for k, slot in enumerate(slots):  # those that are not needed are hidden: taking them out would draw all anew

@@ -28,7 +28,9 @@ class TokenPainter(Panel):
         small, wide = {"description_width": "initial"}, {"width": "220px"}
         self.canvas = Picture(enlarged(self.images[0]), "paint here", self.images[0].shape[:2], brush=3)
         self.tool = ui.ToggleButtons(options=["paint", "erase"], style={"button_width": "80px"})
-        self.brush = ui.IntSlider(value=3, min=1, max=max(8, self.images[0].shape[0] // 6), description="brush, pixels")
+        self.brush = ui.IntSlider(
+            value=3, min=1, max=max(8, self.images[0].shape[0] // 6), description="brush, pixels", style=small
+        )
         self.clear = ui.Button(description="Clear", icon="trash")
         self.name = ui.Text("my word", description="name", style=small, layout=wide)
         self.start = ui.Text(word, description="starts at", placeholder="a word, or nothing", style=small, layout=wide)
@@ -77,7 +79,10 @@ class TokenPainter(Panel):
             for picture, one in zip(self.gallery.children, pixels, strict=True):
                 picture.show(one)
         else:
-            self.gallery.children = [Picture(one, f"token on image {k + 1}") for k, one in enumerate(pixels)]
+            gap = {"margin": "0 6px 6px 0"}
+            self.gallery.children = [
+                Picture(one, f"token on image {k + 1}", layout=gap) for k, one in enumerate(pixels)
+            ]
 
     def keep(self) -> None:
         """Add the token to the library's file, in the place of one of its name."""

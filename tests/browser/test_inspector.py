@@ -46,6 +46,14 @@ made = [views.generate(pipe, "a burning house with fire and smoke", seed=s, step
 painter = widgets.paint_token(*made[0], made[1:])
 painter
 """
+BROWSE = """
+from attnlab import widgets
+from attnlab.dataset import Recipe, generate_dataset
+
+classes = {"fire": "burning", "smoke": "smoke"}
+recipe = Recipe(prompts=["a burning house with smoke"], classes=classes, images=16, steps=4)
+widgets.browse_dataset(generate_dataset(recipe, "fires").folder)
+"""
 MOST = 0.2  # seconds, median, from a click to the picture
 
 
@@ -144,6 +152,17 @@ def test_a_mask_is_painted_a_token_fitted_and_saved(notebook, lab):
     page.locator("button.widget-button", has_text="Save").click()
     page.get_by_text("which has 1 tokens").wait_for()
     assert (lab[2] / "tokens.safetensors").exists()
+
+
+def test_a_data_set_is_paged_and_a_pair_marked(notebook, lab):
+    nb = notebook(BROWSE)
+    nb.pictures.nth(3).wait_for()
+    nb.shot("browse_dataset")
+    nb.page.locator("button.widget-toggle-button", has_text="bad").first.click()
+    nb.page.get_by_text("1 marked as bad").wait_for()
+    assert json.loads((lab[2] / "fires/bad.json").read_text())
+    nb.page.get_by_label("marked as bad only").check()
+    nb.page.get_by_text("page 1 of 1; 1 pairs").wait_for()
 
 
 @pytest.mark.parametrize("width", [480])
