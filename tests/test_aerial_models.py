@@ -14,8 +14,9 @@ from attnlab.training import Schedule
 
 
 def test_every_stage(tmp_path, monkeypatch):
-    short = Schedule(steps=4, rate=1e-3, checkpoint=2)
+    short = Schedule(steps=45, rate=1e-3, checkpoint=2)  # of 100 scenes: 4 of 4
     small = {"size": 32, "channels": (32, 32), "enlarging": (32, 32), "judged": 6, "steps": 2, "batch": 2, "short": 2}
+    small |= {"enlarged": 2, "checked": 3}
     monkeypatch.setitem(aerial.PRESETS, "cpu", aerial.Preset(**small, schedule=short))
     monkeypatch.setattr(aerial, "BUNDLED", tmp_path / "bundled")
     for name in ("aerial", "aerial-x2", "aerial-judge"):

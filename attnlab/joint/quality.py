@@ -5,7 +5,6 @@ Do masks fit images, are classes as frequent as in the data, is anything copied,
 
 import numpy as np
 from PIL import Image
-from scipy.linalg import sqrtm
 
 from .. import segment
 from ..pairs import checked
@@ -46,8 +45,9 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     if min(len(first), len(second)) < 2 or first.shape[1] != second.shape[1]:
         raise ValueError(f"features are (two or more, width) of one width, not {first.shape} and {second.shape}")
     (m1, c1), (m2, c2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (first, second))
-    root = sqrtm(np.atleast_2d(c1) @ np.atleast_2d(c2))
-    return float(((m1 - m2) ** 2).sum() + np.trace(np.atleast_2d(c1 + c2)) - 2 * np.trace(root.real))
+    c1, c2 = np.atleast_2d(c1), np.atleast_2d(c2)
+    shared = np.sqrt(np.linalg.eigvals(c1 @ c2).real.clip(min=0)).sum()  # the trace of the root, singular or not
+    return float(((m1 - m2) ** 2).sum() + np.trace(c1 + c2) - 2 * shared)
 
 
 def shuffled(labels: np.ndarray, seed: int = 0) -> np.ndarray:

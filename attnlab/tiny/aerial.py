@@ -56,6 +56,7 @@ class Preset:
     judged: int = 6000  # scenes
     steps: int = 5000  # of the judge
     short: int = 200  # steps of each variant that is compared
+    checked: int = 100  # validation scenes that say when a joint model has learned enough
     enlarged: int = 1500  # steps of the model that makes pairs twice as large
     schedule: training.Schedule = field(  # of a joint model of 100 scenes: see `steps_of`
         default=training.Schedule(steps=4500, rate=8e-4, weight_decay=1e-4, checkpoint=250)
@@ -63,7 +64,7 @@ class Preset:
 
     def steps_of(self, count: int) -> int:
         """Steps of a joint model of so many scenes: more scenes bear longer training before it learns them by heart."""
-        return round(self.schedule.steps * (count / 100) ** 0.75)
+        return max(1, round(self.schedule.steps * (count / 100) ** 0.75))
 
 
 def load_judge(folder: str | Path = "") -> segment.UNet:
@@ -131,7 +132,7 @@ class Run:
 
     def _fitted(self, model, pairs, name, schedule, scale):
         model.unet.to(self.device)
-        check = self.scenes(VALIDATION, 100, scale)
+        check = self.scenes(VALIDATION, self.preset.checked, scale)
         return model.fit(*pairs, self.work / name, schedule, batch=self.preset.batch, check=check)
 
     def compare(self, count: int, samples: int = 100) -> dict:
