@@ -7,7 +7,6 @@ import warnings
 from contextlib import contextmanager
 
 import ipywidgets as ui
-import numpy as np
 
 from .pixels import as_png
 from .views import Stopped
@@ -40,11 +39,10 @@ class Report(ui.HTML):
 
 
 class Panel(ui.VBox):
-    """A widget that is also a still picture, `still()`, for notebooks that are only read."""
+    """A widget that is also a still picture, for notebooks that are only read.
 
-    def still(self) -> np.ndarray:
-        """Pixels uint8 (row, column, rgb) of what it shows."""
-        raise NotImplementedError
+    Each has `still()`: pixels uint8 (row, column, rgb) of what it shows.
+    """
 
     def _repr_mimebundle_(self, **kwargs):
         found = super()._repr_mimebundle_(**kwargs)
