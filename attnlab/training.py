@@ -143,14 +143,19 @@ def _resume(state, folder) -> int:
     saved = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in state.items():
         part.load_state_dict(saved[name])
-    lines = curve.read_text().splitlines(keepends=True)
-    curve.write_text("".join(lines[: saved["step"] + 1]))
-    if earlier := checks(folder):
-        (folder / "checks.csv").unlink()
-        for step, error in earlier:
-            if step <= saved["step"]:
-                _log(folder / "checks.csv", step, {"error": error})
+    _cut(curve, saved["step"] - 1)
+    _cut(folder / "checks.csv", saved["step"])
     return saved["step"]
+
+
+def _cut(path, last):
+    """Drop the lines of steps after the last one, if there are any."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= last]
+    if kept != lines:  # a finished run is only read, so that several processes can load it
+        part = path.with_suffix(".part")
+        part.write_text("".join(kept))
+        part.replace(path)
 
 
 def _log(path, step, values):

@@ -75,7 +75,7 @@ def test_words_of_a_pixel_are_ranked_by_their_attention(made):
     assert [share for _, share in ranked] == sorted((share for _, share in ranked), reverse=True)
     curves = views.curves_at(recording, "fire", *at)
     assert len(curves["step"]) == 4 and len(curves["layer"]) == len(recording.trace.sizes)
-    with Image.open(io.BytesIO(views.pixel_figure(recording, *at))) as picture:
+    with Image.open(io.BytesIO(views.pixel_figure(recording, (20, 40), (64, 64)))) as picture:
         assert min(picture.size) > 100
 
 
@@ -165,6 +165,16 @@ def test_an_empty_prompt_is_said_in_the_widget(pipe, prompt):
 def test_a_pixel_is_inspected(explorer):
     explorer.pictures.children[0].children[1].point = [20, 40]
     assert explorer.pixel.layout.display == "block" and bytes(explorer.pixel.value).startswith(b"\x89PNG")
+
+
+def test_pixels_are_inspected_one_after_the_other(made):
+    inspector = widgets.inspect_pixel(*made)
+    first = bytes(inspector.found.value)
+    assert inspector.picture.point == [32, 32] and inspector.still().shape[1] > 500
+    inspector.picture.point = [20, 63]
+    assert bytes(inspector.found.value) != first and "row 20, column 63" in inspector.report.value
+    with pytest.raises(ValueError, match=r"pixel \(64, 0\) is not in the image, which has 64 rows"):
+        widgets.inspect_pixel(*made, point=(64, 0))
 
 
 def test_the_mask_explorer_makes_the_masks_of_the_mask_functions(made):

@@ -2,6 +2,7 @@
 
     from attnlab import widgets
     widgets.explore(pipe)                   # generate, ask for words, point at pixels
+    widgets.inspect_pixel(image, recording)  # which words a pixel looks at
     widgets.explore_mask(heat, image)       # from a map to a mask, live
     widgets.paint_token(image, recording)   # paint a thing, get a word for it
     widgets.browse_dataset("runs/05/dataset")
@@ -14,15 +15,18 @@ from .explore import Explorer, explore
 from .mask import MaskExplorer, explore_mask
 from .paint import TokenPainter, paint_token
 from .picture import Picture
+from .pixel import PixelInspector, inspect_pixel
 
 __all__ = [
     "DatasetBrowser",
     "Explorer",
     "MaskExplorer",
     "Picture",
+    "PixelInspector",
     "TokenPainter",
     "browse_dataset",
     "explore",
     "explore_mask",
+    "inspect_pixel",
     "paint_token",
 ]

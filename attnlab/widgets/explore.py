@@ -202,8 +202,7 @@ class Explorer(Panel):
         if self.recording is None or len(point) != 2:
             return
         with self.report.saying():
-            where = [(at + 0.5) / length for at, length in zip(point, self.image.size[::-1], strict=True)]
-            self.pixel.value = views.pixel_figure(self.recording, *where)
+            self.pixel.value = views.pixel_figure(self.recording, point, self.image.size[::-1])
             self.pixel.layout.display = "block"
 
     def still(self) -> np.ndarray:

@@ -134,11 +134,17 @@ def words_of(recording: Recording) -> list[Query]:
     return list(HeatMaps(np.zeros((0, 1, 1)), recording.words))
 
 
-def pixel_figure(recording: Recording, row: float, column: float, count: int = 6) -> bytes:
-    """What a point looks at, as a PNG: its strongest words, and the first of them over steps and over layers."""
-    ranked = rank_words(recording, row, column)[:count]
+def pixel_figure(recording: Recording, point: tuple[int, int], size: tuple[int, int], count: int = 6) -> bytes:
+    """What a pixel looks at, as a PNG: its strongest words, and the first of them over steps and over layers.
+
+    `point`: (row, column) in an image of `size` (rows, columns). ValueError: a point outside it.
+    """
+    if not all(0 <= at < length for at, length in zip(point, size, strict=True)):
+        raise ValueError(f"pixel {tuple(point)} is not in the image, which has {size[0]} rows and {size[1]} columns")
+    where = [(at + 0.5) / length for at, length in zip(point, size, strict=True)]
+    ranked = rank_words(recording, *where)[:count]
     strongest = max(((word, spelled(word)) for word in words_of(recording)), key=lambda w: dict(ranked).get(w[1], -1))
-    curves = curves_at(recording, strongest[0], row, column)
+    curves = curves_at(recording, strongest[0], *where)
     figure = Figure(figsize=(9, 2.2), layout="constrained")
     bars, *axes = figure.subplots(1, 3)
     with plots.style():
