@@ -1,0 +1,51 @@
+"""`inspect_pixel(image, recording)`: point at a pixel, and see which words it looks at."""
+
+import io
+
+import ipywidgets as ui
+import numpy as np
+from PIL import Image
+
+from ..recording import Recording
+from . import views
+from .panel import Panel, Report
+from .picture import Picture
+from .pixels import beside, enlarged
+
+
+class PixelInspector(Panel):
+    """The widget of `inspect_pixel`; `picture.point` is the pixel, [row, column]."""
+
+    def __init__(self, image: np.ndarray, recording: Recording, point: tuple[int, int]):
+        self.recording, self.size, self.report = recording, image.shape[:2], Report()
+        self.picture = Picture(enlarged(image), "the image: click a pixel", self.size)
+        self.found = ui.Image(format="png", layout={"max_width": "100%"})
+        super().__init__([self.report, self.picture, self.found])
+        self.inspect(*point)
+        self.picture.point = list(point)
+        self.picture.observe(lambda change: self.update(), "point")
+
+    def inspect(self, row: int, column: int) -> None:
+        """Draw what a pixel looks at."""
+        self.found.value = views.pixel_figure(self.recording, (row, column), self.size)
+        self.report.say(f"row {row}, column {column}; click another pixel, or move by arrow keys")
+
+    def update(self) -> None:
+        with self.report.saying():
+            self.inspect(*self.picture.point)
+
+    def still(self) -> np.ndarray:
+        with Image.open(io.BytesIO(self.found.value)) as found:
+            return beside([self.picture.pixels, np.asarray(found.convert("RGB"))])
+
+
+def inspect_pixel(image: Image.Image, recording: Recording, point: tuple[int, int] | None = None) -> PixelInspector:
+    """A widget that tells what a pixel looks at: its words, strongest first, and the first one over steps and layers.
+
+    `point`: (row, column) of the image's pixel to begin with, its middle unless given. The shares are DAAM's, over all
+    layers, steps and heads.
+
+    ValueError: a point outside the image.
+    """
+    pixels = np.asarray(image)
+    return PixelInspector(pixels, recording, point or tuple(length // 2 for length in pixels.shape[:2]))
