@@ -102,6 +102,11 @@ def test_any_word_can_be_asked_for(explorer):
     assert "window" in explorer.report.value or "long" in explorer.report.value
 
 
+def test_it_can_begin_with_words_that_the_prompt_lacks(pipe, made):
+    explorer = widgets.explore(pipe, PROMPT, words=["tree", "a  car"], image=made[0], recording=made[1])
+    assert list(shown(explorer)) == ["image", "tree", "a car"] and explorer.method.value == "OVAM"
+
+
 def test_words_that_were_asked_for_stay_when_another_image_is_made(explorer, pipe):
     explorer.add("a tree")
     explorer.take(*views.generate(pipe, "a car on a road", seed=1, steps=2))
@@ -172,6 +177,7 @@ def test_pixels_are_inspected_one_after_the_other(made):
     first = bytes(inspector.found.value)
     assert inspector.picture.point == [32, 32] and inspector.still().shape[1] > 500
     inspector.picture.point = [20, 63]
+    assert widgets.inspect_pixel(*made, point=np.array([20, 63])).found.value == inspector.found.value
     assert bytes(inspector.found.value) != first and "row 20, column 63" in inspector.report.value
     with pytest.raises(ValueError, match=r"pixel \(64, 0\) is not in the image, which has 64 rows"):
         widgets.inspect_pixel(*made, point=(64, 0))
@@ -192,8 +198,12 @@ def test_the_mask_explorer_makes_the_masks_of_the_mask_functions(made):
     explorer.method.value = "dbscan"
     explorer.sliders["min_samples"].value = 30
     assert "noise" in explorer.report.value and not explorer.mask.any()
+    begun = widgets.explore_mask(heat, made[0], settings={"method": "threshold", "level": 0.5})
+    np.testing.assert_array_equal(begun.mask, truth)
     with pytest.raises(ValueError, match="truth of the image's size"):
         widgets.explore_mask(heat, made[0], truth[:10])
+    with pytest.raises(ValueError, match="settings radius: there are sliders for eps"):
+        widgets.explore_mask(heat, made[0], settings={"radius": 2})
 
 
 def test_a_painted_thing_becomes_a_token(made, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..dataset import Dataset, Pair
 from ..figures import class_color
-from .panel import Panel, Report, row
+from .panel import Panel, Report, row, sized
 from .picture import Picture
 from .pixels import beside, enlarged
 
@@ -65,13 +65,10 @@ class DatasetBrowser(Panel):
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.found = dataset, list(range(len(dataset)))
-        small, wide = {"description_width": "initial"}, {"width": "240px"}
-        self.kind = ui.Dropdown(
-            options=["any class", *dataset.classes[1:]], description="shows", style=small, layout=wide
-        )
-        self.text = ui.Text(placeholder="part of a prompt", description="prompt", style=small, layout=wide)
+        self.kind = ui.Dropdown(options=["any class", *dataset.classes[1:]], description="shows", **sized("240px"))
+        self.text = ui.Text(placeholder="part of a prompt", description="prompt", **sized("240px"))
         self.score = ui.FloatSlider(
-            value=0, min=0, max=1, step=0.01, description="least score", style=small, continuous_update=False
+            value=0, min=0, max=1, step=0.01, description="least score", continuous_update=False, **sized("300px")
         )
         self.marked = ui.Checkbox(description="marked as bad only", indent=False)
         self.back = ui.Button(description="Back", icon="arrow-left", layout={"width": "90px"})

@@ -12,7 +12,7 @@ from ..recording import Recording
 from ..tokens import Token, TokenLibrary
 from ..words import Query
 from . import views
-from .panel import Panel, Report, row
+from .panel import Panel, Report, row, sized
 from .picture import Picture
 from .pixels import beside, enlarged, titled
 
@@ -22,12 +22,12 @@ _RUNNING: WeakSet = WeakSet()  # explorers that generate: a new one ends them, s
 class Explorer(Panel):
     """The widget of `explore`; `image` and `recording` are those of the last generation, or None."""
 
-    def __init__(self, pipe, prompt: str, seed: int, steps: int, guidance: float, tokens: Sequence[Token]):
+    def __init__(self, pipe, prompt: str, seed: int, steps: int, guidance: float, words, tokens: Sequence[Token]):
         _end_all()
         self.pipe, self.tokens = pipe, {token.name: token for token in tokens}
         self.image, self.recording, self.filling = None, None, False
         self.stopping, self.thread = threading.Event(), None
-        self.asked: list[str] = []  # words beyond the prompt's
+        self.asked = [" ".join(word.split()) for word in words]  # beyond the prompt's
         self.chips: dict[str, tuple[Query | Token, ui.ToggleButton]] = {}
         self.report, self.progress = Report(), ui.IntProgress(0, 0, steps, layout={"width": "160px"})
         self._make_controls(prompt, seed, steps, guidance)
@@ -46,22 +46,20 @@ class Explorer(Panel):
         )
 
     def _make_controls(self, prompt, seed, steps, guidance):
-        small, wide = {"description_width": "initial"}, {"width": "150px"}
-        self.prompt = ui.Text(prompt, description="prompt", style=small, layout={"width": "420px", "max_width": "100%"})
-        self.seed = ui.BoundedIntText(seed, 0, 2**31 - 1, description="seed", style=small, layout=wide)
-        self.steps = ui.BoundedIntText(steps, 1, 1000, description="steps", style=small, layout=wide)
-        self.guidance = ui.BoundedFloatText(
-            guidance, min=0, max=50, step=0.5, description="guidance", style=small, layout=wide
-        )
+        self.prompt = ui.Text(prompt, description="prompt", **sized("420px"))
+        self.seed = ui.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **sized("110px"))
+        self.steps = ui.BoundedIntText(steps, 1, 1000, description="steps", **sized("110px"))
+        self.guidance = ui.BoundedFloatText(guidance, min=0, max=50, step=0.5, description="guidance", **sized("140px"))
         self.generate = ui.Button(description="Generate", button_style="primary", icon="play")
         self.stop = ui.Button(description="Stop", icon="stop", disabled=True)
         self.more = ui.Text(placeholder="another word or token, then Enter", continuous_update=False)
-        self.method = ui.ToggleButtons(options=views.METHODS, style={"button_width": "80px"})
-        self.opacity = ui.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity", style=small)
-        self.colormap = ui.Dropdown(options=views.COLORMAPS, description="colors", style=small, layout=wide)
-        self.scale = ui.Dropdown(options=views.SCALES, description="scale", style=small, layout=wide)
+        method = "OVAM" if self.asked else "DAAM"
+        self.method = ui.ToggleButtons(options=views.METHODS, value=method, style={"button_width": "80px"})
+        self.opacity = ui.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity", **sized("260px"))
+        self.colormap = ui.Dropdown(options=views.COLORMAPS, description="colors", **sized("140px"))
+        self.scale = ui.Dropdown(options=views.SCALES, description="scale", **sized("140px"))
         self.layers, self.kept, self.heads = (
-            ui.IntRangeSlider(value=(0, 0), min=0, max=0, description=name, continuous_update=False, style=small)
+            ui.IntRangeSlider(value=(0, 0), min=0, max=0, description=name, continuous_update=False, **sized("265px"))
             for name in ("layers", "steps", "heads")
         )
         self.generate.on_click(lambda _: self.start())
@@ -111,7 +109,7 @@ class Explorer(Panel):
             _RUNNING.discard(self)
 
     def take(self, image: Image.Image, recording: Recording) -> None:
-        """Show an image and its recording, with the words that were chosen before, or the prompt's last one."""
+        """Show an image and its recording: the words that were chosen before or asked for, or the prompt's last one."""
         self.image, self.recording = image, recording
         trace = recording.trace
         counts = len(trace.sizes), len(trace.steps), min(layer.heads for layer in trace.layers.values())
@@ -122,7 +120,7 @@ class Explorer(Panel):
         own = views.words_of(recording)
         for word in (*own, *self.tokens.values(), *self.asked):
             self._add_chip(word)
-        for name in [name for name in chosen if name in self.chips] or [views.spelled(own[-1])]:
+        for name in [name for name in chosen if name in self.chips] or self.asked or [views.spelled(own[-1])]:
             self.chips[name][1].value = True
         self.filling = False
         self.report.say(f"{counts[1]} steps recorded, {recording.nbytes / 1e6:.1f} MB")
@@ -223,18 +221,20 @@ def explore(
     seed: int = 0,
     steps: int = 20,
     guidance: float = 4.0,
+    words: Sequence[str] = (),
     tokens: TokenLibrary | Sequence[Token] = (),
     image: Image.Image | None = None,
     recording: Recording | None = None,
 ) -> Explorer:
     """A widget to generate with `pipe` and to ask for the maps of any words.
 
-    With `image` and its `recording` it begins with those. `tokens` are learned words, offered beside the prompt's own.
+    With `image` and its `recording` it begins with those, and with `words` or the prompt's last one. `tokens` are
+    learned words, offered beside the prompt's own.
     A pixel that is clicked, or reached by arrow keys, tells its words, strongest first. As a last line of a cell it is
     a live widget in JupyterLab, and a still picture where a notebook is only read.
     """
     tokens = tokens.values() if isinstance(tokens, TokenLibrary) else tokens
-    explorer = Explorer(pipe, prompt, seed, steps, guidance, list(tokens))
+    explorer = Explorer(pipe, prompt, seed, steps, guidance, words, list(tokens))
     if recording is not None and image is not None:
         explorer.take(image, recording)
     return explorer

@@ -11,7 +11,7 @@ from .. import masks
 from ..dataset.recipe import METHODS as MASKS
 from ..heatmaps import upscale
 from ..metrics import iou
-from .panel import Panel, Report, row
+from .panel import Panel, Report, row, sized
 from .picture import Picture
 from .pixels import MASK, border, enlarged
 
@@ -72,23 +72,25 @@ def agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:
 class MaskExplorer(Panel):
     """The widget of `explore_mask`; `mask` is bool (row, column) of the image's size, `settings` a recipe's."""
 
-    def __init__(self, heat: np.ndarray, image: np.ndarray, truth: np.ndarray | None):
+    def __init__(self, heat: np.ndarray, image: np.ndarray, truth: np.ndarray | None, settings: Mapping):
         self.image, self.truth, self.mask = image, truth, np.zeros(image.shape[:2], bool)
         self.heat = heat if heat.shape == image.shape[:2] else upscale(np.float32(heat), image.shape[:2])
-        small = {"description_width": "initial"}
         self.method = ui.ToggleButtons(options=list(TAKES), style={"button_width": "120px"})
         self.sliders = {
-            "quantile": ui.FloatSlider(value=0.9, min=0, max=1, step=0.01, description="quantile", style=small),
-            "eps": ui.FloatSlider(value=1.5, min=0.5, max=6, step=0.25, description="eps, pixels", style=small),
-            "min_samples": ui.IntSlider(value=5, min=1, max=30, description="min_samples", style=small),
-            "level": ui.FloatSlider(value=0.4, min=0, max=1, step=0.01, description="level", style=small),
-            "low": ui.FloatSlider(value=0.3, min=0, max=1, step=0.01, description="low", style=small),
-            "high": ui.FloatSlider(value=0.7, min=0, max=1, step=0.01, description="high", style=small),
+            "quantile": ui.FloatSlider(value=0.9, min=0, max=1, step=0.01, description="quantile", **sized("300px")),
+            "eps": ui.FloatSlider(value=1.5, min=0.5, max=6, step=0.25, description="eps, pixels", **sized("300px")),
+            "min_samples": ui.IntSlider(value=5, min=1, max=30, description="min_samples", **sized("300px")),
+            "level": ui.FloatSlider(value=0.4, min=0, max=1, step=0.01, description="level", **sized("300px")),
+            "low": ui.FloatSlider(value=0.3, min=0, max=1, step=0.01, description="low", **sized("300px")),
+            "high": ui.FloatSlider(value=0.7, min=0, max=1, step=0.01, description="high", **sized("300px")),
         }
         self.report, self.recipe = Report(), ui.HTML()
         self.picture = Picture(image, "the mask, outlined in white, over the image")
         super().__init__([self.method, row(*self.sliders.values()), self.picture, self.report, self.recipe])
-        for control in (self.method, *self.sliders.values()):
+        controls = {"method": self.method, **self.sliders}
+        for name, value in settings.items():
+            controls[name].value = value
+        for control in controls.values():
             control.observe(lambda _: self.update(), "value")
         self.update()
 
@@ -113,18 +115,24 @@ class MaskExplorer(Panel):
         return self.picture.pixels
 
 
-def explore_mask(heat: np.ndarray, image, truth: np.ndarray | None = None) -> MaskExplorer:
+def explore_mask(
+    heat: np.ndarray, image, truth: np.ndarray | None = None, settings: Mapping | None = None
+) -> MaskExplorer:
     """A widget that turns a heat map (row, column) into a mask of an image, live.
 
     Clusters of DBSCAN are colored, what becomes the mask is outlined; with `truth`, bool (row, column) of the image's
-    size, it tells the IoU. The line below is what a recipe of `attnlab.dataset` takes.
+    size, it tells the IoU. The line below is what a recipe of `attnlab.dataset` takes; `settings` are such, to begin
+    with: {"method": "dbscan", "quantile": 0.85}.
 
-    ValueError for a map that is not two-dimensional, or a truth of another size than the image.
+    ValueError for a map that is not two-dimensional, a truth of another size than the image, or unknown settings.
     """
+    settings, known = dict(settings or {}), {"method", *(name for names in TAKES.values() for name in names)}
+    if unknown := settings.keys() - known:
+        raise ValueError(f"settings {', '.join(sorted(unknown))}: there are sliders for {', '.join(sorted(known))}")
     heat, image = np.asarray(heat), np.asarray(image)
     if heat.ndim != 2 or image.ndim != 3 or (truth is not None and np.shape(truth) != image.shape[:2]):
         raise ValueError(
             f"heat is (row, column), image (row, column, rgb), truth of the image's size; not {heat.shape}, "
             f"{image.shape}, {None if truth is None else np.shape(truth)}"
         )
-    return MaskExplorer(heat, image, truth)
+    return MaskExplorer(heat, image, truth, settings)

@@ -11,7 +11,7 @@ from ..fit import fit_token
 from ..linear import LinearMap, linear_daam
 from ..recording import Recording
 from ..tokens import TokenLibrary
-from .panel import Panel, Report, row
+from .panel import Panel, Report, row, sized
 from .picture import Picture
 from .pixels import beside, enlarged, mask_picture
 
@@ -25,15 +25,13 @@ class TokenPainter(Panel):
         self.images = [np.asarray(image) for image, _ in shown]
         self.maps = [one if isinstance(one, LinearMap) else linear_daam(one) for _, one in shown]
         self.library, self.token = library, None
-        small, wide = {"description_width": "initial"}, {"width": "220px"}
         self.canvas = Picture(enlarged(self.images[0]), "paint here", self.images[0].shape[:2], brush=3)
         self.tool = ui.ToggleButtons(options=["paint", "erase"], style={"button_width": "80px"})
-        self.brush = ui.IntSlider(
-            value=3, min=1, max=max(8, self.images[0].shape[0] // 6), description="brush, pixels", style=small
-        )
+        widest = max(8, self.images[0].shape[0] // 6)
+        self.brush = ui.IntSlider(value=3, min=1, max=widest, description="brush, pixels", **sized("300px"))
         self.clear = ui.Button(description="Clear", icon="trash")
-        self.name = ui.Text("my word", description="name", style=small, layout=wide)
-        self.start = ui.Text(word, description="starts at", placeholder="a word, or nothing", style=small, layout=wide)
+        self.name = ui.Text("my word", description="name", **sized("220px"))
+        self.start = ui.Text(word, description="starts at", placeholder="a word, or nothing", **sized("220px"))
         self.fit = ui.Button(description="Fit", button_style="primary", icon="magic")
         self.save = ui.Button(description="Save", icon="save", disabled=True, tooltip=f"add it to {library}")
         self.report, self.gallery = Report(), row()

@@ -52,3 +52,8 @@ class Panel(ui.VBox):
 def row(*children: ui.Widget) -> ui.HBox:
     """Widgets in a line that breaks where the window is narrow."""
     return ui.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+
+
+def sized(width: str) -> dict:
+    """Options of a control so wide, at most as wide as the window, its description in full."""
+    return {"style": {"description_width": "initial"}, "layout": {"width": width, "max_width": "100%"}}

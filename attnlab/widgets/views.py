@@ -134,13 +134,15 @@ def words_of(recording: Recording) -> list[Query]:
     return list(HeatMaps(np.zeros((0, 1, 1)), recording.words))
 
 
-def pixel_figure(recording: Recording, point: tuple[int, int], size: tuple[int, int], count: int = 6) -> bytes:
+def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int], count: int = 6) -> bytes:
     """What a pixel looks at, as a PNG: its strongest words, and the first of them over steps and over layers.
 
     `point`: (row, column) in an image of `size` (rows, columns). ValueError: a point outside it.
     """
     if not all(0 <= at < length for at, length in zip(point, size, strict=True)):
-        raise ValueError(f"pixel {tuple(point)} is not in the image, which has {size[0]} rows and {size[1]} columns")
+        raise ValueError(
+            f"pixel {tuple(map(int, point))} is not in the image, which has {size[0]} rows and {size[1]} columns"
+        )
     where = [(at + 0.5) / length for at, length in zip(point, size, strict=True)]
     ranked = rank_words(recording, *where)[:count]
     strongest = max(((word, spelled(word)) for word in words_of(recording)), key=lambda w: dict(ranked).get(w[1], -1))
