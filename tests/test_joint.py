@@ -166,6 +166,11 @@ def test_enlarging(tmp_path):
     small = shrink(*asked, 2)
     images, labels, _ = model.sample(10, torch.Generator().manual_seed(0), small=small, steps=10)
     assert images.shape == (10, 16, 16, 3) and (labels == asked[1]).mean() > 0.9
+    for parameter in model.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    unchanged = model.sample(10, torch.Generator().manual_seed(0), small=small, steps=2)[:2]
+    for found, given in zip(unchanged, small, strict=True):  # what the model says is added to the small pair
+        np.testing.assert_array_equal(found, given.repeat(2, 1).repeat(2, 2))
     with pytest.raises(ValueError, match="is for a model with upscale"):
         model.sample(10, torch.Generator().manual_seed(0))
 

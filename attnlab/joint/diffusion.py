@@ -186,7 +186,7 @@ class JointDiffusion:
         """
         times = torch.full((len(planes),), int(time))
         with torch.autocast(planes.device.type, torch.bfloat16):
-            return self._clean(planes, times, self._said(self.unet, planes, before, beside, times).float())
+            return self._clean(planes, times, self._said(self.unet, planes, before, beside, times).float(), beside)
 
     @torch.no_grad()
     def sample(
@@ -291,16 +291,18 @@ class JointDiffusion:
         """
         times = (torch.randperm(len(x), generator=generator) + torch.rand(len(x), generator=generator)) / len(x) * STEPS
         times, noise = times.long(), torch.randn(x.shape, generator=generator)
-        if beside is not None:
-            beside = (beside + BLUR * torch.randn(x.shape, generator=generator)).to(device)
+        small = beside
+        if small is not None:
+            beside = (small + BLUR * torch.randn(x.shape, generator=generator)).to(device)
         noisy, before = self.schedule.add_noise(x, noise, times).to(device), None
         if twice:
             with torch.no_grad():
-                before = self._clean(noisy, times, self._said(model, noisy, None, beside, times).float())
+                before = self._clean(noisy, times, self._said(model, noisy, None, beside, times).float(), beside)
         said = self._said(model, noisy, before, beside, times).float()
         match self.about["prediction"]:
             case "sample":  # weighted as an error of v is, but for the least noise
-                target, weight = x, (1 / (1 - self.schedule.alphas_cumprod[times])).clamp(max=HEAVIEST)
+                target = x if small is None else x - small
+                weight = (1 / (1 - self.schedule.alphas_cumprod[times])).clamp(max=HEAVIEST)
                 known = known * weight[:, None, None, None]
             case "epsilon":
                 target = noise
@@ -318,14 +320,19 @@ class JointDiffusion:
         # channels first, which GroupNorm is fast with on a CPU
         return F.pixel_shuffle(model(F.pixel_unshuffle(torch.cat(given, 1), k), times.to(x.device)).sample, k)
 
-    def _clean(self, x, times, said):
-        """The clean planes that an answer to planes at some times stands for."""
+    def _clean(self, x, times, said, beside):
+        """The clean planes that an answer to planes at some times stands for.
+
+        A model with `upscale` says them as what is to be added to the small pair.
+        """
         a = self.schedule.alphas_cumprod[times][:, None, None, None].to(x.device)
         match self.about["prediction"]:
             case "epsilon":
                 said = (x - (1 - a).sqrt() * said) / a.sqrt()
             case "v_prediction":
                 said = a.sqrt() * x - (1 - a).sqrt() * said
+            case _ if beside is not None:
+                said = said + beside
         return self.planes.clamp(said)
 
     def _denoise(self, x, beside, scheduler, generator, every):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 
 from .. import segment, training
 from ..joint import JointDiffusion, quality
@@ -168,7 +169,7 @@ class Run:
             for name, x in (("enlarged", (images, labels)), ("pixels repeated", repeated))
         }
 
-    def measure(self, count: int, samples: int = 200, tests: int = 400) -> dict:
+    def measure(self, count: int, samples: int = 500, tests: int = 400) -> dict:
         """Quality of the pairs that a joint model of so many scenes draws, beside held-out scenes."""
         judge, (images, labels), real = self.judge(), self.scenes(TESTS, tests), self.scenes(0, count)
         drawn, found, margins = self.joint(count).sample(samples, seed(0))
@@ -186,6 +187,7 @@ class Run:
             "class shares": {
                 "scenes learned from": quality.class_shares(real[1], COUNT).tolist(),
                 "samples": quality.class_shares(found, COUNT).tolist(),
+                "samples, standard error": stats.sem([quality.class_shares(x, COUNT) for x in found]).tolist(),
             },
             "median distance to the nearest scene learned from": {
                 "held-out scenes": float(np.median(quality.nearest(images, real[0])[0])),

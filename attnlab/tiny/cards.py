@@ -97,8 +97,8 @@ def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, st
         "Class shares: of classes above 5% of the scenes. Distance: median over samples to the nearest scene learned "
         "from, over the same of held-out scenes. Fréchet: of the judge's encoder, to the held-out scenes."
     )
-    names = ["scenes", "steps", "held-out error", "class shares off by, at most", "nearest-neighbor distance, ratio"]
-    names += ["Fréchet distance, samples", "the same, other scenes", "pixels with margin below 0.9"]
+    names = ["scenes", "steps", "held-out error", "class shares off by, at most", "its standard error", "distance"]
+    names += ["Fréchet distance", "the same, other scenes", "pixels with margin below 0.9"]
     parts = [agreement, table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
     cards = {"aerial": "\n\n".join([*parts, scores, table(names, [_scores(one) for one in of])])}
     cards["aerial-judge"] = "\n\n".join([agreement.split(",")[0] + ".", table(head, rows[:1])])
@@ -119,9 +119,16 @@ def _ious(name, ious, classes):
 def _scores(one):
     shares, near = one["class shares"], one["median distance to the nearest scene learned from"]
     frechet = one["Fréchet distance to held-out scenes, the judge's encoder"]
-    apart = np.abs(np.subtract(*shares.values()))[np.array(shares["scenes learned from"]) > 0.05].max()
+    real, drawn, error_of = map(np.array, shares.values())
+    worst = np.argmax(np.where(real > 0.05, abs(real - drawn), 0))
     step, error = min(one["held-out error"], key=lambda check: check[1])
-    found = [float(apart), near["samples"] / near["held-out scenes"], frechet["samples"], frechet["other scenes"]]
+    found = [
+        float(abs(real - drawn)[worst]),
+        float(error_of[worst]),
+        near["samples"] / near["held-out scenes"],
+        frechet["samples"],
+        frechet["other scenes"],
+    ]
     return [one["scenes"], f"{step:,}", error, *found, one["pixels with margin below 0.9"]]
 
 
