@@ -11,6 +11,8 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from . import words
 from .pipelines import load_parts
 
+NAMED = 5  # words beyond the window that an error tells
+
 
 @dataclass(frozen=True)
 class Text:
@@ -129,10 +131,10 @@ class TextEncoder:
         ids = tokenizer(expanded).input_ids
         if len(ids) > self.window:
             inside = self.window - 1  # the end token takes the last place
-            lost = [w.text for w in words.split(tokenizer, ids) if w.tokens[-1] >= inside]
+            lost = [repr(w.text) for w in words.split(tokenizer, ids) if w.tokens[-1] >= inside]
+            named = lost if len(lost) <= NAMED else [*lost[:NAMED], f"{len(lost) - NAMED} more words"]
             raise ValueError(
-                f"the text has {len(ids)} tokens, the window {self.window}: "
-                f"{', '.join(map(repr, lost))} would fall outside"
+                f"the text has {len(ids)} tokens, the window {self.window}: {', '.join(named)} would fall outside"
             )
         padded = tokenizer(expanded, padding="max_length", max_length=self.window, return_tensors="pt")
         if encoder.device.type != "meta":  # an offloaded encoder fetches its input itself

@@ -38,6 +38,8 @@ def test_no_text(encoder, text):
 def test_beyond_the_window(encoder):
     with pytest.raises(ValueError, match=r"the text has 34 tokens, the window 32: 'tree', 'house' would fall outside"):
         encoder("a " * 30 + "tree house")
+    with pytest.raises(ValueError, match=r"'tree', 'a', 'a', 'a', 'a', 15 more words would fall outside"):
+        encoder("a " * 30 + "tree" + " a" * 19)
     assert encoder("a " * 29 + "tree").length == 32  # fills it to the last token
 
 
