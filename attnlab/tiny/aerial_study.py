@@ -56,7 +56,7 @@ class Study:
     """
 
     sizes: tuple[int, ...] = (25, 50, 100)
-    ratios: tuple[int, ...] = (1, 3, 5)
+    ratios: tuple[int, ...] = (1, 2, 3, 4, 5)
     tried: int = 25
     trial: int = 3
     tries: int = 2
@@ -165,7 +165,7 @@ def table(record: dict) -> list[dict]:
         if arm["added"]:
             row |= dict(zip(("gain", "error of gain"), mean_and_error(gain(record, **arm).mean(1)), strict=True))
         rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: (row["scenes"], list(ADDED).index(row["added"]), row["ratio"]))
 
 
 def trials(record: dict) -> list[dict]:
