@@ -147,8 +147,9 @@ def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]
     ranked = rank_words(recording, *where)[:count]
     strongest = max(((word, spelled(word)) for word in words_of(recording)), key=lambda w: dict(ranked).get(w[1], -1))
     curves = curves_at(recording, strongest[0], *where)
-    figure = Figure(figsize=(9, 2.2), layout="constrained")
+    figure = Figure(figsize=(9, 2.2))
     bars, *axes = figure.subplots(1, 3)
+    figure.subplots_adjust(left=0.13, right=0.98, bottom=0.25, top=0.95, wspace=0.35)  # a layout engine takes as long
     with plots.style():
         bars.barh([name for name, _ in ranked][::-1], [share for _, share in ranked][::-1], color="#1958b3")
         bars.set_xlabel("share of attention (DAAM)")
