@@ -1,6 +1,7 @@
 """What many tests share: the bundled pipeline, generated once, and small helpers."""
 
 import logging
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import attnlab as al
 
 PROMPT = "a burning house with smoke"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and what it starts too
 
 
 @pytest.fixture(scope="session")
