@@ -236,7 +236,8 @@ def test_generate_choose_words_move_sliders_point_at_pixels(notebook):
     times["pixel"] = []
     for k in range(20):
         before, started = words.get_attribute("src"), time.perf_counter()
-        nb.pictures.first.click(position={"x": 8 + 16 * (k % 16), "y": 60 + 64 * (k // 16)})  # the next of 16 x 16 cells
+        cell = {"x": 8 + 16 * (k % 16), "y": 60 + 64 * (k // 16)}  # of 16 x 16
+        nb.pictures.first.click(position=cell)
         page.wait_for_function("src => document.querySelector('img.widget-image').src !== src", arg=before)
         times["pixel"].append(time.perf_counter() - started)
     table(times)
