@@ -22,7 +22,7 @@ def test_every_stage(tmp_path, monkeypatch):
     for name in ("aerial", "aerial-x2", "aerial-judge"):
         (tmp_path / "bundled" / name).mkdir(parents=True)
         (tmp_path / "bundled" / name / "README.md").write_text("\n".join(["# A card", *cards.MARKS]))
-    for stage, counts in (("measure", (3, 4)), ("compare", (2,)), ("enlarge", (2,))):
+    for stage, counts in (("measure", (3, 4, 2)), ("compare", (2,)), ("enlarge", (2,))):
         monkeypatch.setattr(getattr(aerial.Run, stage), "__defaults__", counts)
     aerial.main(["judge", "--work", str(tmp_path)])
     weights = (tmp_path / "judge/diffusion_pytorch_model.safetensors").stat().st_mtime_ns

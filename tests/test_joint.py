@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnlab.joint import JointDiffusion
-from attnlab.joint.diffusion import PREDICTIONS
+from attnlab.joint.denoiser import PREDICTIONS
 from attnlab.pairs import shrink
 from attnlab.training import Schedule
 
@@ -68,6 +68,28 @@ def test_samples_repeat_whatever_the_batch(trained):
     assert (other[0] != first[0]).any()
 
 
+def test_it_draws_the_shares_that_it_is_asked_for(trained):
+    """Water in 2 of 8 columns or in 6, as asked; without a word both, as in the world."""
+    water = {}
+    for name, share in (("little", 0.25), ("much", 0.75), ("any", np.nan)):
+        asked = np.array([1 - share, 0 * share, share])
+        labels = trained.sample(20, torch.Generator().manual_seed(0), shares=asked, steps=20)[1]
+        water[name] = (labels == 2).mean((1, 2))
+    assert water["little"].mean() == pytest.approx(0.25, abs=0.06) and water["little"].std() < 0.1
+    assert water["much"].mean() == pytest.approx(0.75, abs=0.06) and water["much"].std() < 0.1
+    assert water["any"].min() < 0.4 and water["any"].max() > 0.6
+    left = trained.sample(40, torch.Generator().manual_seed(0), steps=20)[1]  # each scene's shares once
+    assert (left == 2).mean() == pytest.approx((world(40)[1] == 2).mean(), abs=0.04)
+
+
+def test_a_model_that_is_not_told_shares():
+    model = new(shares=False)
+    assert "shares" not in model.about
+    assert model.sample(1, torch.Generator().manual_seed(0), steps=1)[0].shape == (1, 8, 8, 3)
+    with pytest.raises(ValueError, match="make one with shares=True"):
+        model.sample(1, torch.Generator().manual_seed(0), shares=np.array([0.5, 0, 0.5]))
+
+
 def test_moments_on_the_way(trained):
     images, labels, _ = trained.sample(3, torch.Generator().manual_seed(1), steps=5, every=2)
     assert images.shape == (3, 3, 8, 8, 3) and labels.shape == (3, 3, 8, 8)  # after 2, 4 and 5 steps
@@ -88,7 +110,7 @@ def test_a_model_that_knows_the_answer_samples_it(prediction, codes, monkeypatch
     model = JointDiffusion.new(images, labels, CLASSES, codes=codes, prediction=prediction, **SMALL)
     x0 = model.planes.encode(images, labels)[0]
 
-    def said(unet, x, before, beside, times):
+    def said(unet, x, before, given, times):
         a = model.schedule.alphas_cumprod[times][:, None, None, None]
         noise = (x - a.sqrt() * x0) / (1 - a).sqrt()
         return {"sample": x0, "epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0}[prediction]

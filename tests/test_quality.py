@@ -12,11 +12,6 @@ def pictures(count, seed=0, size=32):
     return blocks.repeat(size // 4, 1).repeat(size // 4, 2)
 
 
-def test_shares_are_of_decided_pixels():
-    labels = np.array([[[0, 0, 1, 255], [255, 2, 2, 2]]], np.uint8)
-    assert quality.class_shares(labels, 4) == pytest.approx([2 / 6, 1 / 6, 3 / 6, 0])
-
-
 def test_copies_are_near_and_new_images_are_not():
     real, new = pictures(20), pictures(20, seed=1)
     turned = np.rot90(real[:5], axes=(1, 2))[:, :, ::-1]

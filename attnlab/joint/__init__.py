@@ -2,5 +2,6 @@
 
 from .codes import bit_codes, one_hot_codes, touching
 from .diffusion import JointDiffusion
+from .shares import class_shares
 
-__all__ = ["JointDiffusion", "bit_codes", "one_hot_codes", "touching"]
+__all__ = ["JointDiffusion", "bit_codes", "class_shares", "one_hot_codes", "touching"]

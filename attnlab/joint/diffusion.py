@@ -10,113 +10,28 @@ One U-Net of diffusers denoises [RGB, label planes] together. Images are uint8 (
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers import DDIMScheduler, DDPMScheduler
 from tqdm.auto import tqdm
 
 from .. import training
 from ..pairs import checked, shrink
-from ..pipelines import BUNDLED
-from .codes import bit_codes, one_hot_codes, touching
-from .planes import STEPS, Planes, noise_levels, varied
+from .denoiser import Denoiser, Given
+from .planes import STEPS, noise_levels, varied
+from .shares import UNTOLD, blurred, checked_shares, class_shares
 
-PREDICTIONS = ("sample", "v_prediction", "epsilon")
 SAMPLERS = {"ddim": DDIMScheduler, "ancestral": DDPMScheduler}
-CODES = ("bits", "one-hot")
 HEAVIEST = 5.0  # weight of an error of the clean planes, beside 1 at the most noise
 BLUR = 0.1  # noise on the small image that an enlarging model sees in training, as samples are not clean
 
 
-class JointDiffusion:
-    """A denoiser of images with labels.
-
-    Attributes
-    ----------
-    unet : UNet2DModel over pixel-unshuffled planes
-    about : classes, codes (class, plane) as lists, mean and std of the colors (0..1), prediction, shuffle, upscale,
-        self_conditioning
-    """
-
-    def __init__(self, unet: UNet2DModel, about: dict):
-        self.unet, self.about, self.classes = unet, about, tuple(about["classes"])
-        self.planes = Planes(about["codes"], about["mean"], about["std"])
-        self.schedule = DDPMScheduler(**noise_levels())
-        if unet.device.type == "cpu":  # the fast kernels are slow there, their backward pass above all
-            for part in unet.modules():
-                if isinstance(part, Attention):
-                    part.set_processor(AttnProcessor())
-
-    @classmethod
-    def new(
-        cls,
-        images: np.ndarray,
-        labels: np.ndarray,
-        classes: Sequence[str],
-        *,
-        codes: str = "bits",
-        prediction: str = "sample",
-        channels: Sequence[int] = (64, 96, 160),
-        shuffle: int = 2,
-        upscale: int = 1,
-        self_conditioning: bool = True,
-        seed: int = 0,
-    ) -> "JointDiffusion":
-        """An untrained model of the size of `images`, whose colors and neighborhoods of classes it takes over.
-
-        Parameters
-        ----------
-        codes : "bits", ceil(log2 classes) planes chosen by which classes touch, or "one-hot", a plane a class
-        prediction : what the U-Net says: "sample", the clean planes, which a narrow U-Net of unshuffled pixels can say
-            where it cannot repeat their noise (Li and He, arXiv 2511.13720), "v_prediction" (Salimans and Ho, ICLR
-            2022), or "epsilon", the published choice
-        channels : of the U-Net's levels; all but the first one have attention
-        shuffle : pixels of a square of so many a side become channels (1: none), for speed
-        upscale : above 1, a model that makes pairs so much larger, out of small ones
-        self_conditioning : the U-Net also sees what it took for the clean planes a step earlier (Chen, Zhang and
-            Hinton, ICLR 2023)
-
-        Raises
-        ------
-        ValueError : one class, unknown options, images and labels that do not fit, a size that cannot be halved often
-            enough
-        """
-        images, labels = checked(images, labels, len(classes))
-        size, factor = images.shape[1], shuffle * 2 ** (len(channels) - 1)
-        if len(classes) < 2 or codes not in CODES or prediction not in PREDICTIONS:
-            raise ValueError(
-                f"{len(classes)} classes, codes={codes!r}, prediction={prediction!r}: give two classes or more, one of "
-                f"{', '.join(CODES)} and one of {', '.join(PREDICTIONS)}"
-            )
-        if images.shape[1] != images.shape[2] or size % (factor * upscale):
-            raise ValueError(f"images are {images.shape[1:3]}: give squares whose side {factor * upscale} divides")
-        table = one_hot_codes(len(classes)) if codes == "one-hot" else bit_codes(touching(labels, len(classes)))
-        planes, inputs = (3 + table.shape[1]) * shuffle**2, 1 + self_conditioning + (upscale > 1)
-        with training.seeded(seed):
-            unet = UNet2DModel(
-                sample_size=size // shuffle,
-                in_channels=planes * inputs,
-                out_channels=planes,
-                block_out_channels=tuple(channels),
-                down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * (len(channels) - 1),
-                up_block_types=("AttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),
-                layers_per_block=1,
-                attention_head_dim=32,
-            )
-        colors = images.reshape(-1, 3) / 255
-        about = {"classes": list(classes), "codes": table.tolist(), "prediction": prediction, "shuffle": shuffle}
-        about |= {"mean": colors.mean(0).tolist(), "std": colors.std(0).clip(0.02).tolist(), "upscale": upscale}
-        return cls(unet, about | {"self_conditioning": self_conditioning})
-
-    @property
-    def size(self) -> int:
-        """Side of its images in pixels."""
-        return self.unet.config.sample_size * self.about["shuffle"]
+class JointDiffusion(Denoiser):
+    """A denoiser of images with labels that learns from pairs and draws new ones."""
 
     def fit(
         self,
@@ -129,7 +44,7 @@ class JointDiffusion:
         turns: bool = True,
         check: tuple[np.ndarray, np.ndarray] | None = None,
         patience: int = 5,
-    ) -> "JointDiffusion":
+    ) -> Self:
         """Train, or go on in `folder`, and take over the moving average.
 
         Flips, and with `turns` quarter turns, vary the pairs. `check`: held-out images and labels; the average with the
@@ -146,9 +61,11 @@ class JointDiffusion:
 
         def loss(model, generator):
             some = torch.randint(len(images), (batch,), generator=generator)
-            planes = varied(self._planes(*pairs, some), turns, generator)
+            x, known, small = varied(self._planes(*pairs, some), turns, generator)
+            shares = self._shares(pairs[1][some])
+            given = Given(small, shares if shares is None else blurred(shares, generator, UNTOLD))
             twice = self.about["self_conditioning"] and bool(torch.rand((), generator=generator) < 0.5)
-            return {"loss": self._loss(model, *planes, generator, device, twice)}
+            return {"loss": self._loss(model, x, known, given, generator, device, twice)}
 
         judge = check and (lambda model: self.error(*check, model=model))
         self.unet = training.train(self.unet, loss, schedule, folder, judge, patience)
@@ -161,32 +78,12 @@ class JointDiffusion:
         device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
         for _ in range(draws):
             for i in range(0, len(images), batch):
-                planes = self._planes(images, labels, slice(i, i + batch))
+                x, known, small = self._planes(images, labels, slice(i, i + batch))
+                given = Given(small, self._shares(labels[i : i + batch]))
                 with torch.autocast(device.type, torch.bfloat16):
-                    one = self._loss(model, *planes, generator, device, self.about["self_conditioning"])
-                total += float(one) * len(planes[0])
+                    one = self._loss(model, x, known, given, generator, device, self.about["self_conditioning"])
+                total += float(one) * len(x)
         return total / (draws * len(images))
-
-    def add_noise(self, planes: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
-        """The forward process: planes (image, plane, row, column) as they are at a time, 0 to 999."""
-        return self.schedule.add_noise(planes, torch.randn(planes.shape, generator=generator), torch.tensor([time]))
-
-    @torch.no_grad()
-    def guess(
-        self,
-        planes: torch.Tensor,
-        time: int,
-        before: torch.Tensor | None = None,
-        beside: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """What the model takes for the clean planes behind those at a time, within the range that such have.
-
-        `before`: its guess a step earlier. `beside`: for a model with `upscale`, the planes to enlarge, as large as
-        these.
-        """
-        times = torch.full((len(planes),), int(time))
-        with torch.autocast(planes.device.type, torch.bfloat16):
-            return self._clean(planes, times, self._said(self.unet, planes, before, beside, times).float(), beside)
 
     @torch.no_grad()
     def sample(
@@ -195,6 +92,7 @@ class JointDiffusion:
         generator: torch.Generator,
         *,
         small: tuple[np.ndarray, np.ndarray] | None = None,
+        shares: np.ndarray | None = None,
         steps: int = 50,
         sampler: str = "ddim",
         batch: int = 32,
@@ -207,6 +105,8 @@ class JointDiffusion:
         generator : draws all noise before anything is computed, so that `batch` changes speed and memory alone (but for
             the ancestral sampler, which draws more on the way)
         small : for a model with `upscale`: the images and labels to enlarge, `count` of them
+        shares : of a model that is told them: how much of a pair each class is to have, (class,) or (image, class),
+            0..1; a row of NaN: whatever comes. None: as in the scenes it learned from, each of them equally often
         sampler : "ddim" (Song et al., ICLR 2021) or "ancestral" (Ho et al., NeurIPS 2020)
         every : above 0, all of it after every so many steps, on the way, with another first axis: (moment, image, ...)
         """
@@ -215,49 +115,22 @@ class JointDiffusion:
             raise ValueError(f"{count} samples, {steps} steps, sampler {sampler!r}: 1 or more, 1 to {STEPS}, {known}")
         if (small is not None) != (self.about["upscale"] > 1):
             raise ValueError("small=(images, labels) is for a model with upscale above 1, and for no other")
+        if shares is not None and "shares" not in self.about:
+            raise ValueError("this model is not told shares of classes: leave shares out, or make one with shares=True")
+        told = self._wanted(shares, count, generator)
         scheduler = SAMPLERS[sampler](**noise_levels(), prediction_type="sample", clip_sample=False)
         scheduler.set_timesteps(steps)
         device = next(self.unet.parameters()).device
         noise = torch.randn(count, len(self.planes), self.size, self.size, generator=generator)
         moments = []
         for i in tqdm(range(0, count, batch), desc="samples", leave=False):
-            x, beside = noise[i : i + batch].to(device), None
-            if small is not None:
-                beside = self._beside(small[0][i : i + batch], small[1][i : i + batch]).to(device)
-            moments.append(self._denoise(x, beside, scheduler, generator, every))
+            some = slice(i, i + batch)
+            beside = None if small is None else self._beside(small[0][some], small[1][some]).to(device)
+            given = Given(beside, None if told is None else told[some])
+            moments.append(self._denoise(noise[some].to(device), given, scheduler, generator, every))
         moments = [torch.cat(parts) for parts in zip(*moments, strict=True)]
         found = [self.planes.decode(x) for x in moments]
         return tuple(np.stack(parts) for parts in zip(*found, strict=True)) if every else found[-1]
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-        """Write weights (safetensors), the U-Net's configuration and joint.json."""
-        folder = Path(folder)
-        unet = UNet2DModel.from_config(self.unet.config)
-        unet.load_state_dict(self.unet.state_dict())
-        torch.nn.Module.to(unet, dtype).save_pretrained(folder)  # diffusers' own `to` warns of layers it does not have
-        part = folder / "joint.json.part"
-        part.write_text(json.dumps(self.about, indent=1) + "\n")
-        part.replace(folder / "joint.json")
-        return folder
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "JointDiffusion":
-        """In float32, from a folder or by the name of a bundled model, "aerial" or "aerial-x2".
-
-        FileNotFoundError where there is none, ValueError where weights and joint.json do not fit.
-        """
-        folder = BUNDLED / folder if (BUNDLED / folder / "joint.json").exists() else Path(folder)
-        if not (folder / "joint.json").exists():
-            raise FileNotFoundError(f"{folder} holds no joint model: joint.json is missing")
-        about = json.loads((folder / "joint.json").read_text())
-        unet = UNet2DModel.from_pretrained(folder, dtype=torch.float32)
-        planes = (3 + len(about["codes"][0])) * about["shuffle"] ** 2
-        if unet.config.out_channels != planes:
-            raise ValueError(
-                f"{folder}: the weights have {unet.config.out_channels} channels, joint.json wants {planes}: "
-                "they are of two models"
-            )
-        return cls(unet.to(device).eval(), about)
 
     def _fitting(self, images, labels):
         images, labels = checked(images, labels, len(self.classes))
@@ -284,21 +157,37 @@ class JointDiffusion:
         """Planes of small pairs in the size of the large ones."""
         return F.interpolate(self.planes.encode(images, labels)[0], scale_factor=self.about["upscale"], mode="nearest")
 
-    def _loss(self, model, x, known, beside, generator, device, twice):
+    def _shares(self, labels):
+        """Shares of classes in labels, which a model that is told them sees, or None."""
+        return torch.from_numpy(class_shares(labels, len(self.classes))) if "shares" in self.about else None
+
+    def _wanted(self, shares, count, generator):
+        """Shares (image, class) that samples are to have; None for a model that is not told them."""
+        if "shares" not in self.about:
+            return None
+        if shares is not None:
+            return torch.tensor(checked_shares(shares, count, len(self.classes)))
+        known = torch.tensor(self.about["shares"]).reshape(-1, len(self.classes))
+        if not len(known):  # it learned from images alone
+            return None
+        rounds = [torch.randperm(len(known), generator=generator) for _ in range(-(-count // len(known)))]
+        return blurred(known[torch.cat(rounds)[:count]], generator)
+
+    def _loss(self, model, x, known, given, generator, device, twice):
         """Mean squared error of what the model says of decided planes, at random times; `twice`: of its second guess.
 
         Times are stratified over the batch: every step sees early and late ones.
         """
         times = (torch.randperm(len(x), generator=generator) + torch.rand(len(x), generator=generator)) / len(x) * STEPS
         times, noise = times.long(), torch.randn(x.shape, generator=generator)
-        small = beside
+        small = given.small
         if small is not None:
-            beside = (small + BLUR * torch.randn(x.shape, generator=generator)).to(device)
+            given = given._replace(small=(small + BLUR * torch.randn(x.shape, generator=generator)).to(device))
         noisy, before = self.schedule.add_noise(x, noise, times).to(device), None
         if twice:
             with torch.no_grad():
-                before = self._clean(noisy, times, self._said(model, noisy, None, beside, times).float(), beside)
-        said = self._said(model, noisy, before, beside, times).float()
+                before = self._clean(noisy, times, self._said(model, noisy, None, given, times).float(), given)
+        said = self._said(model, noisy, before, given, times).float()
         match self.about["prediction"]:
             case "sample":  # weighted as an error of v is, but for the least noise
                 target = x if small is None else x - small
@@ -310,36 +199,11 @@ class JointDiffusion:
                 target = self.schedule.get_velocity(x, noise, times)
         return ((said - target.to(device)) ** 2 * known.to(device)).sum() / known.sum()
 
-    def _said(self, model, x, before, beside, times):
-        """The U-Net's answer (image, plane, row, column)."""
-        k, given = self.about["shuffle"], [x]
-        if self.about["self_conditioning"]:
-            given.append(torch.zeros_like(x) if before is None else before)
-        if beside is not None:
-            given.append(beside)
-        # channels first, which GroupNorm is fast with on a CPU
-        return F.pixel_shuffle(model(F.pixel_unshuffle(torch.cat(given, 1), k), times.to(x.device)).sample, k)
-
-    def _clean(self, x, times, said, beside):
-        """The clean planes that an answer to planes at some times stands for.
-
-        A model with `upscale` says them as what is to be added to the small pair.
-        """
-        a = self.schedule.alphas_cumprod[times][:, None, None, None].to(x.device)
-        match self.about["prediction"]:
-            case "epsilon":
-                said = (x - (1 - a).sqrt() * said) / a.sqrt()
-            case "v_prediction":
-                said = a.sqrt() * x - (1 - a).sqrt() * said
-            case _ if beside is not None:
-                said = said + beside
-        return self.planes.clamp(said)
-
-    def _denoise(self, x, beside, scheduler, generator, every):
+    def _denoise(self, x, given, scheduler, generator, every):
         """Planes after every so many steps, the last ones in any case."""
         kept, clean = [], None
         for number, time in enumerate(scheduler.timesteps, 1):
-            clean = self.guess(x, time, clean, beside)
+            clean = self.guess(x, time, clean, given)
             x = scheduler.step(clean, time, x, generator=generator).prev_sample
             if number == len(scheduler.timesteps) or (every and number % every == 0):
                 kept.append(x.cpu())

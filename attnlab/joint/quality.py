@@ -1,6 +1,6 @@
 """How good drawn pairs are.
 
-Do masks fit images, are classes as frequent as in the data, is anything copied, how far are images from real ones?
+Do masks fit images, is anything copied, how far are images from real ones?
 """
 
 import numpy as np
@@ -10,12 +10,6 @@ from .. import segment
 from ..pairs import checked
 
 SIDE = 16  # pixels of the thumbnails by which images are compared
-
-
-def class_shares(labels: np.ndarray, count: int) -> np.ndarray:
-    """Share of the decided pixels that each class has, float64 (class,)."""
-    found = np.bincount(np.asarray(labels).ravel(), minlength=256)[:count]
-    return found / max(found.sum(), 1)
 
 
 def agreement(model, images: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -24,7 +24,7 @@ import torch
 from scipy import stats
 
 from .. import segment, training
-from ..joint import JointDiffusion, quality
+from ..joint import JointDiffusion, class_shares, quality
 from ..pairs import shrink
 from ..pipelines import BUNDLED, seed
 from ..scenes import aerial
@@ -116,7 +116,8 @@ class Run:
     def joint(self, count: int, variant: str = "") -> JointDiffusion:
         """A joint model of so many scenes, trained to its end; of VARIANTS, for a short time."""
         preset, pairs = self.preset, self.scenes(0, count)
-        options = {"channels": preset.channels, "shuffle": preset.shuffle} | VARIANTS.get(variant, {})
+        options = {"channels": preset.channels, "shuffle": preset.shuffle, "shares": not variant}
+        options |= VARIANTS.get(variant, {})
         model = JointDiffusion.new(*pairs, aerial.CLASSES, **options)
         schedule = replace(preset.schedule, steps=preset.steps_of(count))
         if variant:
@@ -169,10 +170,19 @@ class Run:
             for name, x in (("enlarged", (images, labels)), ("pixels repeated", repeated))
         }
 
-    def measure(self, count: int, samples: int = 500, tests: int = 400) -> dict:
-        """Quality of the pairs that a joint model of so many scenes draws, beside held-out scenes."""
+    def measure(self, count: int, samples: int = 500, tests: int = 400, asked: int = 200) -> dict:
+        """Quality of the pairs that a joint model of so many scenes draws, beside held-out scenes.
+
+        `asked` pairs are asked for the class shares of held-out scenes, and as many without a word about shares.
+        """
         judge, (images, labels), real = self.judge(), self.scenes(TESTS, tests), self.scenes(0, count)
-        drawn, found, margins = self.joint(count).sample(samples, seed(0))
+        model = self.joint(count)
+        drawn, found, margins = model.sample(samples, seed(0))
+        wanted = class_shares(labels[:asked], COUNT)
+        told, untold = (
+            class_shares(model.sample(asked, seed(1), shares=x)[1], COUNT) for x in (wanted, np.full(COUNT, np.nan))
+        )
+        of_found = class_shares(found, COUNT)
         of_tests, of_drawn = (segment.features(judge, x) for x in (images, drawn))
         half = segment.features(judge, self.scenes(VALIDATION, samples)[0])
         return {
@@ -185,9 +195,15 @@ class Run:
                 "samples, shuffled masks": quality.agreement(judge, drawn, quality.shuffled(found), COUNT).tolist(),
             },
             "class shares": {
-                "scenes learned from": quality.class_shares(real[1], COUNT).tolist(),
-                "samples": quality.class_shares(found, COUNT).tolist(),
-                "samples, standard error": stats.sem([quality.class_shares(x, COUNT) for x in found]).tolist(),
+                "scenes learned from": class_shares(real[1], COUNT).mean(0).tolist(),
+                "samples": of_found.mean(0).tolist(),
+                "samples, standard error": stats.sem(of_found).tolist(),
+                "samples without a word": untold.mean(0).tolist(),
+                "samples without a word, standard error": stats.sem(untold).tolist(),
+            },
+            "class shares off those of a held-out scene, mean": {
+                "asked for": abs(told - wanted).mean(0).tolist(),
+                "not asked for": abs(untold - wanted).mean(0).tolist(),
             },
             "median distance to the nearest scene learned from": {
                 "held-out scenes": float(np.median(quality.nearest(images, real[0])[0])),

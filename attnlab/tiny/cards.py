@@ -94,10 +94,13 @@ def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, st
         f"{of[-1]['tests']} held-out scenes."
     )
     scores = (
-        "Class shares: of classes above 5% of the scenes. Distance: median over samples to the nearest scene learned "
-        "from, over the same of held-out scenes. Fréchet: of the judge's encoder, to the held-out scenes."
+        "Class shares: of classes above 5% of the scenes, samples of as many pixels of each as the scenes have, and "
+        "samples that were not told. Held-out shares: asked for, or not; off by, mean over classes. Distance: median "
+        "over samples to the nearest scene learned from, over the same of held-out scenes. Fréchet: of the judge's "
+        "encoder, to the held-out scenes."
     )
-    names = ["scenes", "steps", "held-out error", "class shares off by, at most", "its standard error", "distance"]
+    names = ["scenes", "steps", "held-out error", "class shares off by, at most", "its standard error"]
+    names += ["not told", "its standard error", "held-out shares off, asked", "not asked", "distance"]
     names += ["Fréchet distance", "the same, other scenes", "pixels with margin below 0.9"]
     parts = [agreement, table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
     cards = {"aerial": "\n\n".join([*parts, scores, table(names, [_scores(one) for one in of])])}
@@ -119,17 +122,24 @@ def _ious(name, ious, classes):
 def _scores(one):
     shares, near = one["class shares"], one["median distance to the nearest scene learned from"]
     frechet = one["Fréchet distance to held-out scenes, the judge's encoder"]
-    real, drawn, error_of = map(np.array, shares.values())
-    worst = np.argmax(np.where(real > 0.05, abs(real - drawn), 0))
+    real = np.array(shares["scenes learned from"])
     step, error = min(one["held-out error"], key=lambda check: check[1])
     found = [
-        float(abs(real - drawn)[worst]),
-        float(error_of[worst]),
+        *_off(real, shares, "samples"),
+        *_off(real, shares, "samples without a word"),
+        *(float(np.mean(off)) for off in one["class shares off those of a held-out scene, mean"].values()),
         near["samples"] / near["held-out scenes"],
         frechet["samples"],
         frechet["other scenes"],
     ]
     return [one["scenes"], f"{step:,}", error, *found, one["pixels with margin below 0.9"]]
+
+
+def _off(real, shares, kind):
+    """By how much the shares of frequent classes are off at most, and the standard error of that one."""
+    off = abs(real - shares[kind])
+    worst = np.argmax(np.where(real > 0.05, off, 0))
+    return float(off[worst]), shares[f"{kind}, standard error"][worst]
 
 
 def write_card(folder: Path, text: str) -> None:

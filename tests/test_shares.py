@@ -1,0 +1,58 @@
+"""Shares of classes, as a joint model is told them: counted, made vague, embedded."""
+
+import numpy as np
+import pytest
+import torch
+
+from attnlab.joint.shares import BLUR, blurred, checked_shares, class_shares, embed
+
+
+def test_shares_are_of_decided_pixels():
+    labels = np.array([[[0, 0, 1, 255], [255, 2, 2, 2]], np.full((2, 4), 255), np.full((2, 4), 3)], np.uint8)
+    found = class_shares(labels, 4)
+    assert found.dtype == np.float32 and found[0] == pytest.approx([2 / 6, 1 / 6, 3 / 6, 0])
+    assert np.isnan(found[1]).all() and found[2].tolist() == [0, 0, 0, 1]
+
+
+def test_vague_shares_are_shares_near_the_exact_ones():
+    shares = torch.tensor([[0.5, 0.49, 0.01, 0.0]]).repeat(20_000, 1)
+    found = blurred(shares, torch.Generator().manual_seed(0))
+    assert (found >= 0).all() and torch.allclose(found.sum(1), torch.ones(20_000), atol=1e-5)
+    assert found.mean(0).numpy() == pytest.approx(shares[0].numpy(), abs=0.005)
+    apart = found[:, 0].sqrt() - found[:, 1].sqrt()  # of two large ones, each as vague as BLUR says
+    assert float(apart.std()) == pytest.approx(2**0.5 * BLUR, rel=0.02)
+    silent = blurred(shares, torch.Generator().manual_seed(0), 0.25).isnan()
+    assert (silent.all(1) == silent.any(1)).all() and silent.any(1).float().mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_embedding_by_hand():
+    found = embed(torch.tensor([[0.25, 0.75], [np.nan, np.nan]]), 20)
+    assert found.shape == (2, 20) and not found[1].any() and not found[0, 16:].any()
+    angles = np.array([np.sqrt(0.25), np.sqrt(0.75)])[:, None] * np.pi / 2 * np.array([1, 2, 4, 8])
+    by_hand = np.concatenate([np.sin(angles), np.cos(angles)], 1).ravel()
+    assert found[0, :16].numpy() == pytest.approx(by_hand, abs=1e-6)
+    assert embed(torch.rand(1, 8), 20)[0, 16:].abs().max() == 0  # one octave each
+    with pytest.raises(ValueError, match="11 classes do not fit an embedding of 20"):
+        embed(torch.rand(1, 11), 20)
+
+
+def test_one_row_is_for_all_images():
+    found = checked_shares([0.25, 0.75], 3, 2)
+    assert found.shape == (3, 2) and (found == [0.25, 0.75]).all()
+    assert np.isnan(checked_shares(np.full(2, np.nan), 3, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [
+        ([1.0], r"shares are \(2,\), or \(3, 2\)"),
+        (np.full((2, 2), 0.5), r"not \(2, 2\)"),
+        (0.5, r"not \(\)"),
+        ([25, 75], "sum to 1: divide them by their sum"),
+        ([1.5, -0.5], "0 or more"),
+        ([np.nan, 1], "NaN in all says nothing"),
+    ],
+)
+def test_bad_shares(shares, says):
+    with pytest.raises(ValueError, match=says):
+        checked_shares(shares, 3, 2)
