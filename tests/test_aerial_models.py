@@ -73,7 +73,9 @@ def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
     assert on_validation[mix] == max(on_validation.values()) and set(on_validation) == set(aerial_study.MIXES)
     arm = {"scenes": 3, "added": "drawn", "ratio": 1, "mix": mix, "way": way}
     assert aerial_study.ious(record, **arm).shape == (1, 7) and aerial_study.gain(record, **arm).shape == (1, 7)
-    assert {row["mix"] for row in aerial_study.table(record) if row["added"]} == {mix}
+    mixes = {row["added"]: row["mix"] for row in aerial_study.table(record)}
+    drawn = ("drawn", "drawn, segmented", "drawn, judged")
+    assert mixes == {"": "half", "rendered": "pool"} | dict.fromkeys(drawn, mix)
     assert {row["added"] for row in aerial_study.table(record)} == set(aerial_study.ADDED)
     assert len(aerial_study.trials(record)) == len(aerial_study.MIXES) + len(aerial_study.WAYS)
     assert [x.shape for x in aerial_study.by_ratio(record, 3)] == [(1, 7)] * 3

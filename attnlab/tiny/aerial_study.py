@@ -93,9 +93,9 @@ class Study:
         return [(*arm, s) for arm in arms for s in range(self.tries)]
 
     def finals(self, n: int, mix: str, way: str) -> list[tuple]:
-        """The chosen mix at every ratio, and masks, then images as well, exchanged for others'; all augmented alike."""
-        arms = [(n, "", 0, "half", way)] + [(n, "drawn", ratio, mix, way) for ratio in self.ratios]
-        arms += [(n, kind, self.trial, mix, way) for kind in ADDED if kind not in ("", "drawn")]
+        """Scenes alone, drawn pairs at every ratio, with masks exchanged, then images as well; all augmented alike."""
+        ratios = {"": (0,), "drawn": self.ratios}
+        arms = [(n, kind, r, mix_of(kind, mix), way) for kind in ADDED for r in ratios.get(kind, (self.trial,))]
         return [(*arm, s) for arm in arms for s in range(self.seeds)]
 
     def choose(self, found: dict) -> tuple[str, str]:
@@ -129,6 +129,11 @@ class Study:
         return dict(zip(arms, run_arms(partial(self.train, work), arms, work / "study" / "arms", workers), strict=True))
 
 
+def mix_of(added: str, mix: str) -> str:
+    """How what is added is mixed, where `mix` was chosen for drawn pairs: further scenes are like the first ones."""
+    return {"": "half", "rendered": "pool"}.get(added, mix)
+
+
 def ious(record: dict, kind: str = "test", **arm) -> np.ndarray:
     """IoU (seed, class) of an arm: `scenes`, `added`, `ratio`, `mix`, `way`; on "validation" or "test" scenes."""
     found = [one for one in record["arms"] if all(one[name] == value for name, value in arm.items())]
@@ -157,7 +162,7 @@ def table(record: dict) -> list[dict]:
     """
     rows = []
     for arm in _arms(record):
-        if (arm["mix"], arm["way"]) != (record["mix"] if arm["added"] else "half", record["way"]):
+        if (arm["mix"], arm["way"]) != (mix_of(arm["added"], record["mix"]), record["way"]):
             continue
         if arm["scenes"] not in record["study"]["sizes"]:
             continue
@@ -210,10 +215,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", default="runs/aerial", type=Path, help="folder with the judge and the joint models")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--sizes", type=int, nargs="+", default=Study.sizes, help="scenes that are learned from")
+    parser.add_argument("--ratios", type=int, nargs="+", default=Study.ratios, help="drawn pairs for each of them")
     parser.add_argument("--tries", type=int, default=Study.tries, help="seeds of what validation scenes decide")
     given = parser.parse_args(given)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    record = Study(tuple(given.sizes), tried=given.sizes[0], tries=given.tries).run(given.work, given.workers)
+    study = Study(tuple(given.sizes), tuple(given.ratios), tried=given.sizes[0], tries=given.tries)
+    record = study.run(given.work, given.workers)
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
     for row in table(record):
         log.info(" | ".join(map(str, row.values())))

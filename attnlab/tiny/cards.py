@@ -85,6 +85,7 @@ def oracle_tables(name: str, found: dict[str, dict]) -> str:
 def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, str]:
     """What `attnlab.tiny.aerial` measured, as the text between the marks of the card of each of its models."""
     of = [one for key, one in found.items() if key.startswith("measure ")]
+    of.sort(key=lambda one: one["scenes"])
     held_out, shuffled = (of[-1]["IoU of the judge"][kind] for kind in ("held-out scenes", "samples, shuffled masks"))
     kinds = [(f"samples, {one['scenes']} scenes", one["IoU of the judge"]["samples"]) for one in of]
     head = ["labels", *classes, "mean without vehicles", "mean"]
@@ -94,12 +95,12 @@ def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, st
         f"{of[-1]['tests']} held-out scenes."
     )
     scores = (
-        "Class shares: of classes above 5% of the scenes, samples of as many pixels of each as the scenes have, and "
-        "samples that were not told. Held-out shares: asked for, or not; off by, mean over classes. Distance: median "
-        "over samples to the nearest scene learned from, over the same of held-out scenes. Fréchet: of the judge's "
-        "encoder, to the held-out scenes."
+        "Class shares: the largest difference between samples and the scenes learned from, of classes above 5%: of "
+        "samples that are told the shares of these scenes, and that are told nothing. Held-out shares: mean difference "
+        "from a held-out scene's, asked for or not. Distance: median over samples to the nearest scene learned from, "
+        "over the same of held-out scenes. Fréchet: of the judge's encoder, to the held-out scenes."
     )
-    names = ["scenes", "steps", "held-out error", "class shares off by, at most", "its standard error"]
+    names = ["scenes", "steps", "held-out error", "class shares off, told", "its standard error"]
     names += ["not told", "its standard error", "held-out shares off, asked", "not asked", "distance"]
     names += ["Fréchet distance", "the same, other scenes", "pixels with margin below 0.9"]
     parts = [agreement, table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
