@@ -150,7 +150,7 @@ class Denoiser:
     ) -> torch.Tensor:
         """What the model takes for the clean planes behind those at a time, within the range that such have.
 
-        `before`: its guess a step earlier.
+        `before`: its guess a step earlier. `given`: what else it knows of the pairs, see `Given`.
         """
         times = torch.full((len(planes),), int(time))
         with torch.autocast(planes.device.type, torch.bfloat16):

@@ -109,6 +109,11 @@ class JointDiffusion(Denoiser):
             0..1; a row of NaN: whatever comes. None: as in the scenes it learned from, each of them equally often
         sampler : "ddim" (Song et al., ICLR 2021) or "ancestral" (Ho et al., NeurIPS 2020)
         every : above 0, all of it after every so many steps, on the way, with another first axis: (moment, image, ...)
+
+        Raises
+        ------
+        ValueError : no samples, unknown samplers, `small` or `shares` for a model that takes none, shares that do not
+            sum to 1
         """
         if sampler not in SAMPLERS or count < 1 or not 1 <= steps <= STEPS:
             known = ", ".join(SAMPLERS)

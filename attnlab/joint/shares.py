@@ -1,7 +1,7 @@
 """How much of a scene each class has: what a joint model can be told of the pair that it is to draw.
 
-shares = class_shares(labels, 7)   # float32 (image, class), each row sums to 1
-embed(shares, 256)                 # what the U-Net adds to its embedding of the time
+shares = class_shares(labels, 7)  # float32 (image, class), each row sums to 1
+embed(torch.from_numpy(shares), 256)  # what the U-Net adds to its embedding of the time
 """
 
 import numpy as np
@@ -13,7 +13,10 @@ UNTOLD = 0.1  # of the pairs in training, so that the model also knows what to d
 
 
 def class_shares(labels: np.ndarray, count: int) -> np.ndarray:
-    """Share of an image's decided pixels that each class has, float32 (image, class); NaN where none is decided."""
+    """Share of an image's decided pixels that each class has, float32 (image, class); NaN where none is decided.
+
+    `labels`: uint8 (image, row, column), 255 where undecided.
+    """
     found = np.stack([np.bincount(one.ravel(), minlength=256)[:count] for one in np.asarray(labels)])
     with np.errstate(invalid="ignore"):
         return (found / found.sum(1, keepdims=True)).astype(np.float32)

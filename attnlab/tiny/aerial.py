@@ -35,7 +35,7 @@ COUNT = len(aerial.CLASSES)
 JUDGED = 100_000  # first seeds: of the judge's scenes
 VALIDATION = aerial.HELD_OUT + 100_000
 TESTS = aerial.HELD_OUT + 200_000
-VARIANTS = {
+VARIANTS = {  # none of them is told shares of classes
     "clean, bits": {},
     "v, bits": {"prediction": "v_prediction"},
     "epsilon, bits": {"prediction": "epsilon"},
