@@ -17,16 +17,17 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "pipelines": ("load_oracle", "load_pipeline", "seed"),
-    "hooks": ("record",),
-    "pictures": ("record_image",),
-    "recording": ("Recording",),
-    "heatmaps": ("HeatMaps", "spread"),
-    "maps": ("daam", "ovam", "propagate"),
-    "linear": ("LinearMap", "linear_daam"),
+    "recording": ("Recording", "record", "record_image"),
+    "maps": ("HeatMaps", "LinearMap", "daam", "linear_daam", "ovam", "propagate", "spread"),
     "tokens": ("Token", "TokenLibrary"),
-    "fit": ("fit_token", "fit_tokens"),
-    "descent": ("optimize_token",),
-    "transfer": ("best_words", "nearest_words", "transfer_matrix"),
+    "learning": (
+        "best_words",
+        "fit_token",
+        "fit_tokens",
+        "nearest_words",
+        "optimize_token",
+        "transfer_matrix",
+    ),
     "masks": ("dbscan_clusters", "dbscan_mask", "otsu_mask", "random_walker_mask", "threshold_mask", "vote_mask"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}

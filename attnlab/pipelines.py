@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-BUNDLED = Path(__file__).parent / "tiny" / "models"
+BUNDLED = Path(__file__).parent / "models"
 
 
 def load_pipeline(
@@ -106,7 +106,8 @@ def load_oracle(device: str | torch.device | None = None) -> Oracle:
     folder = BUNDLED / "oracle"
     if not (folder / "classes.json").exists():
         raise FileNotFoundError(
-            f"{folder} holds no oracle: install attnlab again, or train it (attnlab.tiny.train oracle)"
+            f"{folder} holds no oracle: install attnlab again, or train it: "
+            "python -m experiments.bundled.train_street oracle"
         )
     with _quiet(bars=False):
         model = UNet2DModel.from_pretrained(folder, dtype=torch.float32)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab import segment
 from attnlab.joint import JointDiffusion
-from attnlab.tiny import aerial, aerial_study, cards
+from attnlab.segmentation import model as segment
 from attnlab.training import Schedule
+from experiments.bundled import cards
+from experiments.bundled import train_aerial as aerial
+from experiments.studies import joint_pairs as aerial_study
 
 
 def test_every_stage(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attnlab import augment
+from attnlab.segmentation import augment
 
 COLORS = np.array([(10, 20, 30), (200, 40, 60), (0, 255, 90), (90, 90, 200)], np.uint8)
 

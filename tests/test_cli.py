@@ -12,8 +12,8 @@ from importlib import metadata
 import nbformat
 import pytest
 
-from attnlab.cli import list_files, main
-from attnlab.notebooks import read_parameters
+from attnlab.cli.commands import list_files, main
+from attnlab.cli.runner import read_parameters
 
 PARAMETERS = """prompt = "a burning house with smoke"  # what is drawn; guidance = 7.5, "é" # included
 word = "smoke"  # the word to segment

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 import attnlab as al
-from attnlab.descent import PRESETS, Descent, optimize_token
+from attnlab.learning.optimize import PRESETS, Descent, optimize_token
 
 EPOCHS = 6
 MASK = np.zeros((64, 64), bool)
@@ -129,7 +129,7 @@ def test_an_interrupt_returns_the_best_so_far(recording, monkeypatch):
         def set_postfix(self, **_):
             pass
 
-    monkeypatch.setattr("attnlab.descent.tqdm", Stops)
+    monkeypatch.setattr("attnlab.learning.optimize.tqdm", Stops)
     token = optimize_token(recording, [MASK], "smoke", SHORT["thesis"])
     full = PRESETS["thesis"]
     assert len(token.about["losses"]) == 3 < full.epochs

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import attnlab as al
-from attnlab import segment
-from attnlab.tiny import downstream
+from attnlab.segmentation import model as segment
+from experiments.studies import generated_pairs as downstream
 
 
 def test_scenes_have_exact_labels_of_the_classes():

@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import attnlab as al
-from attnlab.texts import TextEncoder
+from attnlab.recording.texts import TextEncoder
 
 KINDS = {
     "1.x": (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline),

@@ -6,7 +6,7 @@ import pytest
 import attnlab as al
 from attnlab import metrics
 from attnlab.scenes import street
-from attnlab.tiny import fewshot
+from experiments.studies import few_shot as fewshot
 
 NAMES = ("sky", "fire", "building")
 

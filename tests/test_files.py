@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import attnlab as al
 from attnlab import storage
-from attnlab.texts import TextEncoder
+from attnlab.recording.texts import TextEncoder
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from scipy.optimize import brentq
 from sklearn.linear_model import LogisticRegression
 
 import attnlab as al
-from attnlab.fit import RIDGE, RIDGES, Whitening, fit_token, fit_tokens
-from attnlab.logistic import FREE, weighted_loss
+from attnlab.learning.fit import RIDGE, RIDGES, Whitening, fit_token, fit_tokens
+from attnlab.learning.logistic import FREE, weighted_loss
 
 SIDE = 32  # maps of this size are not refined: cells are the matrix's rows
 

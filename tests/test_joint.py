@@ -8,7 +8,7 @@ import torch
 
 from attnlab.joint import JointDiffusion
 from attnlab.joint.denoiser import PREDICTIONS
-from attnlab.pairs import shrink
+from attnlab.segmentation.folders import shrink
 from attnlab.training import Schedule
 
 CLASSES = ("ground", "house", "water")

@@ -8,9 +8,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 import attnlab as al
-from attnlab.heatmaps import HeatMaps, resize, stretch, upscale
-from attnlab.layers import Layer
-from attnlab.words import Word
+from attnlab.maps.heatmaps import HeatMaps, resize, stretch, upscale
+from attnlab.recording.layers import Layer
+from attnlab.recording.words import Word
 
 
 def reference_daam(stores, sizes, largest, row=-1):
@@ -69,7 +69,7 @@ def test_layers_of_stable_diffusion(pipe):
 
 def test_large_recordings_are_taken_in_groups(recording, monkeypatch):
     whole = al.daam(recording).values
-    monkeypatch.setattr("attnlab.maps.CHUNK", 1)
+    monkeypatch.setattr("attnlab.maps.softmax.CHUNK", 1)
     np.testing.assert_allclose(al.daam(recording).values, whole, rtol=1e-6)
 
 

@@ -10,7 +10,7 @@ import papermill
 import pytest
 from PIL import Image
 
-from attnlab.notebooks import read_parameters, run_notebook
+from attnlab.cli.runner import read_parameters, run_notebook
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -5,8 +5,8 @@ import pytest
 
 import attnlab as al
 from attnlab.scenes import street
-from attnlab.tiny.oracle import measure
-from attnlab.tiny.steer import shown
+from experiments.bundled.steer import shown
+from experiments.bundled.street_segmenter import measure
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attnlab.pairs import ISAID, LOVEDA, OPEN_EARTH_MAP, Layout, PairFolder, patches, shrink
+from attnlab.segmentation.folders import ISAID, LOVEDA, OPEN_EARTH_MAP, Layout, PairFolder, patches, shrink
 
 RNG = np.random.default_rng(0)
 

@@ -22,7 +22,7 @@ from peft import LoraConfig
 from PIL import Image
 
 import attnlab as al
-from attnlab.layers import Layer, choose_layers, map_size
+from attnlab.recording.layers import Layer, choose_layers, map_size
 
 LAYERS = 6  # cross-attention layers of the bundled model's down and up blocks
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from attnlab import augment, segment
 from attnlab.joint.quality import frechet_distance
+from attnlab.segmentation import augment
+from attnlab.segmentation import model as segment
 
 
 def squares(count, seed=0, size=32):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attnlab.targets import as_masks, shares
+from attnlab.learning.targets import as_masks, shares
 
 
 def test_a_cell_holds_the_share_of_its_decided_pixels():

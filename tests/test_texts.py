@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import attnlab as al
-from attnlab.texts import TextEncoder
+from attnlab.recording.texts import TextEncoder
 
 
 @pytest.fixture(scope="module")

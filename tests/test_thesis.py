@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 import attnlab as al
-from attnlab import metrics, plots, thesis
-from attnlab.descent import PRESETS
-from attnlab.thesis import findings, pages, tables
-from attnlab.tiny.geometry import stable_diffusion_2_base
+from attnlab import metrics, plots
+from attnlab.learning.optimize import PRESETS
+from experiments import thesis
+from experiments.studies.random_weights import stable_diffusion_2_base
+from experiments.thesis import findings, pages, tables
 
 CALL = {"num_inference_steps": 4, "guidance_scale": 4.0}
 THESIS = "stabilityai/stable-diffusion-2-base"

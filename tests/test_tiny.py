@@ -11,9 +11,11 @@ import torch
 import attnlab as al
 from attnlab import training
 from attnlab.scenes import street
-from attnlab.tiny import cards, denoiser, localize, steer, train
-from attnlab.tiny.denoiser import grounding_loss
-from attnlab.tiny.text import train_tokenizer
+from experiments.bundled import cards, localize, steer
+from experiments.bundled import text_to_image as denoiser
+from experiments.bundled import train_street as train
+from experiments.bundled.text_encoder import train_tokenizer
+from experiments.bundled.text_to_image import grounding_loss
 
 
 @pytest.mark.parametrize("preset", train.PRESETS)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import attnlab as al
-from attnlab.texts import TextEncoder
+from attnlab.recording.texts import TextEncoder
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import attnlab as al
-from attnlab import metrics, words
+from attnlab import metrics
+from attnlab.recording import words
 
 
 def four_pixels(image):

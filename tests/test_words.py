@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from attnlab.words import Word, find, split, text_span
+from attnlab.recording.words import Word, find, split, text_span
 
 
 @pytest.fixture(scope="module")

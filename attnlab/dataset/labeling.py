@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import masks
-from ..heatmaps import HeatMaps, upscale
-from ..linear import linear_daam
-from ..maps import daam, ovam, propagate
+from ..maps.heatmaps import HeatMaps, upscale
+from ..maps.linear import linear_daam
+from ..maps.softmax import daam, ovam, propagate
 from ..masks import UNDECIDED
-from ..recording import Recording
+from ..recording.recording import Recording
+from ..recording.words import Word
 from ..tokens import TokenLibrary
-from ..words import Word
 from .recipe import Recipe
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..hooks import record
 from ..pipelines import load_parts, load_pipeline, seed
+from ..recording.recorder import record
 from ..tokens import TokenLibrary
 from .card import card, contact_sheet
 from .labeling import heats, label, streaming

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import yaml
 
-from ..words import matches, split
+from ..recording.words import matches, split
 
 FORMAT = 1  # of recipes: those of later versions are refused
 MAPS = ("daam", "ovam", "linear")

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from .. import storage
-from ..figures import class_color
 from ..masks import UNDECIDED
+from ..plots.styling import class_color
 from .labeling import Labeling
 from .recipe import Recipe
 

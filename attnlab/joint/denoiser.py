@@ -15,8 +15,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from .. import training
-from ..pairs import checked
 from ..pipelines import BUNDLED
+from ..segmentation.folders import checked
 from .codes import bit_codes, one_hot_codes, touching
 from .planes import Planes, noise_levels
 from .shares import class_shares, embed

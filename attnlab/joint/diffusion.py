@@ -20,7 +20,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from tqdm.auto import tqdm
 
 from .. import training
-from ..pairs import checked, shrink
+from ..segmentation.folders import checked, shrink
 from .denoiser import Denoiser, Given
 from .planes import STEPS, noise_levels, varied
 from .shares import UNTOLD, blurred, checked_shares, class_shares

@@ -6,8 +6,8 @@ Do masks fit images, is anything copied, how far are images from real ones?
 import numpy as np
 from PIL import Image
 
-from .. import segment
-from ..pairs import checked
+from ..segmentation import model as segment
+from ..segmentation.folders import checked
 
 SIDE = 16  # pixels of the thumbnails by which images are compared
 

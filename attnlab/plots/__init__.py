@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib Axes out, in the style and the class colors of `attnlab.figures`.
+"""Arrays in, matplotlib Axes out, in the style and the class colors of `attnlab.plots.styling`.
 
     fig, axes = grid(1, 3, column_titles=["image", "smoke", "mask"])
     show_image(axes[0, 0], image)
@@ -12,9 +12,8 @@ clusters are (row, column), smaller or larger than the image: they cover the sam
 ValueError says which array has the wrong shape or range.
 """
 
-from ..figures import CLASS_COLORS, STYLE, grid, save_figure, style
 from .charts import bars, curves, matrix
-from .pictures import (
+from .images import (
     MASK_COLOR,
     outline,
     overlay,
@@ -25,6 +24,7 @@ from .pictures import (
     show_labels,
     show_mask,
 )
+from .styling import CLASS_COLORS, STYLE, grid, save_figure, style
 
 __all__ = [
     "CLASS_COLORS", "MASK_COLOR", "STYLE", "bars", "curves", "grid", "matrix", "outline", "overlay", "pair_sheet",

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import AutoLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from ..figures import STYLE, as_plane, brightness, class_color, colorbar, style
+from .styling import STYLE, as_plane, brightness, class_color, colorbar, style
 
 
 @style()

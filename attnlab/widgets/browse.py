@@ -7,10 +7,10 @@ import ipywidgets as ui
 import numpy as np
 
 from ..dataset import Dataset, Pair
-from ..figures import class_color
+from ..plots.styling import class_color
+from .drawing import beside, enlarged
 from .panel import Panel, Report, row, sized
 from .picture import Picture
-from .pixels import beside, enlarged
 
 PAGE = 12  # pairs
 

@@ -8,13 +8,13 @@ import ipywidgets as ui
 import numpy as np
 from PIL import Image
 
-from ..recording import Recording
+from ..recording.recording import Recording
+from ..recording.words import Query
 from ..tokens import Token, TokenLibrary
-from ..words import Query
 from . import views
+from .drawing import beside, enlarged, titled
 from .panel import Panel, Report, row, sized
 from .picture import Picture
-from .pixels import beside, enlarged, titled
 
 _RUNNING: WeakSet = WeakSet()  # explorers that generate: a new one ends them, so that no forgotten cell runs on
 

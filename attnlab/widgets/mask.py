@@ -9,11 +9,11 @@ from PIL import Image
 
 from .. import masks
 from ..dataset.recipe import METHODS as MASKS
-from ..heatmaps import upscale
+from ..maps.heatmaps import upscale
 from ..metrics import iou
+from .drawing import MASK, border, enlarged
 from .panel import Panel, Report, row, sized
 from .picture import Picture
-from .pixels import MASK, border, enlarged
 
 TAKES = {  # method: settings of its sliders
     "dbscan": ("quantile", "eps", "min_samples"),

@@ -7,13 +7,13 @@ import ipywidgets as ui
 import numpy as np
 from PIL import Image
 
-from ..fit import fit_token
-from ..linear import LinearMap, linear_daam
-from ..recording import Recording
+from ..learning.fit import fit_token
+from ..maps.linear import LinearMap, linear_daam
+from ..recording.recording import Recording
 from ..tokens import TokenLibrary
+from .drawing import beside, enlarged, mask_picture
 from .panel import Panel, Report, row, sized
 from .picture import Picture
-from .pixels import beside, enlarged, mask_picture
 
 Shown = tuple[Image.Image, Recording | LinearMap]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import ipywidgets as ui
 
-from .pixels import as_png
+from .drawing import as_png
 from .views import Stopped
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import anywidget
 import numpy as np
 import traitlets
 
-from .pixels import as_png
+from .drawing import as_png
 
 HERE = Path(__file__).parent
 

@@ -7,11 +7,11 @@ import ipywidgets as ui
 import numpy as np
 from PIL import Image
 
-from ..recording import Recording
+from ..recording.recording import Recording
 from . import views
+from .drawing import beside, enlarged
 from .panel import Panel, Report
 from .picture import Picture
-from .pixels import beside, enlarged
 
 
 class PixelInspector(Panel):

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .. import plots
-from ..heatmaps import HeatMaps
-from ..hooks import record
-from ..linear import linear_daam
-from ..maps import daam, ovam
+from ..maps.heatmaps import HeatMaps
+from ..maps.linear import linear_daam
+from ..maps.softmax import daam, ovam
 from ..pipelines import seed as seeded
-from ..recording import Recording
+from ..recording.recorder import record
+from ..recording.recording import Recording
+from ..recording.words import Query
 from ..tokens import Token
-from ..words import Query
 
 METHODS = ("DAAM", "OVAM", "linear")
 SCALES = ("each", "together", "0 to 1")

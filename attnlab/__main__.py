@@ -1,0 +1,7 @@
+"""`python -m attnlab` is `attnlab`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,126 @@
+"""The command line of attnlab: list the notebooks, run them with parameters, check the installation.
+
+attnlab list
+attnlab run 04 -p prompt "forest fire with smoke" -p word smoke -p seed 3
+attnlab check
+"""
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+from . import runner as notebooks
+
+CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
+
+
+def show_list(paths: list[Path]) -> int:
+    """Print each notebook with its parameters: name, type, default, help. Returns 0."""
+    for path in paths:
+        print(f"{path.stem}  {notebooks.read_title(path)}")
+        parameters = notebooks.read_parameters(path).items()
+        rows = [(f"  {name}", each.kind, each.literal, each.help) for name, each in parameters]
+        widths = [min(max(len(row[column]) for row in rows), 44) for column in range(3)] if rows else []
+        for *cells, text in rows:
+            print(*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), text, sep="  ")
+        print()
+    return 0
+
+
+def run(paths: list[Path], typed: list[tuple[str, str]], runs: Path) -> int:
+    """Run notebooks one after another, all that was typed checked first. Returns how many failed."""
+    jobs = [(path, notebooks.check_parameters(path, typed)) for path in paths]
+    failed = 0
+    for path, values in jobs:
+        print(f"{path.stem}: running", flush=True)
+        try:
+            folder = notebooks.run_notebook(path, values, runs)
+        except notebooks.RunFailed as error:
+            failed += 1
+            print(f"attnlab: {error}", file=sys.stderr)
+        else:
+            files = [file for file in list_files(folder) if file != folder / path.name]
+            print(f"{path.stem}: done; the notebook with its results, and the files it made:")
+            print("", folder / path.name, *files, sep="\n  ", end="\n\n")
+    if failed and len(jobs) > 1:
+        print(f"attnlab: {failed} of {len(jobs)} notebooks failed", file=sys.stderr)
+    return failed
+
+
+def list_files(folder: Path, most: int | None = None) -> list[Path | str]:
+    """Files in a folder and those below it, sorted; of folders below with more than a dozen only how many there are."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    below = [entry for each in sorted(f for f in folder.iterdir() if f.is_dir()) for entry in list_files(each, 12)]
+    return [*(files if most is None or len(files) <= most else [f"{folder}/ ({len(files)} files)"]), *below]
+
+
+def check(model: str) -> int:
+    """Print versions, device, model, and what is left for the user to do. Returns how many things that is."""
+    todo = []
+    tested = dict(re.findall(r"^(\S+)==(\S+)$", CONSTRAINTS.read_text(), re.M)) if CONSTRAINTS.exists() else {}
+    print(f"{'python':14} {sys.version.split()[0]}")
+    required = "\n".join(line for found in metadata.distributions(name="attnlab") for line in found.requires or ())
+    for name in ["attnlab", *re.findall(r"^[\w-]+(?=[^;\n]*$)", required, re.M)]:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            todo.append(f"{name} is missing: pip install -c constraints.txt -e .")
+            continue
+        other = tested.get(name, version.split("+")[0]) != version.split("+")[0]
+        print(f"{name:14} {version}" + (f"  (tested with {tested[name]})" if other else ""))
+    if util.find_spec("torchvision"):  # in a process of its own, since half an import cannot be taken back
+        probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
+        reason = (probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"])[-1]
+        print(f"{'torchvision':14} {'not needed, does no harm' if probe.returncode == 0 else 'broken: ' + reason}")
+        if probe.returncode:
+            todo.append("torchvision breaks diffusers with this torch and is not needed: pip uninstall torchvision")
+    if not todo:
+        try:
+            import torch
+
+            from ..pipelines import load_pipeline
+
+            pipe = load_pipeline(model)
+            print(f"{'device':14} {pipe.device}, {torch.get_num_threads()} CPU threads")
+            print(f"{'model':14} {model}: found")
+        except Exception as error:  # whatever stops the model from loading is what the user has to know
+            todo.append(f"model {model}: {error}")
+    print("all is well" if not todo else "\nto do:")
+    for number, line in enumerate(todo, 1):
+        print(f"  {number}. {line}")
+    return len(todo)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; returns 0, 1 for a failed run or check, 2 for a line that cannot be run, 130 on Ctrl-C."""
+    parser = argparse.ArgumentParser("attnlab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | run | check")
+    lister = commands.add_parser("list", help="the notebooks and their parameters, with defaults and help")
+    runner = commands.add_parser("run", help="run notebooks; results go to runs/NN/")
+    checker = commands.add_parser("check", help="versions, device, model: all well, or what to do")
+    runner.add_argument("notebook", nargs="+", help="number or name, as `attnlab list` shows them, or all")
+    runner.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    runner.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where results go (runs)")
+    for each in (lister, runner):
+        each.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (notebooks)")
+    checker.add_argument("--model", default="tiny", help="the model to look for: name, folder or hub id (tiny)")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "check":
+            return min(check(args.model), 1)
+        found = notebooks.find_notebooks(args.notebooks)
+        if args.command == "list":
+            return show_list(found)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way to say Ctrl-C: keep what ran so far
+        chosen = found if args.notebook == ["all"] else [notebooks.pick(found, name) for name in args.notebook]
+        return min(run(chosen, args.p, args.runs), 1)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"attnlab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\nattnlab: {stop}", file=sys.stderr)
+        return 130

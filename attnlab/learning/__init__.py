@@ -1,0 +1,18 @@
+"""Learn words from masks: `fit_token` (convex), `optimize_token` (gradient descent); measure them on other images."""
+
+from .fit import Whitening, fit_token, fit_tokens
+from .optimize import PRESETS, Descent, optimize_token
+from .transfer import Match, best_words, nearest_words, transfer_matrix
+
+__all__ = [
+    "PRESETS",
+    "Descent",
+    "Match",
+    "Whitening",
+    "best_words",
+    "fit_token",
+    "fit_tokens",
+    "nearest_words",
+    "optimize_token",
+    "transfer_matrix",
+]

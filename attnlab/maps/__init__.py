@@ -1,0 +1,18 @@
+"""Maps of words from a recording: by softmax (`daam`, `ovam`) or linear in the text embedding (`linear_daam`)."""
+
+from .heatmaps import HeatMaps, spread, stretch, upscale
+from .linear import LinearMap, linear_daam, linear_maps
+from .softmax import daam, ovam, propagate
+
+__all__ = [
+    "HeatMaps",
+    "LinearMap",
+    "daam",
+    "linear_daam",
+    "linear_maps",
+    "ovam",
+    "propagate",
+    "spread",
+    "stretch",
+    "upscale",
+]

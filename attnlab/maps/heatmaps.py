@@ -1,0 +1,117 @@
+"""Heat maps of the words of a text, and how maps are resized."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .. import plots
+from ..recording import words
+from ..tokens import Token
+
+
+class HeatMaps:
+    """The heat maps of a text: `maps["smoke"]` is float32 (row, column), a share of attention in 0..1.
+
+    A word is asked for by name, `maps["red car"]` by phrase, `maps["car", 1]` as the second "car", `maps[3]` as the
+    fourth word; each is the mean over its tokens. Iterating gives the words.
+
+    Attributes
+    ----------
+    values : float32 (token, row, column): start token, the text's tokens, the first end token; see `special`
+    words : the text's words, each with its positions on the token axis
+    special : whether the first and the last map are those of the start and the end token
+    """
+
+    def __init__(self, values: np.ndarray, text: Sequence[words.Word], special: bool = True):
+        self.values = values
+        self.words = list(text)
+        self.special = special
+
+    def __getitem__(self, query: words.Query | Token) -> np.ndarray:
+        query = query.name if isinstance(query, Token) else query
+        return self.values[list(words.find(self.words, query))].mean(0)
+
+    def __iter__(self) -> Iterator[words.Query]:
+        seen: dict[str, int] = {}
+        names = [word.text for word in self.words]
+        for name in names:
+            seen[name] = seen.get(name, -1) + 1
+            yield name if names.count(name) == 1 else (name, seen[name])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __contains__(self, query: words.Query | Token) -> bool:
+        """Whether the text has such a word, once or more often."""
+        query = query.name if isinstance(query, Token) else query
+        return isinstance(query, str | tuple | Integral) and bool(words.matches(self.words, query))
+
+    def __repr__(self) -> str:
+        tokens, height, width = self.values.shape
+        return f"<HeatMaps {height} x {width} of {' '.join(w.text for w in self.words)!r} ({tokens} tokens)>"
+
+    @property
+    def start(self) -> np.ndarray:
+        """Map of the start token (row, column), where models put what no word claims."""
+        return self._special(0)
+
+    @property
+    def end(self) -> np.ndarray:
+        """Map of the first end token (row, column)."""
+        return self._special(-1)
+
+    def _special(self, position):
+        if not self.special:
+            raise ValueError("these maps were made without start and end token")
+        return self.values[position]
+
+    def upscale(self, size: int | tuple[int, int], mode: str = "bicubic") -> "HeatMaps":
+        """The same maps resized to (height, width), `mode` "bicubic" (clamped at 0) or "bilinear"."""
+        return HeatMaps(upscale(self.values, size, mode), self.words, self.special)
+
+    def overlay(self, image, query: words.Query) -> np.ndarray:
+        """`image` under the heat map of a word, uint8 (row, column, rgb) of the image's size."""
+        return plots.overlay(image, self[query])
+
+
+def upscale(maps: np.ndarray, size: int | tuple[int, int], mode: str = "bilinear") -> np.ndarray:
+    """Maps (row, column), or several along a first axis, resized to (height, width); "bicubic" ones clamped at 0."""
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    values = torch.from_numpy(maps)
+    resized = resize(values.reshape(1, -1, *values.shape[-2:]), size, mode)
+    return resized.reshape(*values.shape[:-2], *size).numpy()
+
+
+def stretch(maps: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Maps as `upscale` takes them, resized bilinear and then each moved and scaled to 0..1; 0 where it is flat.
+
+    Makes shares of linear maps, which have no zero: a threshold on them is a share of a map's range.
+    """
+    maps = upscale(maps, size)
+    low, high = (f(maps, axis=(-2, -1), keepdims=True) for f in (np.min, np.max))
+    return (maps - low) / np.where(high > low, high - low, 1)
+
+
+def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = True) -> torch.Tensor:
+    """Maps (n, token, row, column) to another size, pixel centers aligned; `clamp` keeps bicubic results from 0 up."""
+    if mode not in ("bicubic", "bilinear"):
+        raise ValueError(f"mode={mode!r}: choose 'bicubic' or 'bilinear'")
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    resized = F.interpolate(maps, size, mode=mode, align_corners=False)
+    return resized.clamp_(min=0) if mode == "bicubic" and clamp else resized
+
+
+def spread(maps: Iterable[HeatMaps]) -> HeatMaps:
+    """Standard deviation of several maps of one text, over steps, heads or seeds: float32 (token, row, column).
+
+    What `per=` gives, for example: ``spread(daam(recording, per="step").values())``. ValueError for maps of different
+    texts or sizes, or fewer than two.
+    """
+    maps = list(maps)
+    if len(maps) < 2 or len({(m.values.shape, tuple(m.words), m.special) for m in maps}) > 1:
+        raise ValueError(f"a spread is over two or more maps of one text and size, got {maps}")
+    return HeatMaps(np.std([m.values for m in maps], axis=0), maps[0].words, maps[0].special)

@@ -1,0 +1,204 @@
+"""Linear DAAM: all steps, layers and heads of a recording in one matrix, and any word's map one product with it."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import storage
+from ..recording.layers import Layers, as_list, choose_heads, split_heads
+from ..recording.recording import Recording
+from ..recording.texts import TextEncoder
+from ..tokens import Token
+from .heatmaps import resize, upscale
+
+
+class LinearMap:
+    """Scores of any text embedding: `linear["smoke"]`, `linear[token]`, `linear @ embedding`: float32 (row, column).
+
+    Scores are no shares: they have no unit, can be negative, and those of different words do not add up to anything.
+
+    Attributes
+    ----------
+    matrix : float32 (row x column, text width)
+    bias : float32 (row x column,), 0 where the model's keys have none
+    size : (row, column); (image, row, column) of a stack
+    encoder : the text encoder that turns words into embeddings, or None
+    about : how it was made: model, prompt, seed, layers, steps, heads, scaled, ...
+    """
+
+    def __init__(self, matrix, bias, size, encoder: TextEncoder | None = None, about: dict | None = None):
+        self.matrix, self.bias, self.size = matrix, bias, tuple(size)
+        self.encoder, self.about = encoder, dict(about or {})
+
+    def __getitem__(self, word: str | Token) -> np.ndarray:
+        """Map of a word or phrase by itself, in [start, word, end, padding], mean over its tokens; or of a learned one.
+
+        Where the map of a fitted token is above 0 is its mask. ValueError for a token of another model.
+        """
+        if isinstance(word, Token):
+            word.check(self.matrix.shape[1], self.model, {**self.about, "size": self.size[-2:]})
+            return self @ word.value + np.float32(word.bias)
+        return self @ self.embed(word)
+
+    def embed(self, word: str) -> torch.Tensor:
+        """Embedding (text width,) of a word by itself; ValueError where there is no text encoder."""
+        if self.encoder is None:
+            raise ValueError("this LinearMap has no text encoder: load it with one, or multiply it with an embedding")
+        return self.encoder.embed(word)
+
+    @property
+    def model(self) -> str | None:
+        return self.about.get("model")
+
+    def upscaled(self, word: str | Token, size: int | tuple[int, int]) -> np.ndarray:
+        """`self[word]` resized to (height, width), bilinear: (row, column), or (image, row, column) of a stack."""
+        return upscale(self[word], size)
+
+    def labels(self, tokens: Mapping[str, Token], size: int | tuple[int, int]) -> np.ndarray:
+        """Which token's map is highest at each pixel: uint8 (row, column) or (image, row, column).
+
+        0 where none is above its zero level, 1 for the first token, and so on.
+        """
+        maps = np.stack([self.upscaled(token, size) for token in tokens.values()])
+        return np.where(maps.max(0) > 0, maps.argmax(0) + 1, 0).astype(np.uint8)
+
+    def __matmul__(self, embedding: torch.Tensor | np.ndarray) -> np.ndarray:
+        """Map (row, column) of one embedding (text width,), or maps (token, row, column) of several (token, width)."""
+        x = torch.as_tensor(embedding).detach().to("cpu", torch.float32)
+        if x.ndim not in (1, 2) or x.shape[-1] != self.matrix.shape[1]:
+            width = self.matrix.shape[1]
+            raise ValueError(f"embeddings are ({width},) or (token, {width}) for this model, not {tuple(x.shape)}")
+        if not x.isfinite().all():
+            raise ValueError("the embedding holds NaN or infinity")
+        scores = x @ self.matrix.T + self.bias
+        return scores.unflatten(-1, self.size).numpy()
+
+    @classmethod
+    def stack(cls, maps: Sequence["LinearMap"]) -> "LinearMap":
+        """Several images' maps as one of `size` (image, row, column): a word's maps of all of them in one product.
+
+        ValueError where they differ in how they were made.
+        """
+        alike = ("model", "layers", "heads", "scaled")
+        kinds = {(m.size, m.matrix.shape[1], *(str(m.about.get(name)) for name in alike)) for m in maps}
+        if len(kinds) != 1:
+            raise ValueError(
+                f"stack wants maps of one size, text width, model, layers, heads and scale: {sorted(map(str, kinds))}"
+            )
+        matrix, bias = torch.cat([m.matrix for m in maps]), torch.cat([m.bias for m in maps])
+        about = {name: maps[0].about.get(name) for name in alike} | {"images": [m.about for m in maps]}
+        return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, about)
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.size))
+        return f"<LinearMap {size}, text width {self.matrix.shape[1]}, {self.nbytes / 1e6:.1f} MB>"
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix.nbytes + self.bias.nbytes
+
+    def save(self, path: str | Path) -> Path:
+        """Write to a safetensors file in half precision, with all that is known of how it was made."""
+        scale = float(self.matrix.abs().max()) or 1.0  # keeps small scores off half precision's denormals
+        tensors = {"matrix": (self.matrix / scale).half(), "bias": (self.bias / scale).half()}
+        return storage.write(path, "LinearMap", tensors, {**self.about, "size": self.size, "scale": scale})
+
+    @classmethod
+    def load(cls, path: str | Path, encoder: TextEncoder | None = None) -> "LinearMap":
+        """Read what `save` wrote; ValueError or FileNotFoundError where that cannot be.
+
+        `encoder` turns words into embeddings: `TextEncoder.of(pipe)`, or the recorded model's own, loaded when it is
+        first needed.
+        """
+        file = storage.File(path, "LinearMap")
+        about = dict(file.about)
+        size, scale = about.pop("size"), about.pop("scale")
+        matrix, bias = (file.read(name).float() * scale for name in ("matrix", "bias"))
+        models = {about["model"]} if about.get("model") else set()
+        return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), about)
+
+
+Images = Recording | LinearMap | Iterable[Recording | LinearMap]
+"""Recorded images, of which linear maps can be made, or those maps."""
+
+
+def linear_maps(recordings: Images) -> LinearMap:
+    """The LinearMaps of images as one stack, made by `linear_daam` where they are recordings.
+
+    ValueError where there are none, or they differ in size, model, layers, heads or scale.
+    """
+    if isinstance(recordings, LinearMap):
+        recordings = [recordings]
+    maps = [one if isinstance(one, LinearMap) else linear_daam(one) for one in recordings]
+    if len(maps) == 1 and len(maps[0].size) == 3:
+        return maps[0]
+    if not maps:
+        raise ValueError("no recordings: give one or more, or LinearMaps")
+    return LinearMap.stack(maps)
+
+
+@torch.no_grad()
+def linear_daam(
+    recording: Recording,
+    *,
+    layers: Layers = None,
+    steps: int | Collection[int] | None = None,
+    heads: int | Collection[int] | None = None,
+    scaled: bool = True,
+    mode: str = "bilinear",
+) -> LinearMap:
+    """Linear DAAM: query-key products without a softmax, so that all steps, layers and heads add up to one matrix.
+
+    A(pixel, :) = mean over step, layer, head of resize(q W_k) / sqrt(d); a text embedding x has the map A x (+ b where
+    the model's keys have a bias).
+
+    Parameters
+    ----------
+    recording : of one image; choose one with recording[i]
+    layers, steps, heads : as for `daam`
+    scaled : with 1 / sqrt(d), as the model's attention and OVAM have it; False is the thesis's form
+    mode : "bilinear" or "bicubic", not clamped: scores may be negative
+
+    Raises
+    ------
+    ValueError : several images, an unknown layer, step, head or mode, or keys that are normalized: those are not linear
+    """
+    trace, names, steps = recording.trace, recording.choose_layers(layers), recording.choose_steps(steps)
+    if not (trace.queries or trace.sums):
+        raise ValueError("this recording kept no queries and no sum of them: record with keep='sum' or 'queries'")
+    index = [trace.steps.index(step) for step in steps]
+    sums, count = {}, 0  # by map size: resizing is linear, so it can wait until all layers of a size are added up
+    for name in names:
+        layer, size = trace.layers[name], trace.sizes[name]
+        if layer.norm_k is not None:
+            raise ValueError(f"{name} normalizes its keys, which is not linear: use ovam")
+        chosen = choose_heads(heads, layer.heads, name)
+        queries = _sum_of_queries(trace, name, index)[chosen].transpose(0, 1).flatten(1)  # (pixel, head x width)
+        scores = queries @ _weight_and_bias(layer)[chosen].flatten(0, 1)
+        sums[size] = sums.get(size, 0) + (layer.scale if scaled else 1.0) * scores
+        count += len(index) * len(chosen)
+    largest = max(sums, key=math.prod)
+    resized = [resize(total.T.unflatten(-1, size)[None], largest, mode, clamp=False)[0] for size, total in sums.items()]
+    matrix = sum(resized).flatten(1).T / count
+    if not matrix.isfinite().all():
+        raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
+    choice = {"layers": names, "steps": list(steps), "heads": None if heads is None else as_list(heads)}
+    about = {**recording.about, **choice, "scaled": scaled, "resize": mode, "versions": storage.versions()}
+    return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, about)
+
+
+def _weight_and_bias(layer):
+    """Key weights with the bias as a last column, (head, width, text width + 1)."""
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.float()
+    return torch.cat([layer.weight.float(), bias[:, None]], 1).unflatten(0, (layer.heads, -1))
+
+
+def _sum_of_queries(trace, name, index):
+    """Sum over steps, float32 (head, pixel, width)."""
+    layer = trace.layers[name]
+    if name in trace.sums and not trace.queries:
+        return split_heads(trace.sums[name].cpu(), layer.heads, None)
+    return sum(layer.queries(trace.queries[name][i].cpu()) for i in index)

@@ -1,0 +1,198 @@
+"""Images, and maps, masks, labels and clusters over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import colors, patheffects
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from .styling import as_plane, class_color, color_of, grid, no_frame, style
+
+ImageLike = ArrayLike | Image.Image
+
+_HEAT_COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in gray
+MASK_COLOR = "#ff1fd1"  # a color that neither fire nor sky nor grass has
+_BLEND = 0.5  # share of the heat map's color where it lies over an image
+
+
+@style()
+def show_image(ax: Axes, image: ImageLike, title: str | None = None) -> Axes:
+    """Image without ticks."""
+    ax.imshow(_as_rgb(image), interpolation="nearest")
+    return no_frame(ax, title)
+
+
+@style()
+def show_heat(
+    ax: Axes,
+    heat: ArrayLike,
+    title: str | None = None,
+    image: ImageLike | None = None,
+    vmax: float | None = None,
+    colorbar: bool = False,
+) -> Axes:
+    """Heat map: pixel by pixel when alone, smooth and see-through over an image.
+
+    Colors run from 0 to `vmax`, by default the map's maximum (from its minimum where no value is positive, as in
+    linear maps). Give several maps one `vmax` to compare them; `colorbar` tells the numbers, in the map's unit.
+    """
+    heat = as_plane(heat, "heat map")
+    if image is not None:
+        show_image(ax, image)
+    alpha, interpolation = (None, "nearest") if image is None else (_BLEND, "bilinear")
+    drawn = ax.imshow(
+        heat,
+        cmap=_HEAT_COLORMAP,
+        norm=_heat_scale(heat, vmax),
+        extent=_extent(ax, heat),
+        alpha=alpha,
+        interpolation=interpolation,
+    )
+    if colorbar:
+        colorbar(ax, drawn)
+    return no_frame(ax, title)
+
+
+@style()
+def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = MASK_COLOR, title: str | None = None) -> Axes:
+    """Image with the pixels of a mask tinted and outlined."""
+    mask = as_plane(mask, "mask").astype(bool)
+    show_image(ax, image, title)
+    ax.imshow(_painted(mask, {1: color_of(color)}, alpha=0.45), extent=_extent(ax, mask), interpolation="nearest")
+    return outline(ax, mask, color)
+
+
+@style()
+def outline(ax: Axes, mask: ArrayLike, color: str = MASK_COLOR, linewidth: float = 1.2) -> Axes:
+    """Border of a mask, along the edges of its own pixels, over the picture that the axes show already."""
+    mask = as_plane(mask, "mask").astype(bool)
+    padded = np.pad(mask, 1)
+    y, x = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])  # edges between neighbors in a row: upright lines
+    upright = np.stack([[x, y], [x, y + 1]]).transpose(2, 0, 1)  # (edge, end, xy), in mask pixels from its corner
+    y, x = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    level = np.stack([[x, y], [x + 1, y]]).transpose(2, 0, 1)
+    left, right, bottom, top = _extent(ax, mask)
+    scale = np.array([right - left, bottom - top]) / mask.shape[::-1]
+    halo = [patheffects.withStroke(linewidth=linewidth + 1, foreground="white"), patheffects.Normal()]
+    edges = LineCollection(np.concatenate([upright, level]) * scale + (left, top), path_effects=halo)
+    edges.set(color=color_of(color), linewidth=linewidth, capstyle="round")
+    ax.add_collection(edges, autolim=False)
+    return ax
+
+
+@style()
+def show_labels(
+    ax: Axes, labels: ArrayLike, names: Sequence[str], legend: bool = True, title: str | None = None
+) -> Axes:
+    """Label map in the colors of its classes, ``names[label]``; the legend lists those that occur."""
+    labels = as_plane(labels, "label map").astype(int)
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but names has {len(names)} entries")
+    palette = {i: class_color(names[i], i) for i in np.unique(labels)}
+    ax.imshow(_painted(labels, palette), extent=_extent(ax, labels), interpolation="nearest")
+    if legend:
+        _legend_beside(ax, {names[i]: color for i, color in palette.items()})
+    return no_frame(ax, title)
+
+
+def pair_sheet(
+    images: ArrayLike, labels: ArrayLike, names: Sequence[str], columns: int = 6, cell: float = 1.0
+) -> Figure:
+    """Figure of pairs, image (pair, row, column, rgb) beside labels (pair, row, column), with the colors of all names.
+
+    `columns` pairs stand in a row; `cell` is the width of an image in inches.
+    """
+    rows = -(-len(images) // columns)
+    fig, axes = grid(rows, 2 * columns, cell)
+    for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+        show_image(axes.flat[2 * k], image)
+        show_labels(axes.flat[2 * k + 1], label, names, legend=False)
+    with style():
+        _legend_beside(axes[0, -1], {name: class_color(name, i) for i, name in enumerate(names)})
+    return fig
+
+
+@style()
+def show_clusters(
+    ax: Axes, clusters: ArrayLike, image: ImageLike | None = None, legend: bool = True, title: str | None = None
+) -> Axes:
+    """Clusters as `attnlab.masks.dbscan_clusters` numbers them: 0 nothing, -1 noise (gray), 1..n one color each."""
+    clusters = as_plane(clusters, "cluster map").astype(int)
+    found = np.unique(clusters)
+    palette = {n: class_color("", n - 1) for n in found[found > 0]} | {n: (0.6, 0.6, 0.6) for n in found[found < 0]}
+    show_image(ax, np.full((*clusters.shape, 3), 0.95) if image is None else image, title)
+    ax.imshow(_painted(clusters, palette, alpha=0.85), extent=_extent(ax, clusters), interpolation="nearest")
+    if legend:
+        _legend_beside(ax, {f"cluster {n}" if n > 0 else "noise": color for n, color in palette.items()})
+    return ax
+
+
+def overlay(
+    image: ImageLike,
+    heat: ArrayLike,
+    size: tuple[int, int] | None = None,
+    vmax: float | None = None,
+    opacity: float = _BLEND,
+    colormap: str = _HEAT_COLORMAP,
+) -> np.ndarray:
+    """Image under a see-through heat map as (row, column, rgb) uint8 pixels, in the colors of `show_heat`.
+
+    `size` is (rows, columns) of the result, by default the image's; image and map are both stretched to it. `opacity`,
+    0..1, is the share of the map's color.
+    """
+    pixels, heat = _as_rgb(image), as_plane(heat, "heat map").astype(np.float32)
+    rows, columns = pixels.shape[:2] if size is None else size
+    picture = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
+    stretched = np.asarray(Image.fromarray(heat).resize((columns, rows), Image.Resampling.BILINEAR))
+    colored = 255 * plt.colormaps[colormap](_heat_scale(heat, vmax)(stretched))[..., :3]
+    return np.rint((1 - opacity) * picture + opacity * colored).astype(np.uint8)
+
+
+def _as_rgb(image: ImageLike) -> np.ndarray:
+    """Image as a (row, column, rgb) uint8 array."""
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"an image is (row, column, rgb), gray or PIL's, got shape {image.shape}; move channels last")
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
+        raise ValueError(f"an image is uint8 or float in 0..1, got {image.dtype} in {image.min()}..{image.max()}")
+    return np.rint(255 * image).astype(np.uint8)
+
+
+def _extent(ax: Axes, plane: np.ndarray) -> tuple[float, float, float, float]:
+    """Area (left, right, bottom, top) that a plane covers: that of the picture in the axes, or else its own pixels."""
+    if ax.images:
+        return tuple(ax.images[0].get_extent())
+    return (-0.5, plane.shape[1] - 0.5, plane.shape[0] - 0.5, -0.5)
+
+
+def _painted(plane: np.ndarray, palette: Mapping[int, tuple], alpha: float = 1.0) -> np.ndarray:
+    """(row, column, rgba) picture of an integer plane; numbers without a color stay transparent."""
+    picture = np.zeros((*plane.shape, 4))
+    for number, color in palette.items():
+        picture[plane == number] = (*color, alpha)
+    return picture
+
+
+def _heat_scale(heat: np.ndarray, vmax: float | None) -> colors.Normalize:
+    highest = heat.max()
+    return colors.Normalize(0 if highest > 0 else heat.min(), highest if vmax is None else vmax, clip=True)
+
+
+def _legend_beside(ax: Axes, entries: Mapping[str, tuple]) -> None:
+    handles = [Patch(color=color, label=name) for name, color in entries.items()]
+    if handles:
+        ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1, labelspacing=0.25)

@@ -1,0 +1,224 @@
+"""Folders of images and masks, as people have them, read as pairs: `PairFolder`, and patches cut from them.
+
+    pairs = PairFolder("LoveDA/Train", LOVEDA)             # or ISAID, OPEN_EARTH_MAP
+    pairs = PairFolder("mine", Layout(("sky", "roof"), images="photos/*.jpg", masks="masks/{name}.png"))
+    image, labels = pairs[0]                               # uint8 (row, column, rgb), uint8 (row, column)
+    images, labels = patches(pairs, 128)                   # (patch, ...)
+
+Labels are 0, 1.. in the order of the classes, and 255 where a pixel is not to be counted.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..masks import UNDECIDED
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where images and masks lie below a folder, and what the masks' values mean.
+
+    Attributes
+    ----------
+    classes : names, in the order of their labels
+    images : glob pattern
+    masks : path of an image's mask, with {name} for the image's name without its ending and {parent} for the folder,
+        relative to the one above the image's own
+    values : class of each value: numbers, of an index or palette mask, or colors (r, g, b); 0, 1.. unless given
+    ignore : values, or colors, of pixels that are not to be counted
+    """
+
+    classes: tuple[str, ...]
+    images: str = "images/*"
+    masks: str = "masks/{name}.png"
+    values: Mapping | None = None
+    ignore: tuple = (UNDECIDED,)
+
+    @property
+    def table(self) -> dict:
+        """Label of each value."""
+        values = {i: name for i, name in enumerate(self.classes)} if self.values is None else self.values
+        return {value: self.classes.index(name) for value, name in values.items()} | dict.fromkeys(
+            self.ignore, UNDECIDED
+        )
+
+
+_LOVEDA = ("background", "building", "road", "water", "barren", "forest", "agriculture")
+LOVEDA = Layout(
+    _LOVEDA,
+    images="*/images_png/*.png",  # below Train or Val, in Rural and Urban
+    masks="{parent}/masks_png/{name}.png",
+    values=dict(enumerate(_LOVEDA, 1)),
+    ignore=(0,),  # no data
+)
+"""LoveDA (Wang et al., NeurIPS Datasets 2021): index masks, 1 to 7."""
+
+_OPEN_EARTH_MAP = ("bareland", "rangeland", "developed space", "road", "tree", "water", "agriculture land", "building")
+OPEN_EARTH_MAP = Layout(
+    _OPEN_EARTH_MAP,
+    images="*/images/*.tif",  # a folder each region
+    masks="{parent}/labels/{name}.tif",
+    values=dict(enumerate(_OPEN_EARTH_MAP, 1)),
+    ignore=(0,),  # unlabeled
+)
+"""OpenEarthMap (Xia et al., WACV 2023): index masks, 1 to 8."""
+
+_ISAID = {
+    "background": (0, 0, 0), "ship": (0, 0, 63), "storage tank": (0, 63, 63), "baseball diamond": (0, 63, 0),
+    "tennis court": (0, 63, 127), "basketball court": (0, 63, 191), "ground track field": (0, 63, 255),
+    "bridge": (0, 127, 63), "large vehicle": (0, 127, 127), "small vehicle": (0, 0, 127), "helicopter": (0, 0, 191),
+    "swimming pool": (0, 0, 255), "roundabout": (0, 191, 127), "soccer ball field": (0, 127, 191),
+    "plane": (0, 127, 255), "harbor": (0, 100, 155),
+}  # fmt: skip
+ISAID = Layout(
+    tuple(_ISAID),
+    images="images/*.png",  # below train or val
+    masks="Semantic_masks/images/{name}_instance_color_RGB.png",
+    values={color: name for name, color in _ISAID.items()},
+    ignore=((255, 255, 255),),  # what patches are padded with; the masks themselves ignore nothing
+)
+"""iSAID (Waqas Zamir et al., CVPR Workshops 2019): color masks, background a class of its own."""
+
+
+def checked(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs as arrays, uint8 (image, row, column, rgb) and uint8 (image, row, column).
+
+    ValueError where they are no pairs, or hold labels other than 0 to `count` - 1 and 255.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
+        raise ValueError(f"images are uint8 (image, row, column, rgb), not {images.dtype} {images.shape}")
+    if labels.shape != images.shape[:3]:
+        raise ValueError(f"labels are {labels.shape}, images {images.shape}: a label map has its image's size")
+    if other := sorted(set(np.unique(labels).tolist()) - {*range(count), UNDECIDED}):
+        raise ValueError(f"labels are 0 to {count - 1} or {UNDECIDED}, undecided; there is {other[:5]}")
+    return images, labels.astype(np.uint8)
+
+
+class PairFolder(Sequence):
+    """Images and masks below a folder, read when they are asked for.
+
+    Raises
+    ------
+    FileNotFoundError : no such folder, no image in it, or images without a mask: all of them are named
+    ValueError : (when a pair is read) an image and a mask of two sizes, or values that no class has
+    """
+
+    def __init__(self, folder: str | Path, layout: Layout):
+        self.folder, self.layout = Path(folder), layout
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"no folder {self.folder}")
+        images = sorted(path for path in self.folder.glob(layout.images) if path.is_file())
+        if not images:
+            raise FileNotFoundError(f"{self.folder} has no {layout.images}: name the folder above, or another layout")
+        self.paths = [(path, self._mask_of(path)) for path in images]
+        if alone := [str(image.relative_to(folder)) for image, mask in self.paths if not mask.is_file()]:
+            shown = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
+            raise FileNotFoundError(f"{len(alone)} of {len(images)} images have no mask {layout.masks}: {shown}")
+
+    def _mask_of(self, path):
+        parent = path.parent.parent.relative_to(self.folder).as_posix()
+        return self.folder / self.layout.masks.format(name=path.stem, parent=parent)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.layout.classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        path, mask_path = self.paths[i]
+        with Image.open(path) as image:
+            image = np.asarray(image.convert("RGB"))
+        labels = read_labels(mask_path, self.layout)
+        if labels.shape != image.shape[:2]:
+            rows, columns = image.shape[:2]
+            raise ValueError(
+                f"{mask_path} is {labels.shape[0]} x {labels.shape[1]}, its image {path.name} {rows} x {columns}"
+            )
+        return image, labels
+
+    def __repr__(self) -> str:
+        return f"<PairFolder {self.folder}: {len(self)} pairs of {', '.join(self.classes)}>"
+
+
+def read_labels(path: str | Path, layout: Layout) -> np.ndarray:
+    """Labels uint8 (row, column) of a mask file; ValueError where it has a value of no class."""
+    table = layout.table
+    with Image.open(path) as picture:
+        if isinstance(next(iter(table)), tuple):
+            colors = np.asarray(picture.convert("RGB")).astype(np.int32)
+            values = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
+            known = {(r << 16) | (g << 8) | b: label for (r, g, b), label in table.items()}
+        else:
+            values, known = np.asarray(picture), table
+    if values.ndim != 2:
+        raise ValueError(f"{path} has {values.shape[-1]} channels: give the layout's values as colors (r, g, b)")
+    found = np.unique(values)
+    if other := [int(v) for v in found if int(v) not in known]:
+        shown = [((v >> 16), (v >> 8) & 255, v & 255) for v in other] if known is not table else other
+        raise ValueError(f"{path} has {shown[:5]}, the values of no class: add them to the layout's values or ignore")
+    labels = np.array([known[int(v)] for v in found], np.uint8)
+    return labels[np.searchsorted(found, values)]
+
+
+def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (image, row, column, ...) of which each square of `factor` pixels a side becomes one.
+
+    Colors are averaged; of labels the most frequent one stays, of equals the higher number, so that where classes are
+    in the order of their size small things do.
+
+    ValueError for a size that `factor` does not divide.
+    """
+    count, height, width = labels.shape
+    if factor < 1 or height % factor or width % factor:
+        raise ValueError(f"factor={factor} does not divide pairs of {height} x {width} pixels")
+    blocks = (count, height // factor, factor, width // factor, factor)
+    colors = images.reshape(*blocks, 3).mean((2, 4)).round().astype(np.uint8)
+    found = np.unique(labels)[::-1]
+    votes = [(labels == c).reshape(blocks).sum((2, 4)) for c in found]
+    return colors, found[np.argmax(votes, axis=0)]
+
+
+def patches(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int, *, stride: int | None = None, decided: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Squares cut from pairs: images uint8 (patch, row, column, rgb), labels uint8 (patch, row, column).
+
+    Parameters
+    ----------
+    stride : between patches, their side unless given; the last of a row or column ends at the image's edge
+    decided : least share of pixels with a class; others are left out
+
+    Raises
+    ------
+    ValueError : no patch: images smaller than `size`, or too much without a class
+    """
+    stride = size if stride is None else stride
+    if size < 1 or stride < 1:
+        raise ValueError(f"size={size}, stride={stride}: give 1 or more")
+    images, labels, seen = [], [], 0
+    for image, one in tqdm(pairs, desc="patches", leave=False):
+        seen += 1
+        for row in _starts(image.shape[0], size, stride):
+            for column in _starts(image.shape[1], size, stride):
+                part = one[row : row + size, column : column + size]
+                if (part != UNDECIDED).mean() >= decided:
+                    images.append(image[row : row + size, column : column + size])
+                    labels.append(part)
+    if not images:
+        raise ValueError(f"no patch of {size} x {size} in {seen} images: they are smaller, or less is decided")
+    return np.stack(images), np.stack(labels)
+
+
+def _starts(length, size, stride):
+    """First pixels of patches along one side; none where it is too short."""
+    if length < size:
+        return []
+    return sorted({*range(0, length - size + 1, stride), length - size})

@@ -1,0 +1,156 @@
+"""What was measured of the bundled models as Markdown tables, written into their cards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from attnlab.scenes import street
+
+from .localize import TIMESTEPS
+from .steer import COMPANIONS, share
+
+MARKS = "<!-- measured -->", "<!-- end of what was measured -->"
+
+
+def table(head: list[str], rows) -> str:
+    """A Markdown table; numbers with three digits behind the point."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in line) + " |" for line in lines
+    )
+
+
+def _between(value, interval):
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def pipeline_tables(name: str, found: dict[str, dict]) -> str:
+    """What was measured of a pipeline, as the text between the marks of its card."""
+    maps, steer = found[name]["maps"], found[name]["steering"]
+    rows = []
+    for other in ("tiny", "tiny-plain"):
+        if other in found:
+            for kind in ("word", "shuffled word"):
+                m = found[other]["maps"]
+                cells = [_between(m[f"{kind} {what}"], m[f"{kind} {what} interval"]) for what in ("iou", "pointing")]
+                rows.append([other, "the word's own" if kind == "word" else "another class's", *cells])
+    parts = [
+        f"DAAM maps of {maps['maps']} caption words on {maps['scenes']} held-out scenes (seeds from "
+        f"{street.HELD_OUT:,}), noised to t = {', '.join(map(str, TIMESTEPS))} of 1000; IoU at one threshold "
+        f"({maps['threshold']:.2f} of the maximum for {name}), chosen on {maps['tuning scenes']} other scenes; means "
+        "over scenes with 95% bootstrap intervals.",
+        table(["model", "map", "mean IoU", "pointing game"], rows),
+        f"Steering: {steer['images a class']} images a class from single-object prompts ({steer['steps']} steps, "
+        f"guidance {steer['guidance']:g}). Whether an image shows a class is said by the oracle, whose own recall on "
+        f"{maps['scenes']} rendered scenes stands beside it; 95% Wilson intervals. Unasked: in the images of all other "
+        f"prompts but those that it comes with ({', '.join(f'{a} with {b}' for a, b in COMPANIONS.items())}). The "
+        "columns about maps are means over maps.",
+    ]
+    for thin, title in ((False, "class"), (True, "thin class")):
+        mean, least = share(steer["classes"], thin)
+        rows = [
+            _class_row(c, maps["classes"].get(c), steer["classes"][c])
+            for c in steer["classes"]
+            if (c in street.THIN) == thin
+        ]
+        head = [title, "maps", "mean IoU", "pointing", "shown when asked", "shown unasked", "oracle's recall"]
+        parts.append(table(head, [*rows, ["mean; least", "", "", "", f"{mean:.3f}; {least:.2f}", "", ""]]))
+    parts.append(
+        f"Autoencoder: {found[name]['PSNR']:.1f} dB PSNR on those scenes. An image of 20 steps with guidance: "
+        f"{found[name]['seconds an image']:.2f} s on a CPU ({found[name]['cores']} cores)."
+    )
+    return "\n\n".join(parts)
+
+
+def _class_row(name, maps, steer):
+    own = [maps["maps"], maps["iou"], maps["pointing"]] if maps else [0, "", ""]
+    return [name, *own, _between(steer["asked"], steer["interval"]), steer["unasked"], steer["oracle recall"]]
+
+
+def oracle_tables(name: str, found: dict[str, dict]) -> str:
+    """What was measured of the oracle, as the text between the marks of its card."""
+    sharp, restored = found[name]["sharp"], found[name]["restored"]
+    rows = []
+    for c, iou in sharp["IoU"].items():
+        a, b = (kind["recall of small objects"].get(c, {"objects": "", "recall": ""}) for kind in (sharp, restored))
+        rows.append([c, iou, restored["IoU"][c], a["objects"], a["recall"], b["recall"]])
+    head = ["class", "IoU, sharp", "IoU, restored", "small objects", "found, sharp", "found, restored"]
+    return (
+        f"On {sharp['images']} held-out scenes (seeds from {street.HELD_OUT:,}), sharp and as the autoencoder restores "
+        "them. A small object is a connected region of 8 pixels to 2.4% of the image; found: most of its pixels have "
+        "its class.\n\n"
+    ) + table(head, [*rows, ["mean", sharp["mIoU"], restored["mIoU"], "", "", ""]])
+
+
+def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, str]:
+    """Write what `train_aerial` measured as the text between the marks of the card of each of its models."""
+    of = [one for key, one in found.items() if key.startswith("measure ")]
+    of.sort(key=lambda one: one["scenes"])
+    held_out, shuffled = (of[-1]["IoU of the judge"][kind] for kind in ("held-out scenes", "samples, shuffled masks"))
+    kinds = [(f"samples, {one['scenes']} scenes", one["IoU of the judge"]["samples"]) for one in of]
+    head = ["labels", *classes, "mean without vehicles", "mean"]
+    rows = [_ious("held-out scenes", held_out, classes), *(_ious(*kind, classes) for kind in kinds)]
+    agreement = (
+        f"IoU of labels with what the judge sees in their images, {of[-1]['samples']} samples of each joint model, "
+        f"{of[-1]['tests']} held-out scenes."
+    )
+    scores = (
+        "Class shares: the largest difference between samples and the scenes learned from, of classes above 5%: of "
+        "samples that are told the shares of these scenes, and that are told nothing. Held-out shares: mean difference "
+        "from a held-out scene's, asked for or not. Distance: median over samples to the nearest scene learned from, "
+        "over the same of held-out scenes. Fréchet: of the judge's encoder, to the held-out scenes."
+    )
+    names = ["scenes", "steps", "held-out error", "class shares off, told", "its standard error"]
+    names += ["not told", "its standard error", "held-out shares off, asked", "not asked", "distance"]
+    names += ["Fréchet distance", "the same, other scenes", "pixels with margin below 0.9"]
+    parts = [agreement, table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
+    cards = {"aerial": "\n\n".join([*parts, scores, table(names, [_scores(one) for one in of])])}
+    cards["aerial-judge"] = "\n\n".join([agreement.split(",")[0] + ".", table(head, rows[:1])])
+    for one in (one for key, one in found.items() if key.startswith("enlarge ")):
+        kinds = {kind: one[kind] for kind in ("enlarged", "pixels repeated")}
+        rows = [[kind, *values.values()] for kind, values in kinds.items()]
+        says = f"{one['tests']} held-out scenes of 128 x 128 pixels, shrunk and enlarged, beside those scenes."
+        cards["aerial-x2"] = "\n\n".join([says, table(["", *kinds["enlarged"]], rows)])
+    return cards
+
+
+def _ious(name, ious, classes):
+    ious = np.array(ious, float)
+    rest = [k for k, other in enumerate(classes) if other != "vehicle"]
+    return [name, *ious.tolist(), float(np.nanmean(ious[rest])), float(np.nanmean(ious))]
+
+
+def _scores(one):
+    shares, near = one["class shares"], one["median distance to the nearest scene learned from"]
+    frechet = one["Fréchet distance to held-out scenes, the judge's encoder"]
+    real = np.array(shares["scenes learned from"])
+    step, error = min(one["held-out error"], key=lambda check: check[1])
+    found = [
+        *_off(real, shares, "samples"),
+        *_off(real, shares, "samples without a word"),
+        *(float(np.mean(off)) for off in one["class shares off those of a held-out scene, mean"].values()),
+        near["samples"] / near["held-out scenes"],
+        frechet["samples"],
+        frechet["other scenes"],
+    ]
+    return [one["scenes"], f"{step:,}", error, *found, one["pixels with margin below 0.9"]]
+
+
+def _off(real, shares, kind):
+    """By how much the shares of frequent classes are off at most, and the standard error of that one."""
+    off = abs(real - shares[kind])
+    worst = np.argmax(np.where(real > 0.05, off, 0))
+    return float(off[worst]), shares[f"{kind}, standard error"][worst]
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Put `text` between the marks of the card in `folder`."""
+    card = folder / "README.md"
+    before, _, rest = card.read_text().partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    if not mark:
+        raise ValueError(f"{card} needs the lines {MARKS[0]} and {MARKS[1]}")
+    part = card.with_suffix(".part")
+    part.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+    part.replace(card)

@@ -1,0 +1,89 @@
+"""Measure the bundled models, and write what was found into their folders and cards.
+
+Of a pipeline: how well its words' maps find their objects (`localize`), whether prompts steer it (`steer`), its
+autoencoder's PSNR, the time an image takes on the CPU. Of the oracle: its IoU and its recall of small objects, on
+scenes as rendered and as the autoencoder restores them. All on seeds that no model was trained on.
+
+    python -m experiments.bundled.evaluate tiny oracle     # these only
+    python -m experiments.bundled.evaluate --tables        # write the tables again from what was measured before
+"""
+
+import argparse
+import json
+import logging
+import time
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from attnlab import load_oracle, load_pipeline, seed
+from attnlab.scenes import street
+
+from . import cards, vae
+from . import street_segmenter as oracle
+from .localize import localization
+from .steer import steering
+from .train_street import MODELS
+
+log = logging.getLogger(__name__)
+NAMES = ("oracle", "tiny", "tiny-plain")
+
+
+def measure_pipeline(name: str, scenes: int, images: int) -> dict:
+    pipe = load_pipeline(name, device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    held_out = _held_out(pipe.unet.config.sample_size * pipe.vae_scale_factor, scenes)
+    return {
+        "maps": localization(pipe, scenes),
+        "steering": steering(pipe, load_oracle("cpu"), images, scenes),
+        "PSNR": vae.psnr(pipe.vae, np.stack([s.image for s in held_out])),
+        "seconds an image": _seconds(pipe),
+        "cores": torch.get_num_threads(),
+    }
+
+
+def measure_oracle(name: str, scenes: int, images: int) -> dict:
+    judge, autoencoder = load_oracle("cpu"), load_pipeline("tiny", device="cpu").vae
+    held_out = _held_out(judge.model.config.sample_size, scenes)
+    pictures, labels = np.stack([s.image for s in held_out]), np.stack([s.labels for s in held_out])
+    restored = oracle.restore(autoencoder, pictures)
+    return {kind: oracle.measure(judge, x, labels) for kind, x in (("sharp", pictures), ("restored", restored))}
+
+
+def _held_out(size, count):
+    return [street.render(s, size) for s in range(street.HELD_OUT, street.HELD_OUT + count)]
+
+
+def _seconds(pipe, repeats: int = 7) -> float:
+    """Median time of one image of 20 steps with guidance."""
+    times = []
+    for k in tqdm(range(repeats), desc="timing", leave=False):
+        start = time.perf_counter()
+        pipe("a house", num_inference_steps=20, guidance_scale=4.0, generator=seed(k))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default all")
+    parser.add_argument("--scenes", type=int, default=500, help="held-out scenes")
+    parser.add_argument("--images", type=int, default=50, help="images a class")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    if wrong := set(given.names) - set(NAMES):
+        parser.error(f"no model {', '.join(wrong)}; there are {', '.join(NAMES)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in () if given.tables else given.names or NAMES:
+        found = (measure_oracle if name == "oracle" else measure_pipeline)(name, given.scenes, given.images)
+        (MODELS / name / "measured.json").write_text(json.dumps(found, indent=1) + "\n")
+    found = {n: json.loads(p.read_text()) for n in NAMES if (p := MODELS / n / "measured.json").exists()}
+    for name in found:
+        text = (cards.oracle_tables if name == "oracle" else cards.pipeline_tables)(name, found)
+        cards.write_card(MODELS / name, text)
+        log.info("%s\n\n%s\n", name, text)
+
+
+if __name__ == "__main__":
+    main()

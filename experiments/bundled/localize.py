@@ -1,0 +1,109 @@
+"""How well the maps of a model's words find their objects in held-out rendered scenes.
+
+Every scene is noised and looked at once per timestep (`record_image`), the map of every caption word that names a class
+(DAAM's, or another method's) is resized to the scene, divided by its maximum and held against the exact mask. The
+threshold is the one with the highest mean IoU on other scenes. Baseline: each map held against the mask of another
+class of its caption.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from attnlab import Recording, daam, metrics, record_image, seed
+from attnlab.maps.heatmaps import resize
+from attnlab.scenes import street
+
+TIMESTEPS = (100, 300, 500)  # of 1000
+TUNING = street.HELD_OUT + 100_000  # first seed of the scenes on which the threshold is chosen
+
+
+class Case(NamedTuple):
+    """One word of one scene: its map and mask (row, column), and the map of another class of the caption, if any."""
+
+    scene: int
+    name: str
+    heat: np.ndarray
+    truth: np.ndarray
+    other: np.ndarray | None
+
+
+Method = Callable[[Recording, list[str]], dict[str, np.ndarray]]
+"""From a recording of a scene and words of its caption to the map (row, column) of each."""
+
+
+def caption_maps(recording: Recording, words: list[str]) -> dict[str, np.ndarray]:
+    """DAAM's map of each word, of the first one where it occurs more than once."""
+    maps = daam(recording)
+    return {word: maps[word, 0] for word in words}
+
+
+def cases(
+    pipe, first: int, count: int, methods: dict[str, Method], batch: int = 10, self_attention: int | tuple = ()
+) -> dict[str, list[Case]]:
+    """By method, all words of the scenes with seeds first, first + 1, ...; the noise depends on the seed."""
+    found = {name: [] for name in methods}
+    for start in tqdm(range(first, first + count, batch), desc="scenes"):
+        seeds = range(start, min(start + batch, first + count))
+        scenes = [street.render(s, size=pipe.unet.config.sample_size * pipe.vae_scale_factor) for s in seeds]
+        recording = record_image(
+            pipe,
+            [s.image for s in scenes],
+            [s.caption for s in scenes],
+            timesteps=TIMESTEPS,
+            self_attention=self_attention,
+            generator=seed(start),
+        )
+        for k, scene in enumerate(scenes):
+            for name, maps in methods.items():
+                found[name] += _cases(seeds[k], scene, maps(recording[k], list(scene.words)))
+    return found
+
+
+def _cases(number, scene, heats):
+    size = scene.labels.shape
+    heats = {
+        word: resize(torch.from_numpy(heat)[None, None], size, "bicubic")[0, 0].numpy() for word, heat in heats.items()
+    }
+    for word in heats:
+        others = [other for other in heats if scene.words[other] != scene.words[word]]
+        shuffled = heats[others[number % len(others)]] if others else None
+        yield Case(number, scene.words[word], heats[word], scene.mask(word), shuffled)
+
+
+def localization(pipe, scenes: int = 500, tuning: int = 200) -> dict:
+    """`summary` over `scenes` held-out scenes, the threshold chosen on `tuning` others."""
+    methods = {"daam": caption_maps}
+    return summary(cases(pipe, TUNING, tuning, methods)["daam"], cases(pipe, street.HELD_OUT, scenes, methods)["daam"])
+
+
+def summary(tuning: list[Case], test: list[Case]) -> dict:
+    """Mean IoU at the threshold chosen on `tuning` and pointing game on `test`, with 95 % intervals over scenes."""
+    ious = metrics.miou_curve([c.heat for c in tuning], [c.truth for c in tuning])
+    tau = metrics.best_threshold(metrics.THRESHOLDS, ious)
+    result = {
+        "threshold": tau,
+        "tuning scenes": len({c.scene for c in tuning}),
+        "scenes": len({c.scene for c in test}),
+        "maps": len(test),
+    }
+    shuffled = [c._replace(heat=c.other) for c in test if c.other is not None]
+    for label, some in (("word", test), ("shuffled word", shuffled)):
+        iou = np.array([metrics.iou(c.heat >= tau * c.heat.max(), c.truth) for c in some])
+        hit = np.array([metrics.pointing_game(c.heat, c.truth) for c in some], float)
+        scene = np.array([c.scene for c in some])
+        for measure, values in (("iou", iou), ("pointing", hit)):
+            by_scene = [values[scene == s].mean() for s in np.unique(scene)]
+            result[f"{label} {measure}"] = float(np.mean(by_scene))
+            result[f"{label} {measure} interval"] = [float(v) for v in metrics.bootstrap_interval(by_scene)]
+        names = np.array([c.name for c in some])
+        if label == "word":
+            result["classes"] = {
+                name: {"maps": int(own.sum()), "iou": float(iou[own].mean()), "pointing": float(hit[own].mean())}
+                for name in street.CLASSES
+                if (own := names == name).any()
+            }
+    return result
