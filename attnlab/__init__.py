@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "pipelines": ("load_oracle", "load_pipeline", "seed"),
     "recording": ("Recording", "record", "record_image"),
-    "maps": ("HeatMaps", "LinearMap", "daam", "linear_daam", "ovam", "propagate", "spread"),
+    "maps": ("HeatMaps", "LinearMap", "daam", "linear_daam", "ovam", "propagate", "std"),
     "tokens": ("Token", "TokenLibrary"),
     "learning": (
         "best_words",

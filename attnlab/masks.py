@@ -26,7 +26,7 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import random_walker
 from sklearn.cluster import DBSCAN
 
-UNDECIDED = 255  # in the masks of `vote_mask`
+IGNORE = 255  # in the masks of `vote_mask`
 
 
 def threshold_mask(heat: ArrayLike, level: float = 0.4) -> np.ndarray:
@@ -233,7 +233,7 @@ def vote_mask(heats: Iterable[ArrayLike], level: float = 0.4, agree: float = 0.8
     """A mask by vote of several maps of the same thing, with an undecided band: uint8 (row, column).
 
     Each map, of a step, a head or a noise seed for example, is for a pixel that reaches ``level * heat.max()``. 1 where
-    at least a share `agree` of the maps is for the pixel, 0 where at least that share is not, `UNDECIDED` (255, what
+    at least a share `agree` of the maps is for the pixel, 0 where at least that share is not, `IGNORE` (255, what
     segmentation losses ignore) elsewhere. ValueError where there is no map, or maps differ in shape.
     """
     heats = [_as_heat(heat) for heat in heats]
@@ -243,7 +243,7 @@ def vote_mask(heats: Iterable[ArrayLike], level: float = 0.4, agree: float = 0.8
     if len({heat.shape for heat in heats}) != 1:
         raise ValueError(f"a vote needs one or more maps of one shape, got {sorted({h.shape for h in heats})}")
     share = np.mean([_above(heat, level) for heat in heats], axis=0)
-    return np.where(share >= agree, 1, np.where(1 - share >= agree, 0, UNDECIDED)).astype(np.uint8)
+    return np.where(share >= agree, 1, np.where(1 - share >= agree, 0, IGNORE)).astype(np.uint8)
 
 
 def _as_heat(heat: ArrayLike) -> np.ndarray:

@@ -41,7 +41,7 @@ def miou_curve(
     heats: Sequence[ArrayLike],
     truths: Sequence[ArrayLike],
     thresholds: ArrayLike = THRESHOLDS,
-    known: Sequence[ArrayLike] | None = None,
+    valid: Sequence[ArrayLike] | None = None,
 ) -> np.ndarray:
     """IoU of every image at every threshold; the mean over images is the thesis's mIoU-threshold curve.
 
@@ -56,7 +56,7 @@ def miou_curve(
         Ground truth, each of the size of its map.
     thresholds : (threshold,) array
         Increasing shares of the maximum.
-    known : sequence of (row, column) bool arrays, optional
+    valid : sequence of (row, column) bool arrays, optional
         Pixels of each image that count; the maximum is that of all pixels.
 
     Returns
@@ -75,8 +75,8 @@ def miou_curve(
         raise ValueError("thresholds must be one row of increasing numbers, such as np.linspace(0, 1, 101)")
     if len(heats) != len(truths) or len(heats) == 0:
         raise ValueError(f"expected one truth for each heat map, got {len(heats)} maps and {len(truths)} truths")
-    known = [None] * len(heats) if known is None else known
-    return np.stack([_iou_at(h, t, thresholds, k) for h, t, k in zip(heats, truths, known, strict=True)], axis=1)
+    valid = [None] * len(heats) if valid is None else valid
+    return np.stack([_iou_at(h, t, thresholds, k) for h, t, k in zip(heats, truths, valid, strict=True)], axis=1)
 
 
 def area_under_curve(thresholds: ArrayLike, values: ArrayLike) -> float | np.ndarray:
@@ -207,14 +207,14 @@ def mean_over_classes(
     return float((filled.sum(0) / known.sum(0)).mean()), float(low), float(high)
 
 
-def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, known: ArrayLike | None) -> np.ndarray:
+def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: ArrayLike | None) -> np.ndarray:
     """IoU of one map at each threshold, (threshold,)."""
     heat, truth = _as_pair(heat, truth)
     # A pixel is in the masks of the first `reached` thresholds, so one histogram of `reached` serves all of them.
     positive = heat.max() > 0
     reached = np.searchsorted(thresholds, heat / heat.max(), side="right") if positive else np.zeros(heat.shape, int)
-    if known is not None:
-        reached, truth = reached[known], truth[known]
+    if valid is not None:
+        reached, truth = reached[valid], truth[valid]
     predicted, common = (
         np.bincount(pixels, minlength=thresholds.size + 1)[::-1].cumsum()[::-1][1:]
         for pixels in (reached.ravel(), reached[truth])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 FORMAT = 1  # of files; those of a later one are refused
 
 
-def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], about: dict) -> Path:
-    """Write a file of some kind ("Recording", ...); `about` holds JSON types."""
+def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], metadata: dict) -> Path:
+    """Write a file of some kind ("Recording", ...); `metadata` holds JSON types."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    header = {"attnlab": kind, "format": str(FORMAT), "about": json.dumps(about)}
+    header = {"attnlab": kind, "format": str(FORMAT), "about": json.dumps(metadata)}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, header)
     part.replace(path)
     return path
@@ -24,7 +24,7 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], abou
 
 def versions() -> dict[str, str]:
     """Of attnlab and the libraries that a recording depends on."""
-    return {name: metadata.version(name) for name in ("attnlab", "torch", "diffusers", "transformers")}
+    return {name: version(name) for name in ("attnlab", "torch", "diffusers", "transformers")}
 
 
 def kind(path: str | Path) -> str | None:
@@ -48,7 +48,7 @@ class File:
 
     Attributes
     ----------
-    about : what `write` was told
+    metadata : what `write` was told
     names : of its tensors
 
     Raises
@@ -65,7 +65,7 @@ class File:
             raise ValueError(
                 f"{path} has format {header['format']}, this attnlab reads up to {FORMAT}: install a later one"
             )
-        self.about, self.names = json.loads(header["about"]), frozenset(self.handle.keys())
+        self.metadata, self.names = json.loads(header["about"]), frozenset(self.handle.keys())
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor."""

@@ -32,14 +32,14 @@ class Token:
     value : float32 (text width,), in the place of a word's embedding
     bias : added to its linear maps, so that 0 is where its mask begins; softmax maps do not have it
     background : the token that was learned beside it for everything else, or None
-    about : how it was made: model, layers, heads, scaled and size of the maps, method, images, scores, losses, ...
+    metadata : how it was made: model, layers, heads, scaled and size of the maps, method, images, scores, losses, ...
     """
 
     name: str
     value: torch.Tensor
     bias: float = 0.0
     background: "Token | None" = None
-    about: dict = field(default_factory=dict)
+    metadata: dict = field(default_factory=dict)
 
     def __post_init__(self):
         value = torch.as_tensor(self.value).detach().to("cpu", torch.float32).clone()
@@ -51,19 +51,21 @@ class Token:
         object.__setattr__(self, "bias", float(self.bias))
 
     def __repr__(self) -> str:
-        model = self.about.get("model") or "an unknown model"
+        model = self.metadata.get("model") or "an unknown model"
         return f"<Token {self.name!r} of {model}, text width {len(self.value)}>"
 
     def check(self, width: int, model: str | None, settings: Mapping | None = None) -> None:
         """ValueError where it was made for another text width or model; a warning for maps with other settings."""
-        made = self.about.get("model")
+        made = self.metadata.get("model")
         if len(self.value) != width or not same_model(made, model):
             raise ValueError(
                 f"token {self.name!r} is of {made or 'an unknown model'}, text width {len(self.value)}: it does not "
                 f"fit {model or 'an unknown model'}, text width {width}"
             )
         other = [
-            s for s in SETTINGS if settings and s in self.about and _plain(self.about[s]) != _plain(settings.get(s))
+            s
+            for s in SETTINGS
+            if settings and s in self.metadata and _plain(self.metadata[s]) != _plain(settings.get(s))
         ]
         if other:
             warnings.warn(
@@ -84,7 +86,7 @@ class TokenLibrary(Mapping):
     def add(self, token: Token) -> None:
         """Put in a token, in the place of one of its name. ValueError for one of another width or model."""
         for known in self.tokens.values():
-            token.check(len(known.value), known.about.get("model"))
+            token.check(len(known.value), known.metadata.get("model"))
         self.tokens[token.name] = token
 
     def __getitem__(self, name: str) -> Token:
@@ -103,16 +105,16 @@ class TokenLibrary(Mapping):
 
     def save(self, path: str | Path) -> Path:
         """Write to a safetensors file: of each token its value, its bias, its background and what is known of it."""
-        tensors, about = {}, {}
+        tensors, metadata = {}, {}
         for name, token in self.tokens.items():
             if name.endswith(BESIDE) and name.removesuffix(BESIDE) in self.tokens:
                 raise ValueError(f"{name!r} is how the file calls a token's background: give the token another name")
             tensors[name] = token.value
-            about[name] = {"bias": token.bias, "about": token.about}
+            metadata[name] = {"bias": token.bias, "about": token.metadata}
             if token.background is not None:
                 tensors[name + BESIDE] = token.background.value
-                about[name]["background"] = {"name": token.background.name, "bias": token.background.bias}
-        return storage.write(path, "TokenLibrary", tensors, about)
+                metadata[name]["background"] = {"name": token.background.name, "bias": token.background.bias}
+        return storage.write(path, "TokenLibrary", tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, model: str | None = None) -> "TokenLibrary":
@@ -129,7 +131,7 @@ class TokenLibrary(Mapping):
         """
         found = _read(path)
         if model is not None:
-            found = [replace(token, about={**token.about, "model": model}) for token in found]
+            found = [replace(token, metadata={**token.metadata, "model": model}) for token in found]
         return cls(found)
 
 
@@ -142,14 +144,14 @@ def _read(path):
     if storage.kind(path) is None:
         return _read_plain(path)
     file = storage.File(path, "TokenLibrary")
-    return [_unpack(name, entry, file) for name, entry in file.about.items()]
+    return [_unpack(name, entry, file) for name, entry in file.metadata.items()]
 
 
 def _unpack(name, entry, file):
     background = entry.get("background")
     if background is not None:
         value = file.read(name + BESIDE)
-        background = Token(background["name"], value, background["bias"], about=entry["about"])
+        background = Token(background["name"], value, background["bias"], metadata=entry["about"])
     return Token(name, file.read(name), entry["bias"], background, entry["about"])
 
 
@@ -162,7 +164,7 @@ def _read_plain(path):
     if wrong or not values:
         raise ValueError(f"{path} holds {wrong or 'nothing'}: tokens are (text width,) each")
     known = {name: header[name] for name in ("model", "source") if name in header}
-    return [Token(name, value, about=known) for name, value in values.items()]
+    return [Token(name, value, metadata=known) for name, value in values.items()]
 
 
 def _plain(value):

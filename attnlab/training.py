@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 @dataclass(frozen=True)
 class Schedule:
     steps: int  # optimizer steps in all
-    rate: float  # highest learning rate
+    lr: float  # highest learning rate
     cycles: int = 1  # of the cosine, which restarts at the highest rate (Loshchilov and Hutter, ICLR 2017)
     warmup: int = 100  # steps of linear rise at the beginning of a cycle
     ema: float = 0.998  # decay of the moving average that is shipped
@@ -68,9 +68,9 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
     decay = schedule.weight_decay
-    optimizer = torch.optim.AdamW(model.parameters(), schedule.rate, (0.9, 0.99), weight_decay=decay, fused=True)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
-    state = {"model": model, "average": average, "optimizer": optimizer, "rate": rate}
+    optimizer = torch.optim.AdamW(model.parameters(), schedule.lr, (0.9, 0.99), weight_decay=decay, fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
+    state = {"model": model, "average": average, "optimizer": optimizer, "rate": scheduler}
     first = _resume(state, folder)
     model.train()
     device = next(model.parameters()).device
@@ -85,13 +85,13 @@ def train(
             last = step // schedule.checkpoint * schedule.checkpoint
             kept = f"step {last}" if last else "no step"
             raise FloatingPointError(
-                f"the loss is {values['loss']} at step {step}; {folder} keeps {kept}: try a lower rate"
+                f"the loss is {values['loss']} at step {step}; {folder} keeps {kept}: try a lower lr"
             )
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
         optimizer.step()
-        rate.step()
+        scheduler.step()
         average.update_parameters(model)
         bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
         _log(folder / "curve.csv", step, values)

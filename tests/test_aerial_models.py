@@ -16,7 +16,7 @@ from experiments.studies import joint_pairs as aerial_study
 
 
 def test_every_stage(tmp_path, monkeypatch):
-    short = Schedule(steps=45, rate=1e-3, checkpoint=2)  # of 100 scenes: 4 of 4
+    short = Schedule(steps=45, lr=1e-3, checkpoint=2)  # of 100 scenes: 4 of 4
     small = {"size": 32, "channels": (32, 32), "enlarging": (32, 32), "judged": 6, "steps": 2, "batch": 2, "short": 2}
     small |= {"enlarged": 2, "checked": 3}
     monkeypatch.setitem(aerial.PRESETS, "cpu", aerial.Preset(**small, schedule=short))

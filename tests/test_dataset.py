@@ -187,12 +187,12 @@ def test_pairs_are_what_the_pipeline_draws_and_its_maps_say(fires, pipe):
         drawn = pipe([FIRES.prompt(i) for i in (4, 5)], generator=[al.seed(4), al.seed(5)],
                      num_inference_steps=4, guidance_scale=4.0).images  # fmt: skip
     for k, i in enumerate((4, 5)):
-        image, labels, about = fires[i]
+        image, labels, line = fires[i]
         assert np.abs(np.asarray(image, int) - np.asarray(drawn[k], int)).max() <= 1
         mask = al.otsu_mask(al.daam(recording[k]).upscale(64)["smoke"])
         assert al.metrics.iou(labels == 2, mask & (labels != 1)) > 0.98
-        assert about["seed"] == i and about["areas"]["smoke"] == pytest.approx((labels == 2).mean(), abs=1e-4)
-        assert about["sha256"]["image"] == hashlib.sha256((fires.folder / about["file_name"]).read_bytes()).hexdigest()
+        assert line["seed"] == i and line["areas"]["smoke"] == pytest.approx((labels == 2).mean(), abs=1e-4)
+        assert line["sha256"]["image"] == hashlib.sha256((fires.folder / line["file_name"]).read_bytes()).hexdigest()
 
 
 def test_datasets_reads_the_folder_as_it_is(fires, tmp_path):

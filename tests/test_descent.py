@@ -8,12 +8,12 @@ import torch
 from torch.nn.functional import interpolate
 
 import attnlab as al
-from attnlab.learning.optimize import PRESETS, Descent, optimize_token
+from attnlab.learning.optimize import PRESETS, OptimizerSettings, optimize_token
 
 EPOCHS = 6
 MASK = np.zeros((64, 64), bool)
 MASK[20:44, 10:40] = True
-SHORT = {name: replace(preset, epochs=EPOCHS, every=2) for name, preset in PRESETS.items()}
+SHORT = {name: replace(preset, epochs=EPOCHS, lr_step=2) for name, preset in PRESETS.items()}
 
 
 def plain_maps(recording, x, softmax):
@@ -48,8 +48,8 @@ def plain_descent(recording, x, settings):
             loss = -(target * maps.log() + (1 - target) * (1 - maps).log()).mean()
         losses.append(float(loss.detach()))
         [slope] = torch.autograd.grad(loss, x)
-        rate = settings.rate * settings.gamma ** (epoch // settings.every)
-        x = (x - rate * slope).detach().requires_grad_()
+        lr = settings.lr * settings.lr_gamma ** (epoch // settings.lr_step)
+        x = (x - lr * slope).detach().requires_grad_()
     return losses
 
 
@@ -59,18 +59,18 @@ def test_equals_plain_gradient_descent(recording, preset, collapse):
     settings, word = SHORT[preset], recording.encode("smoke").embedding
     token = optimize_token(recording, [MASK], "smoke", settings, collapse=collapse)
     losses = plain_descent(recording, word[:2] if settings.background else word[1:2], settings)
-    np.testing.assert_allclose(token.about["losses"], losses, rtol=2e-4)
+    np.testing.assert_allclose(token.metadata["losses"], losses, rtol=2e-4)
     assert (token.background is not None) == settings.background
 
 
 def test_the_best_epoch_is_kept(recording):
     """A rate that is far too high: some later epochs are worse than an earlier one."""
-    wild = replace(PRESETS["thesis"], epochs=12, rate=3e6)
+    wild = replace(PRESETS["thesis"], epochs=12, lr=3e6)
     token = optimize_token(recording, [MASK], "smoke", wild)
-    losses = token.about["losses"]
+    losses = token.metadata["losses"]
     assert losses[-1] > min(losses) and len(losses) == 12
     again = optimize_token(recording, [MASK], token.value, replace(wild, epochs=1))
-    assert again.about["losses"][0] == pytest.approx(min(losses), rel=1e-5)
+    assert again.metadata["losses"][0] == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_the_same_input_gives_the_same_token(recording):
@@ -83,17 +83,17 @@ def test_read_as_logits_a_perfect_mask_has_a_large_loss():
     matrix = torch.from_numpy(np.where(MASK[::4, ::4], 1.0, -1.0)).float().reshape(-1, 1)
     linear = al.LinearMap(matrix, torch.zeros(256), (16, 16), None, {"model": "made"})
     both = torch.tensor([[-1.0], [1.0]])
-    settings = Descent(softmax=False, background=True, loss="logits", rate=1e-9, epochs=1)
+    settings = OptimizerSettings(softmax=False, background=True, loss="logits", lr=1e-9, epochs=1)
     for loss, expected in (("logits", np.log(1 + np.exp(-1))), ("binary", 1e-4)):
         small = MASK[::4, ::4]
         token = optimize_token(linear, [small], both, replace(settings, loss=loss))
-        assert token.about["losses"][0] == pytest.approx(expected, rel=1e-3)
+        assert token.metadata["losses"][0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_undecided_pixels_do_not_count(recording):
     undecided = MASK.astype(np.uint8)
     undecided[:, 32:] = 255
-    one = optimize_token(recording, [undecided], "smoke", SHORT["thesis"]).about["losses"][0]
+    one = optimize_token(recording, [undecided], "smoke", SHORT["thesis"]).metadata["losses"][0]
     linear = al.linear_daam(recording).upscaled("smoke", 64)
     heat = np.clip((linear - linear.min()) / np.ptp(linear), 1e-4, 1 - 1e-4)[:, :32]
     expected = -np.where(MASK[:, :32], np.log(heat), np.log(1 - heat)).mean()
@@ -102,19 +102,19 @@ def test_undecided_pixels_do_not_count(recording):
 
 def test_a_loss_that_runs_away_keeps_the_best(recording):
     linear = al.linear_daam(recording)
-    wild = replace(PRESETS["ovam"], softmax=False, stretch=False, rate=1e38, epochs=9)
-    with pytest.warns(UserWarning, match=r"the loss became (nan|inf) after \d epochs: lower the rate"):
+    wild = replace(PRESETS["ovam"], softmax=False, minmax=False, lr=1e38, epochs=9)
+    with pytest.warns(UserWarning, match=r"the loss became (nan|inf) after \d epochs: lower lr"):
         token = optimize_token(linear, [MASK], "smoke", wild)
-    assert torch.equal(token.value, recording.encoder.embed("smoke")) and len(token.about["losses"]) < 9
+    assert torch.equal(token.value, recording.encoder.embed("smoke")) and len(token.metadata["losses"]) < 9
 
 
 def test_it_may_start_from_a_token(recording):
-    word = al.Token("mine", recording.encoder.embed("smoke"), about={"model": "tiny"})
+    word = al.Token("mine", recording.encoder.embed("smoke"), metadata={"model": "tiny"})
     token = optimize_token(recording, [MASK], word, SHORT["ovam"])
     same = optimize_token(recording, [MASK], "smoke", SHORT["ovam"])
-    assert token.name == token.about["init"] == "mine" and token.about["losses"] == same.about["losses"]
-    on = optimize_token(recording, [MASK], token, SHORT["ovam"]).about["losses"][0]
-    assert on == pytest.approx(min(token.about["losses"]), rel=1e-5)
+    assert token.name == token.metadata["init"] == "mine" and token.metadata["losses"] == same.metadata["losses"]
+    on = optimize_token(recording, [MASK], token, SHORT["ovam"]).metadata["losses"][0]
+    assert on == pytest.approx(min(token.metadata["losses"]), rel=1e-5)
 
 
 def test_an_interrupt_returns_the_best_so_far(recording, monkeypatch):
@@ -132,18 +132,18 @@ def test_an_interrupt_returns_the_best_so_far(recording, monkeypatch):
     monkeypatch.setattr("attnlab.learning.optimize.tqdm", Stops)
     token = optimize_token(recording, [MASK], "smoke", SHORT["thesis"])
     full = PRESETS["thesis"]
-    assert len(token.about["losses"]) == 3 < full.epochs
+    assert len(token.metadata["losses"]) == 3 < full.epochs
 
 
 def test_it_learns(recording):
     """The training image's map fits better than the word's."""
     token = optimize_token(recording, [MASK], "smoke")
-    before, after = token.about["losses"][0], min(token.about["losses"])
+    before, after = token.metadata["losses"][0], min(token.metadata["losses"])
     word = al.best_words(recording, [MASK], ["smoke"])[0].iou
-    assert after < 0.8 * before and token.about["iou"] > word + 0.1
+    assert after < 0.8 * before and token.metadata["iou"] > word + 0.1
     linear = al.linear_daam(recording)
-    assert al.transfer_matrix([token], recording, [MASK], token.about["threshold"])[0, 0] == pytest.approx(
-        token.about["iou"]
+    assert al.transfer_matrix([token], recording, [MASK], token.metadata["threshold"])[0, 0] == pytest.approx(
+        token.metadata["iou"]
     )
     assert linear[token].shape == (16, 16)
 
@@ -167,9 +167,12 @@ def spoiled(recording):
         (lambda r: optimize_token(r, [MASK, MASK], "smoke"), "2 masks for 1 images"),
         (lambda r: optimize_token(r, [MASK], torch.ones(64)), r"finite embedding \(128,\), not \(64,\)"),
         (lambda r: optimize_token(al.Recording(None, r.traces), [MASK], torch.ones(128), "ovam"), "no text encoder"),
-        (lambda r: Descent(softmax=True, background=False, loss="binary", rate=1, epochs=1), "background=True"),
-        (lambda r: Descent(softmax=True, background=True, loss="hinge", rate=1, epochs=1), "'binary' or 'logits'"),
-        (lambda r: replace(PRESETS["ovam"], epochs=0), "epochs and every are 1 or more"),
+        (lambda r: OptimizerSettings(softmax=True, background=False, loss="binary", lr=1, epochs=1), "background=True"),
+        (
+            lambda r: OptimizerSettings(softmax=True, background=True, loss="hinge", lr=1, epochs=1),
+            "'binary' or 'logits'",
+        ),
+        (lambda r: replace(PRESETS["ovam"], epochs=0), "epochs and lr_step are 1 or more"),
     ],
 )
 def test_bad_input(recording, call, says):

@@ -23,7 +23,7 @@ def path(recording, tmp_path):
 
 def test_a_recording_comes_back(recording, path):
     again = al.Recording.load(path)
-    assert again.about == recording.about and again.prompt == recording.prompt
+    assert again.metadata == recording.metadata and again.prompt == recording.prompt
     assert again.trace.timesteps == recording.trace.timesteps
     np.testing.assert_array_equal(al.daam(again).values, al.daam(recording).values)
     np.testing.assert_array_equal(al.ovam(again, "red car").values, al.ovam(recording, "red car").values)
@@ -34,8 +34,8 @@ def test_a_recording_comes_back(recording, path):
 def test_how_it_came_about_is_in_the_file(pipe, generate, tmp_path):
     with al.record(pipe, generator=al.seed(7)) as recording:
         generate(steps=2)
-    about = al.Recording.load(recording.save(tmp_path / "file")).about
-    assert about == recording.about
+    metadata = al.Recording.load(recording.save(tmp_path / "file")).metadata
+    assert metadata == recording.metadata
     known = {
         "model": "tiny",
         "revision": None,
@@ -44,8 +44,8 @@ def test_how_it_came_about_is_in_the_file(pipe, generate, tmp_path):
         "guidance_scale": 4.0,
         "branch": "conditional",
     }
-    assert known.items() <= about.items() and about["planned"] == about["ran"] == 2
-    assert set(storage.File(tmp_path / "file", "Recording").about["versions"]) == {
+    assert known.items() <= metadata.items() and metadata["planned"] == metadata["ran"] == 2
+    assert set(storage.File(tmp_path / "file", "Recording").metadata["versions"]) == {
         "attnlab", "torch", "diffusers", "transformers"
     }  # fmt: skip
 

@@ -18,8 +18,8 @@ def make_maps(images=2, width=6, start=0, side=SIDE):
     maps = []
     for i in range(images):
         matrix = torch.randn(side * side, width, generator=al.seed(start + i)) * torch.linspace(0.3, 2, width) + 1
-        about = {"model": "made", "layers": ["a"], "heads": None, "scaled": True}
-        maps.append(al.LinearMap(matrix, torch.zeros(side * side), (side, side), None, about))
+        metadata = {"model": "made", "layers": ["a"], "heads": None, "scaled": True}
+        maps.append(al.LinearMap(matrix, torch.zeros(side * side), (side, side), None, metadata))
     return maps
 
 
@@ -48,7 +48,7 @@ def test_equals_scikit_learn(prior):
     value = white.scale @ stretch @ torch.from_numpy(model.coef_[0])
     np.testing.assert_allclose(token.value, value, rtol=1e-4, atol=1e-5)
     assert token.bias == pytest.approx(float(model.intercept_[0] - white.mean @ value), rel=1e-4)
-    assert token.about["gradient"] < 1e-6
+    assert token.metadata["gradient"] < 1e-6
 
 
 def test_a_problem_with_a_known_optimum():
@@ -60,7 +60,7 @@ def test_a_problem_with_a_known_optimum():
     token = fit_token([linear], [mask], ridge=0.1, name="half")
     known = brentq(lambda v: 0.1 * v - 1 / (1 + np.exp(v)), 0, 10)
     assert float(token.value[0]) == pytest.approx(known, rel=1e-6) and abs(token.bias) < 1e-6
-    assert token.name == "half" and token.about["iou"] == 1 and ((linear[token] > 0) == mask).all()
+    assert token.name == "half" and token.metadata["iou"] == 1 and ((linear[token] > 0) == mask).all()
 
 
 def test_the_slope_is_that_of_theweighted_loss():
@@ -108,7 +108,7 @@ def test_a_class_of_one_image_has_no_iou_where_it_was_left_out():
     maps, empty = make_maps(6), np.zeros((SIDE, SIDE), bool)
     masks = [make_masks(maps)[0], *[empty] * 5]
     [token] = fit_tokens(maps, {"thing": masks}, {"thing": None}).values()
-    assert all(np.isfinite(row["loss"]) and row["iou"] is None for row in token.about["left out"])
+    assert all(np.isfinite(row["loss"]) and row["iou"] is None for row in token.metadata["left out"])
 
 
 def test_a_class_may_fill_an_image():
@@ -116,7 +116,7 @@ def test_a_class_may_fill_an_image():
     maps = make_maps(5)
     masks = [np.ones((SIDE, SIDE), bool), *make_masks(maps)[1:]]
     [token] = fit_tokens(maps, {"thing": masks}, {"thing": None}).values()
-    assert all(np.isfinite(row["loss"]) for row in token.about["left out"])
+    assert all(np.isfinite(row["loss"]) for row in token.metadata["left out"])
 
 
 def test_one_image_a_class_is_enough():
@@ -124,7 +124,7 @@ def test_one_image_a_class_is_enough():
     maps, empty = make_maps(5), np.zeros((SIDE, SIDE), bool)
     masks = {f"c{i}": [m if k == i else empty for k, m in enumerate(make_masks(maps))] for i in range(5)}
     library = fit_tokens(maps, masks, dict.fromkeys(masks))
-    assert library["c0"].about["ridge"] == RIDGE and "left out" not in library["c0"].about
+    assert library["c0"].metadata["ridge"] == RIDGE and "left out" not in library["c0"].metadata
     with pytest.raises(ValueError, match="none can be left out: give one ridge"):
         fit_tokens(maps, masks, dict.fromkeys(masks), ridge=(0.1, 1))
 
@@ -137,10 +137,10 @@ def test_the_same_input_gives_the_same_token():
 
 def test_the_ridge_with_the_least_loss_on_left_out_images():
     maps = make_maps(5)
-    tried = fit_token(maps, make_masks(maps)).about
+    tried = fit_token(maps, make_masks(maps)).metadata
     losses = {row["ridge"]: row["loss"] for row in tried["left out"]}
     assert set(losses) == set(RIDGES) and tried["ridge"] == min(losses, key=losses.get)
-    assert "left out" not in fit_token(maps[:2], make_masks(maps[:2])).about
+    assert "left out" not in fit_token(maps[:2], make_masks(maps[:2])).metadata
 
 
 def test_a_ridge_keeps_to_the_word():
@@ -158,7 +158,7 @@ def test_undecided_pixels_and_cells_do_not_count():
     [mask] = make_masks(maps)
     spoiled = mask.astype(np.uint8)
     spoiled[:8], maps[0].matrix[: 8 * SIDE] = 255, 0  # what lies there must not matter
-    half = al.LinearMap(maps[0].matrix[8 * SIDE :], torch.zeros(24 * SIDE), (24, SIDE), None, maps[0].about)
+    half = al.LinearMap(maps[0].matrix[8 * SIDE :], torch.zeros(24 * SIDE), (24, SIDE), None, maps[0].metadata)
     white = Whitening.of(maps)
     with_hole = fit_token(maps, [spoiled], unlabeled=white)
     # 24 rows are fewer than GRID, but no whole factor refines them: the same cells
@@ -180,7 +180,7 @@ def test_a_band_leaves_out_cells_that_are_in_part_inside():
 def test_keys_with_a_bias():
     """What a map adds by itself is there before the token: shifted maps need the opposite zero level."""
     maps = make_maps()
-    shifted = [al.LinearMap(m.matrix, m.bias + 3, m.size, None, m.about) for m in maps]
+    shifted = [al.LinearMap(m.matrix, m.bias + 3, m.size, None, m.metadata) for m in maps]
     one, other = (fit_token(m, make_masks(maps)) for m in (maps, shifted))
     np.testing.assert_allclose(one.value, other.value, rtol=1e-4, atol=1e-5)
     assert other.bias == pytest.approx(one.bias - 3, rel=1e-4)
@@ -204,8 +204,8 @@ def test_a_fitted_token_finds_what_its_word_misses(pipe):
 good = make_maps(2)
 masks = make_masks(good)
 empty, full = np.zeros((SIDE, SIDE), bool), np.ones((SIDE, SIDE), bool)
-spoiled = al.LinearMap(good[0].matrix * np.nan, good[0].bias, good[0].size, None, good[0].about)
-foreign = al.LinearMap(good[0].matrix, good[0].bias, good[0].size, None, {**good[0].about, "model": "other"})
+spoiled = al.LinearMap(good[0].matrix * np.nan, good[0].bias, good[0].size, None, good[0].metadata)
+foreign = al.LinearMap(good[0].matrix, good[0].bias, good[0].size, None, {**good[0].metadata, "model": "other"})
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,10 @@ foreign = al.LinearMap(good[0].matrix, good[0].bias, good[0].size, None, {**good
         (lambda: fit_token([spoiled, good[1]], masks), "NaN or infinity"),
         (lambda: fit_token(good, masks, "car"), "no text encoder"),
         (lambda: fit_token(good, masks, torch.ones(7)), r"finite embedding \(6,\), not \(7,\)"),
-        (lambda: fit_token(good, masks, al.Token("x", torch.ones(6), about={"model": "other"})), "does not fit made"),
+        (
+            lambda: fit_token(good, masks, al.Token("x", torch.ones(6), metadata={"model": "other"})),
+            "does not fit made",
+        ),
         (lambda: fit_token(good, masks, ridge=0), "positive number"),
         (lambda: fit_token(good[:1], masks[:1], ridge=(0.1, 1)), "2 folds of 2 images"),
         (lambda: fit_token(good, masks, band=(0.8, 0.2)), "band is"),

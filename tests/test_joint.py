@@ -30,7 +30,7 @@ def new(**options):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    schedule = Schedule(steps=400, rate=3e-3, warmup=20, ema=0.97, checkpoint=200)
+    schedule = Schedule(steps=400, lr=3e-3, warmup=20, ema=0.97, checkpoint=200)
     return new().fit(*world(40), tmp_path_factory.mktemp("joint"), schedule, turns=False)
 
 
@@ -56,7 +56,7 @@ def test_a_second_look_is_taken_and_worth_it(tmp_path):
     first, second = (x[:, 5:] for x in seen)  # behind the 5 planes themselves
     assert not first.any() and second.abs().max() > 0.1
     before = model.error(*world(20, seed=1))
-    schedule = Schedule(steps=150, rate=3e-3, warmup=20, ema=0.95, checkpoint=150)
+    schedule = Schedule(steps=150, lr=3e-3, warmup=20, ema=0.95, checkpoint=150)
     assert model.fit(*world(40), tmp_path, schedule).error(*world(20, seed=1)) < 0.5 * before
 
 
@@ -84,7 +84,7 @@ def test_it_draws_the_shares_that_it_is_asked_for(trained):
 
 def test_a_model_that_is_not_told_shares():
     model = new(shares=False)
-    assert "shares" not in model.about
+    assert "shares" not in model.metadata
     assert model.sample(1, torch.Generator().manual_seed(0), steps=1)[0].shape == (1, 8, 8, 3)
     with pytest.raises(ValueError, match="make one with shares=True"):
         model.sample(1, torch.Generator().manual_seed(0), shares=np.array([0.5, 0, 0.5]))
@@ -139,8 +139,8 @@ def test_saved_and_loaded(trained, tmp_path):
     first, second = (m.sample(2, torch.Generator().manual_seed(0), steps=3) for m in (trained, again))
     np.testing.assert_array_equal(first[0], second[0])
     assert again.classes == CLASSES and again.size == 8
-    about = json.loads((tmp_path / "model/joint.json").read_text())
-    (tmp_path / "model/joint.json").write_text(json.dumps(about | {"codes": np.eye(3).tolist()}))
+    metadata = json.loads((tmp_path / "model/joint.json").read_text())
+    (tmp_path / "model/joint.json").write_text(json.dumps(metadata | {"codes": np.eye(3).tolist()}))
     with pytest.raises(ValueError, match="they are of two models"):
         JointDiffusion.from_pretrained(tmp_path / "model")
     with pytest.raises(FileNotFoundError, match="holds no joint model"):
@@ -148,7 +148,7 @@ def test_saved_and_loaded(trained, tmp_path):
 
 
 def test_stopped_and_gone_on(tmp_path, monkeypatch):
-    schedule = Schedule(steps=6, rate=1e-3, checkpoint=2)
+    schedule = Schedule(steps=6, lr=1e-3, checkpoint=2)
     whole = new().fit(*world(40), tmp_path / "whole", schedule, batch=4)
     with monkeypatch.context() as patch:
         calls, loss = iter(range(9)), JointDiffusion._loss
@@ -161,8 +161,8 @@ def test_stopped_and_gone_on(tmp_path, monkeypatch):
         patch.setattr(JointDiffusion, "_loss", cut)
         with pytest.raises(KeyboardInterrupt):
             new().fit(*world(40), tmp_path / "part", schedule, batch=4)
-    about = json.loads((tmp_path / "part/model.json").read_text())["unet"]
-    assert not [name for name in about if name.startswith("_")]  # sets, which another process lists in another order
+    metadata = json.loads((tmp_path / "part/model.json").read_text())["unet"]
+    assert not [name for name in metadata if name.startswith("_")]  # sets, which another process lists in another order
     again = new().fit(*world(40), tmp_path / "part", schedule, batch=4)
     same = zip(whole.unet.parameters(), again.unet.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
@@ -173,7 +173,7 @@ def test_stopped_and_gone_on(tmp_path, monkeypatch):
 def test_held_out_pairs_end_training(tmp_path):
     model = new()
     before = model.error(*world(20, seed=1))
-    schedule = Schedule(steps=60, rate=3e-3, warmup=5, ema=0.9, checkpoint=20)
+    schedule = Schedule(steps=60, lr=3e-3, warmup=5, ema=0.9, checkpoint=20)
     model.fit(*world(40), tmp_path, schedule, check=world(20, seed=1))
     assert model.error(*world(20, seed=1)) < 0.7 * before
     assert model.error(*world(20, seed=1)) == model.error(*world(20, seed=1))
@@ -183,7 +183,7 @@ def test_enlarging(tmp_path):
     """Trained on pairs of 16 pixels, it makes them from halves."""
     large = world(40, 16)
     model = JointDiffusion.new(*large, CLASSES, upscale=2, **SMALL)
-    model.fit(*large, tmp_path, Schedule(steps=250, rate=3e-3, warmup=20, ema=0.97, checkpoint=250), turns=False)
+    model.fit(*large, tmp_path, Schedule(steps=250, lr=3e-3, warmup=20, ema=0.97, checkpoint=250), turns=False)
     asked = world(10, 16, seed=1)
     small = shrink(*asked, 2)
     images, labels, _ = model.sample(10, torch.Generator().manual_seed(0), small=small, steps=10)

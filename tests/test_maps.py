@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 import attnlab as al
-from attnlab.maps.heatmaps import HeatMaps, resize, stretch, upscale
+from attnlab.maps.heatmaps import HeatMaps, minmax, resize, upscale
 from attnlab.recording.layers import Layer
 from attnlab.recording.words import Word
 
@@ -93,9 +93,9 @@ def test_hidden_tokens_take_no_attention(pipe, plain_attention):
     pipe._guidance_scale = 1.0  # the denoiser is called from here, not by the pipeline
     with al.record(pipe) as recording:
         text, _ = pipe.encode_prompt(PROMPT, pipe.device, 1, False)
-        visible = torch.arange(text.shape[1])[None] < 6
+        attention_mask = torch.arange(text.shape[1])[None] < 6
         with torch.no_grad():
-            pipe.unet(torch.randn(1, 4, 16, 16, generator=al.seed(0)), 500, text, encoder_attention_mask=visible)
+            pipe.unet(torch.randn(1, 4, 16, 16, generator=al.seed(0)), 500, text, encoder_attention_mask=attention_mask)
     expected = reference_daam(plain_attention, recording.trace.sizes, (16, 16))
     maps = al.daam(recording)
     assert abs(maps.values - expected[:7]).max() <= 1e-5 * expected.max()
@@ -202,16 +202,16 @@ def test_overlapping_words_are_told_apart_by_position():
 
 def test_spread(recording):
     parts = list(al.daam(recording, per="step").values())
-    np.testing.assert_allclose(al.spread(parts)["smoke"], np.std([m["smoke"] for m in parts], axis=0), atol=1e-7)
+    np.testing.assert_allclose(al.std(parts)["smoke"], np.std([m["smoke"] for m in parts], axis=0), atol=1e-7)
     for wrong in ([], parts[:1], [parts[0], al.ovam(recording, "fire")]):
         with pytest.raises(ValueError, match="two or more maps of one text"):
-            al.spread(wrong)
+            al.std(wrong)
 
 
 def test_maps_are_stretched_one_by_one():
     maps = np.float32([[[-2, 2], [0, 1]], [[3, 3], [3, 3]]])
-    np.testing.assert_allclose(stretch(maps, 2), [[[0, 1], [0.5, 0.75]], [[0, 0], [0, 0]]])
-    np.testing.assert_allclose(stretch(maps[0], (4, 6)), stretch(maps, (4, 6))[0])
+    np.testing.assert_allclose(minmax(maps, 2), [[[0, 1], [0.5, 0.75]], [[0, 0], [0, 0]]])
+    np.testing.assert_allclose(minmax(maps[0], (4, 6)), minmax(maps, (4, 6))[0])
     large = upscale(maps[0], (4, 4))
     expected = resize(torch.from_numpy(maps[:1])[None], (4, 4), "bilinear")[0, 0]
     np.testing.assert_array_equal(large, expected)

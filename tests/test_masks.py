@@ -224,7 +224,7 @@ def test_random_walker_names_what_does_not_fit(ramp):
 def test_vote():
     """Five maps over four pixels: all for it, four, three, none."""
     heats = np.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 0.9, 0.1], [1, 0.8, 0, 0], [1, 0, 0, 0.3]])[:, None]
-    assert masks.vote_mask(heats, level=0.4, agree=0.8).tolist() == [[1, 1, masks.UNDECIDED, 0]]
+    assert masks.vote_mask(heats, level=0.4, agree=0.8).tolist() == [[1, 1, masks.IGNORE, 0]]
     assert masks.vote_mask(heats, level=0.4, agree=0.6).tolist() == [[1, 1, 1, 0]]
     assert masks.vote_mask([heats[0]]).dtype == np.uint8
     for wrong, message in (

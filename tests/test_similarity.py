@@ -59,12 +59,12 @@ def test_long_prompts_are_cut(clip):
 def test_images_unlike_their_prompts_are_rejected(clip, tmp_path):
     loose = Filters(area=None, flat=None, blank=None, duplicates=None, clip=str(clip))
     all_of_it = generate_dataset(replace(RECIPE, filters=loose), tmp_path / "all")
-    values = [about["similarity"] for about in all_of_it.records]
+    values = [metadata["similarity"] for metadata in all_of_it.records]
     judge = Similarity(clip)
-    assert values == pytest.approx([judge([pair.image], [pair.about["prompt"]])[0] for pair in all_of_it], abs=2e-4)
+    assert values == pytest.approx([judge([pair.image], [pair.metadata["prompt"]])[0] for pair in all_of_it], abs=2e-4)
     cut = float(np.median(values))
     some = generate_dataset(replace(RECIPE, filters=replace(loose, similarity=cut)), tmp_path / "some")
-    assert [about["index"] for about in some.records] == [i for i, value in enumerate(values) if value >= cut]
+    assert [metadata["index"] for metadata in some.records] == [i for i, value in enumerate(values) if value >= cut]
     assert {line["reason"] for line in some.rejected} == {"unlike its prompt"}
 
 

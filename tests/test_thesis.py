@@ -137,7 +137,7 @@ def test_learned_tokens_are_kept(gallery, scenes, monkeypatch):
     monkeypatch.setattr(thesis.gallery, "fit_token", None)
     for token, settings in zip(first, (short, "fit_token"), strict=True):
         again = gallery.learn(scenes[:2], settings, scenes)
-        assert torch.equal(again.value, token.value) and again.about == token.about
+        assert torch.equal(again.value, token.value) and again.metadata == token.metadata
     with pytest.raises(TypeError):  # other images, another token
         gallery.learn(scenes[:1], short)
 
@@ -150,7 +150,7 @@ def test_an_interrupted_descent_is_not_kept(gallery, scenes, monkeypatch):
     with pytest.raises(RuntimeError, match="ended after 3 of 7 epochs"):
         gallery.learn(scenes[:1], settings)
     monkeypatch.undo()
-    assert len(gallery.learn(scenes[:1], settings).about["losses"]) == 7
+    assert len(gallery.learn(scenes[:1], settings).metadata["losses"]) == 7
 
 
 def test_softmax_maps_of_tokens(gallery, scenes):
@@ -179,11 +179,11 @@ def test_maps_are_those_of_the_class_at_the_images_size(experiment):
     expected = e.maps.upscale(64)["light"]
     np.testing.assert_allclose(heat, expected / expected.max())
     linear = experiment.heats("Linear DAAM", "rendered", "traffic light")[0]
-    np.testing.assert_allclose(linear, al.heatmaps.stretch(e.linear["light"], 64))
+    np.testing.assert_allclose(linear, al.maps.minmax(e.linear["light"], 64))
     token = experiment.token("fit_token", "rendered", "traffic light", 1)
     fitted = experiment.heats("fit_token", "rendered", "traffic light", count=1)[0]
-    np.testing.assert_allclose(fitted, al.heatmaps.stretch(e.linear[token], 64))
-    assert token.about["images"] == 1
+    np.testing.assert_allclose(fitted, al.maps.minmax(e.linear[token], 64))
+    assert token.metadata["images"] == 1
 
 
 def test_summary_by_hand():
@@ -210,10 +210,10 @@ def test_margins_of_layers_by_steps(scenes):
     found = thesis.layers_by_steps(scenes)
     assert found.shape == (6 + 1, 3 + 1)
     at_half = np.searchsorted(metrics.THRESHOLDS, 0.5)
-    heats = [al.heatmaps.upscale(e.maps["car"], 64, "bicubic") for e in scenes]
+    heats = [al.maps.upscale(e.maps["car"], 64, "bicubic") for e in scenes]
     assert found[-1, -1] == pytest.approx(metrics.miou_curve(heats, [e.truth for e in scenes])[at_half].mean())
     layers = [list(e.layers.values()) for e in scenes]
-    heats = [al.heatmaps.upscale(one[2][1], 64, "bicubic") for one in layers]
+    heats = [al.maps.upscale(one[2][1], 64, "bicubic") for one in layers]
     assert found[2, 1] == pytest.approx(metrics.miou_curve(heats, [e.truth for e in scenes])[at_half].mean())
 
 
@@ -300,7 +300,7 @@ def test_findings_say_what_was_measured(experiment):
     assert linear.difference[0] == pytest.approx(means[0] - means[1])
     start = next(e for e in found[6].evidence if e.track == "rendered")
     examples = [e for name in thesis.WORDS for e in experiment.tests["rendered", name]]
-    heats = [al.heatmaps.upscale(e.maps.start, 64) for e in examples]
+    heats = [al.maps.upscale(e.maps.start, 64) for e in examples]
     apart = [h[~e.truth].mean() - h[e.truth].mean() for h, e in zip(heats, examples, strict=True)]
     assert start.images == 12 and start.difference[0] == pytest.approx(np.mean(apart), rel=1e-4)
     page = findings.page(found, "about")

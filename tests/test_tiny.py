@@ -21,7 +21,7 @@ from experiments.bundled.text_to_image import grounding_loss
 @pytest.mark.parametrize("preset", train.PRESETS)
 def test_every_stage_of_every_preset(preset, tmp_path):
     """Two steps each, from scenes to a folder that loads as a pipeline and draws an image of the preset's size."""
-    steps = dict.fromkeys(("vae", "denoiser", "oracle"), training.Schedule(steps=2, rate=1e-3))
+    steps = dict.fromkeys(("vae", "denoiser", "oracle"), training.Schedule(steps=2, lr=1e-3))
     short = replace(train.PRESETS[preset], scenes=20, recipe=denoiser.Recipe(batch=4), **steps)
     run = train.Run(short, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
     run.vae()

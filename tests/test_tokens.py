@@ -15,13 +15,13 @@ from attnlab.recording.texts import TextEncoder
 @pytest.fixture
 def smoke(recording):
     """The word "smoke" as a token of the bundled model."""
-    return al.Token("thing", recording.encoder.embed("smoke"), 0.5, about={"model": "tiny"})
+    return al.Token("thing", recording.encoder.embed("smoke"), 0.5, metadata={"model": "tiny"})
 
 
 def test_a_token_stands_where_a_word_does(recording, smoke):
     linear = al.linear_daam(recording)
     np.testing.assert_allclose(linear[smoke], linear["smoke"] + 0.5, atol=1e-6)
-    tree = al.Token("tree", recording.encoder.embed("tree"), about={"model": "tiny"})
+    tree = al.Token("tree", recording.encoder.embed("tree"), metadata={"model": "tiny"})
     maps = al.ovam(recording, [tree, smoke])
     expected = al.ovam(recording, torch.stack([tree.value, smoke.value])).values
     np.testing.assert_array_equal(maps[smoke], expected[1])
@@ -57,10 +57,10 @@ def test_labels_give_a_pixel_to_one_class_or_none():
     ("token", "says"),
     [
         (
-            al.Token("cat", torch.ones(768), about={"model": "sd"}),
+            al.Token("cat", torch.ones(768), metadata={"model": "sd"}),
             r"of sd, text width 768: .* fit tiny, text width 128",
         ),
-        (al.Token("cat", torch.ones(128), about={"model": "other/tiny-plain"}), "of other/tiny-plain, .* fit tiny,"),
+        (al.Token("cat", torch.ones(128), metadata={"model": "other/tiny-plain"}), "of other/tiny-plain, .* fit tiny,"),
     ],
 )
 def test_a_token_of_another_model_is_refused(recording, token, says):
@@ -70,7 +70,9 @@ def test_a_token_of_another_model_is_refused(recording, token, says):
 
 
 def test_other_settings_warn(recording):
-    token = al.Token("cat", torch.ones(128), about={"model": "tiny", "layers": ["a"], "size": [16, 16], "heads": None})
+    token = al.Token(
+        "cat", torch.ones(128), metadata={"model": "tiny", "layers": ["a"], "size": [16, 16], "heads": None}
+    )
     with pytest.warns(UserWarning, match="other layers: its zero level does not hold") as caught:
         al.linear_daam(recording)[token]
     assert caught[0].filename == __file__
@@ -95,14 +97,14 @@ def test_the_name_of_a_background_is_taken(smoke, tmp_path):
 
 
 def test_a_library_survives_its_file(smoke, tmp_path):
-    rest = al.Token("rest", -smoke.value, about={"model": "tiny"})
-    about = {"model": "tiny", "losses": [0.5, 0.25], "size": [16, 16]}
-    library = al.TokenLibrary([smoke, al.Token("traffic light", 2 * smoke.value, -1.5, rest, about)])
+    rest = al.Token("rest", -smoke.value, metadata={"model": "tiny"})
+    metadata = {"model": "tiny", "losses": [0.5, 0.25], "size": [16, 16]}
+    library = al.TokenLibrary([smoke, al.Token("traffic light", 2 * smoke.value, -1.5, rest, metadata)])
     path = library.save(tmp_path / "street.safetensors")
     again = al.TokenLibrary.load(path)
     assert list(again) == ["thing", "traffic light"] and not list(tmp_path.glob("*.part"))
     light = again["traffic light"]
-    assert torch.equal(light.value, 2 * smoke.value) and light.bias == -1.5 and light.about == about
+    assert torch.equal(light.value, 2 * smoke.value) and light.bias == -1.5 and light.metadata == metadata
     assert light.background.name == "rest" and torch.equal(light.background.value, -smoke.value)
     with pytest.raises(KeyError, match="no token 'cat'; the library has 'thing', 'traffic light'"):
         again["cat"]
@@ -114,8 +116,8 @@ def test_plain_files_of_embeddings_are_read(tmp_path):
     path = tmp_path / "tokens.safetensors"
     save_file({"cat": torch.ones(768), "background": torch.zeros(768)}, path, {"model": "stable-diffusion-v1-5"})
     library = al.TokenLibrary.load(path)
-    assert library["cat"].about == {"model": "stable-diffusion-v1-5"} and library["cat"].bias == 0
-    assert al.TokenLibrary.load(path, model="mine")["cat"].about["model"] == "mine"
+    assert library["cat"].metadata == {"model": "stable-diffusion-v1-5"} and library["cat"].bias == 0
+    assert al.TokenLibrary.load(path, model="mine")["cat"].metadata["model"] == "mine"
     save_file({"cat": torch.ones(2, 768)}, path)
     with pytest.raises(ValueError, match=r"tokens are \(text width,\) each"):
         al.TokenLibrary.load(path)
@@ -135,7 +137,7 @@ def test_bad_files(recording, smoke, tmp_path):
 
 def test_a_model_is_known_by_its_last_name(recording, smoke):
     for model in ("elsewhere/tiny", "/models/tiny", None):
-        al.linear_daam(recording)[al.Token("thing", smoke.value, about={"model": model})]
+        al.linear_daam(recording)[al.Token("thing", smoke.value, metadata={"model": model})]
 
 
 def test_published_tokens_work_on_a_model_of_their_width(tmp_path):
@@ -185,7 +187,7 @@ def test_an_encoder_that_was_copied_knows_its_tokens(pipe, smoke, tmp_path):
     folder = tmp_path / "copies" / "tiny"
     pipe.save_pretrained(folder)
     encoder = TextEncoder.named(folder)
-    assert al.nearest_words(al.Token("x", encoder.embed("smoke"), about={"model": "tiny"}), encoder, count=1) == [
+    assert al.nearest_words(al.Token("x", encoder.embed("smoke"), metadata={"model": "tiny"}), encoder, count=1) == [
         ("smoke", pytest.approx(1, abs=1e-5))
     ]
     shutil.rmtree(folder)
@@ -195,4 +197,4 @@ def test_about_is_json(recording, smoke, tmp_path):
     mask = np.zeros((16, 16), bool)
     mask[:5, :5] = True
     token = al.fit_token(recording, [mask], "smoke")
-    assert json.loads(json.dumps(token.about)) == token.about
+    assert json.loads(json.dumps(token.metadata)) == token.metadata

@@ -14,7 +14,7 @@ from torch import nn
 
 from attnlab import training
 
-SCHEDULE = training.Schedule(steps=30, rate=0.05, warmup=5, checkpoint=10)
+SCHEDULE = training.Schedule(steps=30, lr=0.05, warmup=5, checkpoint=10)
 
 
 def fit_line(folder, stop_at=None, nan_at=None, schedule=SCHEDULE, **options):
@@ -36,7 +36,7 @@ def fit_line(folder, stop_at=None, nan_at=None, schedule=SCHEDULE, **options):
 
 def test_schedule_restarts():
     """Two cosines of 100 steps, each from the highest rate to a fiftieth; a linear rise of 10 steps before each."""
-    schedule = training.Schedule(steps=200, rate=1.0, cycles=2, warmup=10)
+    schedule = training.Schedule(steps=200, lr=1.0, cycles=2, warmup=10)
     rates = [schedule.factor(step) for step in range(200)]
     assert rates[:100] == rates[100:]
     assert rates[0] == pytest.approx(0.1, abs=1e-3) and rates[50] == pytest.approx(0.51) and rates[99] < 0.021
@@ -73,7 +73,7 @@ def test_training_killed_and_resumed(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 17; .* keeps step 10: try a lower rate"):
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 17; .* keeps step 10: try a lower lr"):
         fit_line(tmp_path / "line", nan_at=17)
     whole, resumed = fit_line(tmp_path / "whole"), fit_line(tmp_path / "line")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -90,7 +90,7 @@ def test_early_stop_returns_the_best(tmp_path):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return next(errors)
 
-    schedule = training.Schedule(steps=60, rate=0.05, warmup=5, checkpoint=10)
+    schedule = training.Schedule(steps=60, lr=0.05, warmup=5, checkpoint=10)
     best = fit_line(tmp_path / "line", schedule=schedule, check=check, patience=2)
     assert training.checks(tmp_path / "line") == [(10, 3.0), (20, 1.0), (30, 2.0), (40, 4.0)]
     assert all(torch.equal(best.state_dict()[name], seen[1][name]) for name in seen[1])

@@ -16,7 +16,7 @@ def four_pixels(image):
 
 
 LEFT = np.array([[1, 0], [1, 0]], bool)
-TOKEN = al.Token("left", torch.tensor([2.0, -1, 2, -1]), -0.5, about={"model": "made"})
+TOKEN = al.Token("left", torch.tensor([2.0, -1, 2, -1]), -0.5, metadata={"model": "made"})
 
 
 def test_matrix_by_hand():
@@ -74,7 +74,7 @@ def test_the_word_for_a_region(pipe):
 
 
 def test_the_nearest_word_of_a_word_is_itself(recording):
-    token = al.Token("x", 3 * recording.encoder.embed("smoke"), about={"model": "tiny"})
+    token = al.Token("x", 3 * recording.encoder.embed("smoke"), metadata={"model": "tiny"})
     for images in (None, recording):
         near = al.nearest_words(token, recording.encoder, recordings=images, count=3)
         assert near[0] == ("smoke", pytest.approx(1, abs=1e-4)) and near[1][1] < near[0][1]

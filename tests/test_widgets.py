@@ -216,7 +216,7 @@ def test_a_painted_thing_becomes_a_token(made, tmp_path):
     np.testing.assert_array_equal(painter.canvas.painted, mask)
     painter.name.value, painter.start.value = "glow", "fire"
     painter.learn()
-    assert painter.token.about["iou"] > 0.6 and len(painter.gallery.children) == 2
+    assert painter.token.metadata["iou"] > 0.6 and len(painter.gallery.children) == 2
     painter.keep()
     assert list(al.TokenLibrary.load(tmp_path / "words.safetensors")) == ["glow"]
     painter.name.value = ""

@@ -18,10 +18,10 @@ def export_coco(dataset: Dataset, path: str | Path) -> Path:
     """
     categories = [{"id": i, "name": name} for i, name in enumerate(dataset.classes) if i]
     images, annotations = [], []
-    good = (i for i, about in enumerate(dataset.records) if about["file_name"] not in dataset.bad)
+    good = (i for i, metadata in enumerate(dataset.records) if metadata["file_name"] not in dataset.bad)
     for number, pair in enumerate(map(dataset.__getitem__, good), 1):
         width, height = pair.image.size
-        images.append({"id": number, "file_name": pair.about["file_name"], "width": width, "height": height})
+        images.append({"id": number, "file_name": pair.metadata["file_name"], "width": width, "height": height})
         for category in categories:
             for region in _regions(_mask_of(pair, category)):
                 rle = coco.encode(np.asfortranarray(region.astype(np.uint8)))

@@ -15,7 +15,7 @@ from .. import masks
 from ..maps.heatmaps import HeatMaps, upscale
 from ..maps.linear import linear_daam
 from ..maps.softmax import daam, ovam, propagate
-from ..masks import UNDECIDED
+from ..masks import IGNORE
 from ..recording.recording import Recording
 from ..recording.words import Word
 from ..tokens import TokenLibrary
@@ -68,11 +68,11 @@ def heats(
         found = {name: maps for name, word in recipe.classes.items() if word in maps}
     if recipe.propagate:
         attention = recording.self_attention(recipe.attention)
-        spread = {
+        propagated = {
             id(maps): propagate(maps, *attention, recipe.propagate)
             for maps in {id(m): m for m in found.values()}.values()
         }
-        found = {name: spread[id(maps)] for name, maps in found.items()}
+        found = {name: propagated[id(maps)] for name, maps in found.items()}
     asked = {name: name if recipe.map == "linear" else recipe.classes[name] for name in found}
     mode = "bicubic" if recipe.map == "daam" else "bilinear"
     return {name: upscale(maps[asked[name]], size, mode) for name, maps in found.items()}
@@ -97,7 +97,7 @@ def label(
         higher = mask & (margin > best)
         labels[higher], best[higher] = numbers[name], margin[higher]
         undecided |= np.abs(margin) < recipe.band
-    labels[undecided & (best < recipe.band)] = UNDECIDED
+    labels[undecided & (best < recipe.band)] = IGNORE
     areas = {name: float((labels == numbers[name]).mean()) for name in found}
     scores = {name: _score(heats[name], mask) for name, mask in found.items()}
     return Labeling(labels, found, areas, scores, similarity, _reason(heats, found, image, similarity, recipe))

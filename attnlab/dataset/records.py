@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .. import storage
-from ..masks import UNDECIDED
+from ..masks import IGNORE
 from ..plots.styling import class_color
 from .labeling import Labeling
 from .recipe import Recipe
@@ -28,7 +28,7 @@ class Pair(NamedTuple):
 
     image: Image.Image
     labels: np.ndarray | dict[str, np.ndarray]
-    about: dict
+    metadata: dict
 
 
 class Dataset(Sequence):
@@ -57,7 +57,7 @@ class Dataset(Sequence):
 
     def mark(self, file_name: str, bad: bool = True) -> None:
         """Mark an image as bad, or as good again, in bad.json. KeyError where there is no such image."""
-        if file_name not in {about["file_name"] for about in self.records}:
+        if file_name not in {metadata["file_name"] for metadata in self.records}:
             raise KeyError(f"no image {file_name} in {self.folder}")
         self.bad = self.bad | {file_name} if bad else self.bad - {file_name}
         write_text(self.folder / BAD, json.dumps(sorted(self.bad), indent=1) + "\n")
@@ -66,11 +66,11 @@ class Dataset(Sequence):
         return len(self.records)
 
     def __getitem__(self, i: int) -> Pair:
-        about = self.records[i]
-        with Image.open(self.folder / about["file_name"]) as image:
+        metadata = self.records[i]
+        with Image.open(self.folder / metadata["file_name"]) as image:
             image = image.convert("RGB")
-        masks = {name: _read_mask(self.folder / about[_column(name)]) for name in _mask_names(self.recipe)}
-        return Pair(image, masks[""] if self.recipe.labels else {n: m > 0 for n, m in masks.items()}, about)
+        masks = {name: _read_mask(self.folder / metadata[_column(name)]) for name in _mask_names(self.recipe)}
+        return Pair(image, masks[""] if self.recipe.labels else {n: m > 0 for n, m in masks.items()}, metadata)
 
     def __repr__(self) -> str:
         classes = ", ".join(self.classes[1:])
@@ -81,15 +81,15 @@ def verify_dataset(folder: str | Path) -> list[str]:
     """Everything that is wrong with a data set's files, one sentence each; nothing where it is whole."""
     dataset = Dataset(folder)
     expected, problems = set(), []
-    for about in dataset.records:
-        names = {"image": about["file_name"]} | {n or "mask": about[_column(n)] for n in _mask_names(dataset.recipe)}
+    for line in dataset.records:
+        names = {"image": line["file_name"]} | {n or "mask": line[_column(n)] for n in _mask_names(dataset.recipe)}
         expected |= set(names.values())
-        problems += [found for kind, name in names.items() if (found := _wrong_file(dataset, about, kind, name))]
+        problems += [found for kind, name in names.items() if (found := _wrong_file(dataset, line, kind, name))]
     for path in sorted([*dataset.folder.glob("images/*"), *dataset.folder.glob("masks/*")]):
         name = path.relative_to(dataset.folder).as_posix()
         if name not in expected:
             problems.append(f"{name} is in no line of metadata.jsonl")
-    made = sorted(about["index"] for about in [*dataset.records, *dataset.rejected])
+    made = sorted(line["index"] for line in [*dataset.records, *dataset.rejected])
     if made != list(range(len(dataset.recipe))):
         problems.append(f"metadata.jsonl and rejected.jsonl name {len(made)} records, the recipe {len(dataset.recipe)}")
     return problems
@@ -129,7 +129,7 @@ def _palette_image(labels, recipe):
     """Class numbers as a palette PNG that any viewer shows in color."""
     picture = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
     colors = [(0, 0, 0), *(tuple(round(255 * x) for x in class_color(n, i)) for i, n in enumerate(recipe.classes))]
-    colors += [(0, 0, 0)] * (UNDECIDED - len(colors)) + [(255, 255, 255)]
+    colors += [(0, 0, 0)] * (IGNORE - len(colors)) + [(255, 255, 255)]
     picture.putpalette([value for color in colors for value in color])
     return picture
 
@@ -140,7 +140,7 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes())
 
 
-def _wrong_file(dataset, about, kind, name):
+def _wrong_file(dataset, metadata, kind, name):
     """What is wrong with one file of a record, or None."""
     path = dataset.folder / name
     if not path.resolve().is_relative_to(dataset.folder.resolve()):
@@ -154,12 +154,12 @@ def _wrong_file(dataset, about, kind, name):
             values = np.asarray(picture) if kind != "image" else None
     except (OSError, SyntaxError):
         return f"{name} is cut short or no image"
-    image = dataset.folder / about["file_name"]
+    image = dataset.folder / metadata["file_name"]
     if kind != "image" and (other := _size_of(image)) not in (None, size):
         return f"{name} is {size[0]} x {size[1]}, its image {other[0]} x {other[1]}"
-    if kind != "image" and (mode != "P" or not set(np.unique(values)) <= {*range(len(dataset.classes)), UNDECIDED}):
+    if kind != "image" and (mode != "P" or not set(np.unique(values)) <= {*range(len(dataset.classes)), IGNORE}):
         return f"{name} has numbers of no class"
-    if _sha256(path) != about["sha256"][kind]:
+    if _sha256(path) != metadata["sha256"][kind]:
         return f"{name} was altered"
     return None
 

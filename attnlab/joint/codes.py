@@ -8,7 +8,7 @@ labels, margin = decode(planes, codes)
 import numpy as np
 import torch
 
-from ..masks import UNDECIDED
+from ..masks import IGNORE
 
 RESTARTS = 20  # of the search for codes
 
@@ -84,10 +84,10 @@ def encode(labels: np.ndarray, codes: np.ndarray) -> torch.Tensor:
     ValueError: labels that are no class.
     """
     labels = np.asarray(labels)
-    if not np.isin(labels, [*range(len(codes)), UNDECIDED]).all():
-        other = sorted(set(np.unique(labels).tolist()) - {*range(len(codes)), UNDECIDED})
-        raise ValueError(f"labels are 0 to {len(codes) - 1} or {UNDECIDED}, undecided; there is {other[:5]}")
-    table = np.zeros((UNDECIDED + 1, codes.shape[1]), np.float32)
+    if not np.isin(labels, [*range(len(codes)), IGNORE]).all():
+        other = sorted(set(np.unique(labels).tolist()) - {*range(len(codes)), IGNORE})
+        raise ValueError(f"labels are 0 to {len(codes) - 1} or {IGNORE}, undecided; there is {other[:5]}")
+    table = np.zeros((IGNORE + 1, codes.shape[1]), np.float32)
     table[: len(codes)] = codes
     return torch.from_numpy(table[labels]).permute(0, 3, 1, 2).contiguous()
 

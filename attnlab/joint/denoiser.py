@@ -46,13 +46,13 @@ class Denoiser:
     Attributes
     ----------
     unet : UNet2DModel over pixel-unshuffled planes
-    about : classes, codes (class, plane) as lists, mean and std of the colors (0..1), prediction, shuffle, upscale,
+    metadata : classes, codes (class, plane) as lists, mean and std of the colors (0..1), prediction, shuffle, upscale,
         self_conditioning; of one that is told shares of classes, shares (scene, class) of the scenes it learned from
     """
 
-    def __init__(self, unet: UNet2DModel, about: dict):
-        self.unet, self.about, self.classes = unet, about, tuple(about["classes"])
-        self.planes = Planes(about["codes"], about["mean"], about["std"])
+    def __init__(self, unet: UNet2DModel, metadata: dict):
+        self.unet, self.metadata, self.classes = unet, metadata, tuple(metadata["classes"])
+        self.planes = Planes(metadata["codes"], metadata["mean"], metadata["std"])
         self.schedule = DDPMScheduler(**noise_levels())
         if unet.device.type == "cpu":  # the fast kernels are slow there, their backward pass above all
             for part in unet.modules():
@@ -123,18 +123,18 @@ class Denoiser:
                 resnet_time_scale_shift="scale_shift" if told else "default",
             )
         colors = images.reshape(-1, 3) / 255
-        about = {"classes": list(classes), "codes": table.tolist(), "prediction": prediction, "shuffle": shuffle}
-        about |= {"mean": colors.mean(0).tolist(), "std": colors.std(0).clip(0.02).tolist(), "upscale": upscale}
-        about["self_conditioning"] = self_conditioning
+        metadata = {"classes": list(classes), "codes": table.tolist(), "prediction": prediction, "shuffle": shuffle}
+        metadata |= {"mean": colors.mean(0).tolist(), "std": colors.std(0).clip(0.02).tolist(), "upscale": upscale}
+        metadata["self_conditioning"] = self_conditioning
         if told:
             found = class_shares(labels, len(classes))
-            about["shares"] = found[~np.isnan(found[:, 0])][:MOST].round(4).tolist()
-        return cls(unet, about)
+            metadata["shares"] = found[~np.isnan(found[:, 0])][:MOST].round(4).tolist()
+        return cls(unet, metadata)
 
     @property
     def size(self) -> int:
         """Side of its images in pixels."""
-        return self.unet.config.sample_size * self.about["shuffle"]
+        return self.unet.config.sample_size * self.metadata["shuffle"]
 
     def add_noise(self, planes: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
         """The forward process: planes (image, plane, row, column) as they are at a time, 0 to 999."""
@@ -164,7 +164,7 @@ class Denoiser:
         unet.load_state_dict(self.unet.state_dict())
         torch.nn.Module.to(unet, dtype).save_pretrained(folder)  # diffusers' own `to` warns of layers it does not have
         part = folder / "joint.json.part"
-        part.write_text(json.dumps(self.about, indent=1) + "\n")
+        part.write_text(json.dumps(self.metadata, indent=1) + "\n")
         part.replace(folder / "joint.json")
         return folder
 
@@ -177,24 +177,24 @@ class Denoiser:
         folder = BUNDLED / folder if (BUNDLED / folder / "joint.json").exists() else Path(folder)
         if not (folder / "joint.json").exists():
             raise FileNotFoundError(f"{folder} holds no joint model: joint.json is missing")
-        about = json.loads((folder / "joint.json").read_text())
+        metadata = json.loads((folder / "joint.json").read_text())
         unet = UNet2DModel.from_pretrained(folder, dtype=torch.float32)
-        planes = (3 + len(about["codes"][0])) * about["shuffle"] ** 2
+        planes = (3 + len(metadata["codes"][0])) * metadata["shuffle"] ** 2
         if unet.config.out_channels != planes:
             raise ValueError(
                 f"{folder}: the weights have {unet.config.out_channels} channels, joint.json wants {planes}: "
                 "they are of two models"
             )
-        return cls(unet.to(device).eval(), about)
+        return cls(unet.to(device).eval(), metadata)
 
     def _said(self, model, x, before, given, times):
         """The U-Net's answer (image, plane, row, column)."""
-        k, seen, extra = self.about["shuffle"], [x], {}
-        if self.about["self_conditioning"]:
+        k, seen, extra = self.metadata["shuffle"], [x], {}
+        if self.metadata["self_conditioning"]:
             seen.append(torch.zeros_like(x) if before is None else before)
         if given.small is not None:
             seen.append(given.small)
-        if "shares" in self.about:
+        if "shares" in self.metadata:
             told = torch.full((len(x), len(self.classes)), torch.nan) if given.shares is None else given.shares
             width = self.unet.time_embedding.linear_2.out_features
             extra["class_labels"] = embed(told.cpu(), width).to(x.device)
@@ -208,7 +208,7 @@ class Denoiser:
         A model with `upscale` says them as what is to be added to the small pair.
         """
         a = self.schedule.alphas_cumprod[times][:, None, None, None].to(x.device)
-        match self.about["prediction"]:
+        match self.metadata["prediction"]:
             case "epsilon":
                 said = (x - (1 - a).sqrt() * said) / a.sqrt()
             case "v_prediction":

@@ -1,7 +1,7 @@
 """Joint diffusion of images and their label maps (SatSynth: Toker et al., CVPR 2024, arXiv 2403.16605).
 
     model = JointDiffusion.new(images, labels, classes=("ground", "road"))
-    model.fit(images, labels, "runs/joint", Schedule(steps=4000, rate=8e-4), check=held_out)
+    model.fit(images, labels, "runs/joint", Schedule(steps=4000, lr=8e-4), check=held_out)
     images, labels, margins = model.sample(64, seed(0))
     model.save_pretrained("roads"); JointDiffusion.from_pretrained("roads")
 
@@ -64,7 +64,7 @@ class JointDiffusion(Denoiser):
             x, known, small = varied(self._planes(*pairs, some), turns, generator)
             shares = self._shares(pairs[1][some])
             given = Given(small, shares if shares is None else blurred(shares, generator, UNTOLD))
-            twice = self.about["self_conditioning"] and bool(torch.rand((), generator=generator) < 0.5)
+            twice = self.metadata["self_conditioning"] and bool(torch.rand((), generator=generator) < 0.5)
             return {"loss": self._loss(model, x, known, given, generator, device, twice)}
 
         judge = check and (lambda model: self.error(*check, model=model))
@@ -81,7 +81,7 @@ class JointDiffusion(Denoiser):
                 x, known, small = self._planes(images, labels, slice(i, i + batch))
                 given = Given(small, self._shares(labels[i : i + batch]))
                 with torch.autocast(device.type, torch.bfloat16):
-                    one = self._loss(model, x, known, given, generator, device, self.about["self_conditioning"])
+                    one = self._loss(model, x, known, given, generator, device, self.metadata["self_conditioning"])
                 total += float(one) * len(x)
         return total / (draws * len(images))
 
@@ -118,9 +118,9 @@ class JointDiffusion(Denoiser):
         if sampler not in SAMPLERS or count < 1 or not 1 <= steps <= STEPS:
             known = ", ".join(SAMPLERS)
             raise ValueError(f"{count} samples, {steps} steps, sampler {sampler!r}: 1 or more, 1 to {STEPS}, {known}")
-        if (small is not None) != (self.about["upscale"] > 1):
+        if (small is not None) != (self.metadata["upscale"] > 1):
             raise ValueError("small=(images, labels) is for a model with upscale above 1, and for no other")
-        if shares is not None and "shares" not in self.about:
+        if shares is not None and "shares" not in self.metadata:
             raise ValueError("this model is not told shares of classes: leave shares out, or make one with shares=True")
         told = self._wanted(shares, count, generator)
         scheduler = SAMPLERS[sampler](**noise_levels(), prediction_type="sample", clip_sample=False)
@@ -146,7 +146,7 @@ class JointDiffusion(Denoiser):
     def _claim(self, folder):
         """Make a folder this model's, or ValueError where it holds a run of another."""
         config = {name: value for name, value in self.unet.config.items() if not name.startswith("_")}  # in no order
-        own = json.loads(json.dumps({"about": self.about, "unet": config}))
+        own = json.loads(json.dumps({"about": self.metadata, "unet": config}))
         path = folder / "model.json"
         if path.exists() and json.loads(path.read_text()) != own:
             raise ValueError(f"{folder} has a run of another model or data (see {path}): name another folder")
@@ -155,24 +155,26 @@ class JointDiffusion(Denoiser):
 
     def _planes(self, images, labels, some):
         """Of some pairs: their planes, which of them are decided, and what a model with `upscale` is given, or None."""
-        pair, factor = (images[some], labels[some]), self.about["upscale"]
+        pair, factor = (images[some], labels[some]), self.metadata["upscale"]
         return *self.planes.encode(*pair), self._beside(*shrink(*pair, factor)) if factor > 1 else None
 
     def _beside(self, images, labels):
         """Planes of small pairs in the size of the large ones."""
-        return F.interpolate(self.planes.encode(images, labels)[0], scale_factor=self.about["upscale"], mode="nearest")
+        return F.interpolate(
+            self.planes.encode(images, labels)[0], scale_factor=self.metadata["upscale"], mode="nearest"
+        )
 
     def _shares(self, labels):
         """Shares of classes in labels, which a model that is told them sees, or None."""
-        return torch.from_numpy(class_shares(labels, len(self.classes))) if "shares" in self.about else None
+        return torch.from_numpy(class_shares(labels, len(self.classes))) if "shares" in self.metadata else None
 
     def _wanted(self, shares, count, generator):
         """Shares (image, class) that samples are to have; None for a model that is not told them."""
-        if "shares" not in self.about:
+        if "shares" not in self.metadata:
             return None
         if shares is not None:
             return torch.tensor(checked_shares(shares, count, len(self.classes)))
-        known = torch.tensor(self.about["shares"]).reshape(-1, len(self.classes))
+        known = torch.tensor(self.metadata["shares"]).reshape(-1, len(self.classes))
         if not len(known):  # it learned from images alone
             return None
         rounds = [torch.randperm(len(known), generator=generator) for _ in range(-(-count // len(known)))]
@@ -193,7 +195,7 @@ class JointDiffusion(Denoiser):
             with torch.no_grad():
                 before = self._clean(noisy, times, self._said(model, noisy, None, given, times).float(), given)
         said = self._said(model, noisy, before, given, times).float()
-        match self.about["prediction"]:
+        match self.metadata["prediction"]:
             case "sample":  # weighted as an error of v is, but for the least noise
                 target = x if small is None else x - small
                 weight = (1 / (1 - self.schedule.alphas_cumprod[times])).clamp(max=HEAVIEST)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..masks import UNDECIDED
+from ..masks import IGNORE
 from . import codes
 
 STEPS = 1000  # of the forward process
@@ -51,7 +51,7 @@ class Planes:
         """Planes, colors first, and which of them are decided, 0 and 1."""
         colors = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
         planes = codes.encode(labels, self.codes)
-        decided = torch.from_numpy(labels != UNDECIDED)[:, None].float()
+        decided = torch.from_numpy(labels != IGNORE)[:, None].float()
         known = torch.cat([torch.ones_like(colors), decided.expand_as(planes)], 1)
         return torch.cat([colors * self._scale + self._shift, planes], 1), known
 

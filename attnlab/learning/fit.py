@@ -106,7 +106,7 @@ def fit_token(
 
     Returns
     -------
-    Token; its `about` has ridge, gradient (its norm at the optimum), iterations, seconds, IoU of the training images
+    Token; its `metadata` has ridge, gradient (its norm at the optimum), iterations, seconds, IoU of the training images
     and, where ridges were compared, for each the loss and IoU of left-out images
 
     Raises
@@ -166,13 +166,13 @@ def _class_masks(name, masks, stack):
         raise ValueError(f"masks[{name!r}] has {len(masks)} masks for {stack.size[0]} images: give one for each")
     masks = [targets.as_mask(m, stack.size[1:], f"masks[{name!r}][{i}]", absent=True) for i, m in enumerate(masks)]
     if not any((mask == 1).any() for mask in masks):
-        hint = f"; {targets.UNDECIDED} is undecided: of a mask of 0 and 255 take mask > 0" if _undecided(masks) else ""
+        hint = f"; {targets.IGNORE} is undecided: of a mask of 0 and 255 take mask > 0" if _undecided(masks) else ""
         raise ValueError(f"{name!r} is in no training image: leave it out, or give an image that shows it{hint}")
     return masks
 
 
 def _undecided(masks):
-    return any((mask == targets.UNDECIDED).any() for mask in masks)
+    return any((mask == targets.IGNORE).any() for mask in masks)
 
 
 def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibrary:
@@ -200,13 +200,13 @@ def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibr
     u, bias, result = solve(cells, directions, best)
     values = whitening.scale @ u.T
     biases = bias - whitening.mean @ values
-    about = {"method": method, "model": stack.model, **{name: stack.about.get(name) for name in SETTINGS}}
-    about |= {"size": list(stack.size[1:]), "images": stack.size[0], "ridge": best}
-    about |= {name: result[name] for name in ("gradient", "iterations")}
-    about |= {"left out": compared} if compared else {}
-    about["seconds"] = time.perf_counter() - started
+    metadata = {"method": method, "model": stack.model, **{name: stack.metadata.get(name) for name in SETTINGS}}
+    metadata |= {"size": list(stack.size[1:]), "images": stack.size[0], "ridge": best}
+    metadata |= {name: result[name] for name in ("gradient", "iterations")}
+    metadata |= {"left out": compared} if compared else {}
+    metadata["seconds"] = time.perf_counter() - started
     tokens = zip(masks, values.T, biases.tolist(), strict=True)
-    return TokenLibrary(_scored(stack, Token(*one, about=about), init[one[0]], masks[one[0]]) for one in tokens)
+    return TokenLibrary(_scored(stack, Token(*one, metadata=metadata), init[one[0]], masks[one[0]]) for one in tokens)
 
 
 def _scored(stack, token, init, masks) -> Token:
@@ -214,10 +214,10 @@ def _scored(stack, token, init, masks) -> Token:
     heats = stack @ token.value + np.float32(token.bias)
     found = []
     for heat, mask in zip(heats, masks, strict=True):
-        known = mask != targets.UNDECIDED
+        known = mask != targets.IGNORE
         found.append(iou(upscale(heat, mask.shape)[known] > 0, mask[known] == 1) if known.any() else np.nan)
     word = init if isinstance(init, str) else init.name if isinstance(init, Token) else None
-    return replace(token, about={**token.about, "init": word, "iou": float(np.nanmean(found))})
+    return replace(token, metadata={**token.metadata, "init": word, "iou": float(np.nanmean(found))})
 
 
 def _ridges(ridge, folds, images):

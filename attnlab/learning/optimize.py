@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from .. import metrics
-from ..maps.heatmaps import resize, stretch
+from ..maps.heatmaps import minmax, resize
 from ..maps.linear import Images, LinearMap, linear_maps
 from ..recording.layers import attention
 from ..tokens import SETTINGS, Token
@@ -26,34 +26,34 @@ from . import targets
 
 
 @dataclass(frozen=True)
-class Descent:
+class OptimizerSettings:
     """Settings of `optimize_token`: what is optimized, and how."""
 
     softmax: bool  # maps by softmax over the tokens; else linear
     background: bool  # a second token, for what the masks leave; it starts as the start token
     loss: str  # "binary": cross-entropy of the map read as a probability; "logits": of the maps read as logits
-    rate: float  # of gradient descent, without momentum
+    lr: float  # of gradient descent, without momentum
     epochs: int  # each over all images
-    gamma: float = 1.0  # factor of the rate...
-    every: int = 120  # ... each so many epochs
-    stretch: bool = True  # each image's maps, all tokens' together, to 0..1 before the loss
+    lr_gamma: float = 1.0  # factor of the rate...
+    lr_step: int = 120  # ... each so many epochs
+    minmax: bool = True  # each image's maps, all tokens' together, to 0..1 before the loss
 
     def __post_init__(self):
         if self.loss not in ("binary", "logits"):
             raise ValueError(f"loss={self.loss!r}: choose 'binary' or 'logits'")
         if not self.background and (self.softmax or self.loss == "logits"):
             raise ValueError("one token alone is 1 everywhere in a softmax, logits' included: background=True")
-        if not (self.epochs >= 1 and self.rate > 0 and self.gamma > 0 and self.every >= 1):
-            raise ValueError("epochs and every are 1 or more, rate and gamma positive")
+        if not (self.epochs >= 1 and self.lr > 0 and self.lr_gamma > 0 and self.lr_step >= 1):
+            raise ValueError("epochs and lr_step are 1 or more, lr and lr_gamma positive")
 
 
 PRESETS = {
     # thesis, UAM 2023: min-max normalized Linear DAAM, cross-entropy
-    "thesis": Descent(softmax=False, background=False, loss="binary", rate=3, epochs=500),
+    "thesis": OptimizerSettings(softmax=False, background=False, loss="binary", lr=3, epochs=500),
     # its second form: tokens for the object and for the rest
-    "thesis-softmax": Descent(softmax=True, background=True, loss="binary", rate=3, epochs=500),
+    "thesis-softmax": OptimizerSettings(softmax=True, background=True, loss="binary", lr=3, epochs=500),
     # OVAM, CVPR 2024. Its loss reads maps in 0..1 as logits, so that it stays at 0.31 for a perfect mask
-    "ovam": Descent(softmax=True, background=True, loss="logits", rate=100, epochs=800, gamma=0.7),
+    "ovam": OptimizerSettings(softmax=True, background=True, loss="logits", lr=100, epochs=800, lr_gamma=0.7),
 }
 CHUNK = 2**20  # most query values taken at once
 EDGE = 1e-4  # how near to 0 and 1 a probability may come, for the loss to stay finite
@@ -63,7 +63,7 @@ def optimize_token(
     recordings: Images,
     masks: Sequence[ArrayLike],
     init: str | Token | torch.Tensor,
-    preset: str | Descent = "thesis",
+    preset: str | OptimizerSettings = "thesis",
     *,
     name: str | None = None,
     collapse: bool = True,
@@ -79,14 +79,14 @@ def optimize_token(
     masks : (row, column) of any size that covers the whole image: booleans or 0 and 1, 255 where undecided. Maps are
         resized to it, bilinear
     init : the word or token to start from, or an embedding (text width,); with a background also both, (2, text width)
-    preset : "thesis", "thesis-softmax", "ovam", or a `Descent` of your own: replace(PRESETS["ovam"], epochs=100)
+    preset : "thesis", "thesis-softmax", "ovam", or settings of your own: replace(PRESETS["ovam"], epochs=100)
     name : of the token; the word's own, or "token"
     collapse : of linear maps, whether all steps, layers and heads are added up to one matrix first; if not, every epoch
         goes through all queries, as published. The descent is the same
 
     Returns
     -------
-    Token, with its `background` where there is one; bias 0. Its `about` has losses (one an epoch), seconds, and the
+    Token, with its `background` where there is one; bias 0. Its `metadata` has losses (one an epoch), seconds, and the
     mean IoU of the training images at the threshold that is best for them, a share of each map's range
 
     Raises
@@ -105,13 +105,13 @@ def optimize_token(
     _check_maps(maps, x)
     best, losses = _descend(x, _objective(maps, masks, settings), settings)
     threshold, iou = _score(maps, best, masks)
-    about = {"method": "optimize_token", "model": maps.model, **maps.settings, "size": list(maps.size)}
+    metadata = {"method": "optimize_token", "model": maps.model, **maps.settings, "size": list(maps.size)}
     word = init if isinstance(init, str) else init.name if isinstance(init, Token) else None
-    about |= {"images": len(maps), "init": word, "descent": asdict(settings)}
-    about |= {"losses": losses, "threshold": threshold, "iou": iou, "seconds": time.perf_counter() - started}
+    metadata |= {"images": len(maps), "init": word, "descent": asdict(settings)}
+    metadata |= {"losses": losses, "threshold": threshold, "iou": iou, "seconds": time.perf_counter() - started}
     name = name or word or "token"
-    background = Token(f"background of {name}", best[0], about=about) if settings.background else None
-    return Token(name, best[-1], background=background, about=about)
+    background = Token(f"background of {name}", best[0], metadata=metadata) if settings.background else None
+    return Token(name, best[-1], background=background, metadata=metadata)
 
 
 class _Matrix:
@@ -122,7 +122,7 @@ class _Matrix:
         self.biases = stack.bias.unflatten(0, (stack.size[0], -1))
         self.size, self.model, self.encoder = stack.size[1:], stack.model, stack.encoder
         self.width = stack.matrix.shape[1]
-        self.settings = {name: stack.about.get(name) for name in SETTINGS if name != "size"}
+        self.settings = {name: stack.metadata.get(name) for name in SETTINGS if name != "size"}
 
     def __len__(self):
         return len(self.images)
@@ -224,13 +224,13 @@ def _objective(maps, masks, settings):
     """The loss as a function of embeddings (token, width): mean over images, and over decided pixels of each."""
     planes = [torch.from_numpy((mask == 1).astype(np.float32)) for mask in masks]
     targets_of = [torch.stack([1 - plane, plane]) if settings.background else plane[None] for plane in planes]
-    decided = [torch.from_numpy(mask != targets.UNDECIDED) for mask in masks]
+    decided = [torch.from_numpy(mask != targets.IGNORE) for mask in masks]
 
     def loss(x):
         total = 0
         for i, (target, known) in enumerate(zip(targets_of, decided, strict=True)):
             heats = resize(maps(i, x)[None], tuple(known.shape), "bilinear")[0]
-            if settings.stretch:
+            if settings.minmax:
                 heats = (heats - heats.min()) / (heats.max() - heats.min()).clamp(min=1e-12)
             heats, target = heats[:, known], target[:, known]
             if settings.loss == "logits":
@@ -245,8 +245,8 @@ def _objective(maps, masks, settings):
 def _descend(x, loss, settings):
     """Best embeddings and the loss of every epoch, before its step."""
     x = x.clone().requires_grad_()
-    optimizer = torch.optim.SGD([x], lr=settings.rate)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.every, settings.gamma)
+    optimizer = torch.optim.SGD([x], lr=settings.lr)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
     best, losses = x.detach().clone(), []
     with contextlib.suppress(KeyboardInterrupt), torch.enable_grad():
         for _ in (progress := tqdm(range(settings.epochs), desc="epochs", leave=False)):
@@ -254,7 +254,7 @@ def _descend(x, loss, settings):
             value = loss(x)
             number = float(value.detach())
             if not math.isfinite(number):
-                warnings.warn(f"the loss became {number} after {len(losses)} epochs: lower the rate", stacklevel=3)
+                warnings.warn(f"the loss became {number} after {len(losses)} epochs: lower lr", stacklevel=3)
                 break
             if not losses or number < min(losses):
                 best = x.detach().clone()
@@ -269,8 +269,8 @@ def _descend(x, loss, settings):
 @torch.no_grad()
 def _score(maps, x, masks):
     """Threshold with the highest mean IoU of the last token's maps, as a share of each map's range; and that IoU."""
-    heats = [stretch(maps(i, x)[-1].numpy(), mask.shape) for i, mask in enumerate(masks)]
-    known = [mask != targets.UNDECIDED for mask in masks]
-    ious = metrics.miou_curve(heats, [mask == 1 for mask in masks], known=known)
+    heats = [minmax(maps(i, x)[-1].numpy(), mask.shape) for i, mask in enumerate(masks)]
+    valid = [mask != targets.IGNORE for mask in masks]
+    ious = metrics.miou_curve(heats, [mask == 1 for mask in masks], valid=valid)
     threshold = metrics.best_threshold(metrics.THRESHOLDS, ious)
     return threshold, float(ious.mean(1).max())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
-from ..masks import UNDECIDED
+from ..masks import IGNORE
 
 
 def as_masks(masks: Sequence[ArrayLike], size: tuple[int, int], count: int, name: str = "masks") -> list[np.ndarray]:
@@ -31,9 +31,9 @@ def as_mask(mask: ArrayLike, size: tuple[int, int], name: str = "mask", absent: 
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"{name} is (row, column), one plane, not of shape {mask.shape}")
-    if mask.dtype != bool and not np.isin(mask, (0, 1, UNDECIDED)).all():
+    if mask.dtype != bool and not np.isin(mask, (0, 1, IGNORE)).all():
         raise ValueError(
-            f"{name} holds other values than True and False, 0 and 1 ({UNDECIDED}: undecided), or NaN; of a gray image "
+            f"{name} holds other values than True and False, 0 and 1 ({IGNORE}: undecided), or NaN; of a gray image "
             "take mask > 127"
         )
     (rows, columns), (height, width) = mask.shape, size
@@ -44,7 +44,7 @@ def as_mask(mask: ArrayLike, size: tuple[int, int], name: str = "mask", absent: 
         )
     mask = mask.astype(np.uint8)
     if not (mask == 1).any() and not absent:
-        hint = f"for a mask of 0 and 255 write mask > 0, as {UNDECIDED} is undecided here" if mask.any() else ""
+        hint = f"for a mask of 0 and 255 write mask > 0, as {IGNORE} is undecided here" if mask.any() else ""
         raise ValueError(f"{name} is empty: leave that image out, or give it to fit_tokens; {hint}".rstrip("; "))
     if not (mask == 0).any() and not absent:
         raise ValueError(f"{name} is full: a word can only be learned where there is something else beside it")
@@ -60,5 +60,5 @@ def shares(masks: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[torch.Te
     def averaged(planes):
         return torch.cat([F.adaptive_avg_pool2d(torch.from_numpy(p)[None].double(), size) for p in planes])
 
-    inside, decided = averaged([m == 1 for m in masks]), averaged([m != UNDECIDED for m in masks])
+    inside, decided = averaged([m == 1 for m in masks]), averaged([m != IGNORE for m in masks])
     return inside / decided.clamp(min=1e-9), decided

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from .. import metrics
-from ..maps.heatmaps import stretch, upscale
+from ..maps.heatmaps import minmax, upscale
 from ..maps.linear import Images, LinearMap, linear_maps
 from ..maps.softmax import ovam
 from ..recording import words
@@ -76,11 +76,11 @@ def best_words(recordings: Images, masks: Sequence[ArrayLike], among: Sequence[s
     """
     seen = _Seen(recordings)
     masks = targets.as_masks(masks, seen.stack.size[1:], seen.stack.size[0])
-    truths, known = [mask == 1 for mask in masks], [mask != targets.UNDECIDED for mask in masks]
+    truths, valid = [mask == 1 for mask in masks], [mask != targets.IGNORE for mask in masks]
     found = []
     for name, word in tqdm(_named(among), desc="words", leave=False):
-        heats = [stretch(heat, mask.shape) for heat, mask in zip(seen.maps(word), masks, strict=True)]
-        ious = metrics.miou_curve(heats, truths, known=known)
+        heats = [minmax(heat, mask.shape) for heat, mask in zip(seen.maps(word), masks, strict=True)]
+        ious = metrics.miou_curve(heats, truths, valid=valid)
         cut = metrics.best_threshold(metrics.THRESHOLDS, ious)
         found.append(Match(name, float(ious.mean(1).max()), cut))
     return sorted(found, key=lambda match: -match.iou)
@@ -115,12 +115,12 @@ def _named(tokens) -> list[tuple[str, str | Token]]:
 
 def _fitted(token) -> bool:
     """Whether 0 means something on its maps."""
-    return isinstance(token, Token) and (token.bias != 0 or token.about.get("method") in ("fit_token", "fit_tokens"))
+    return isinstance(token, Token) and (token.bias != 0 or token.metadata.get("method") in ("fit_token", "fit_tokens"))
 
 
 def _iou(heat, mask, cut):
-    known = mask != targets.UNDECIDED
-    found = upscale(heat, mask.shape) > 0 if cut is None else stretch(heat, mask.shape) >= cut
+    known = mask != targets.IGNORE
+    found = upscale(heat, mask.shape) > 0 if cut is None else minmax(heat, mask.shape) >= cut
     return metrics.iou(found[known], mask[known] == 1)
 
 

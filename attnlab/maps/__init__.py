@@ -1,6 +1,6 @@
 """Maps of words from a recording: by softmax (`daam`, `ovam`) or linear in the text embedding (`linear_daam`)."""
 
-from .heatmaps import HeatMaps, spread, stretch, upscale
+from .heatmaps import HeatMaps, minmax, std, upscale
 from .linear import LinearMap, linear_daam, linear_maps
 from .softmax import daam, ovam, propagate
 
@@ -10,9 +10,9 @@ __all__ = [
     "daam",
     "linear_daam",
     "linear_maps",
+    "minmax",
     "ovam",
     "propagate",
-    "spread",
-    "stretch",
+    "std",
     "upscale",
 ]

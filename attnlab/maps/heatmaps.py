@@ -85,7 +85,7 @@ def upscale(maps: np.ndarray, size: int | tuple[int, int], mode: str = "bilinear
     return resized.reshape(*values.shape[:-2], *size).numpy()
 
 
-def stretch(maps: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+def minmax(maps: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Maps as `upscale` takes them, resized bilinear and then each moved and scaled to 0..1; 0 where it is flat.
 
     Makes shares of linear maps, which have no zero: a threshold on them is a share of a map's range.
@@ -105,13 +105,13 @@ def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = T
     return resized.clamp_(min=0) if mode == "bicubic" and clamp else resized
 
 
-def spread(maps: Iterable[HeatMaps]) -> HeatMaps:
+def std(maps: Iterable[HeatMaps]) -> HeatMaps:
     """Standard deviation of several maps of one text, over steps, heads or seeds: float32 (token, row, column).
 
-    What `per=` gives, for example: ``spread(daam(recording, per="step").values())``. ValueError for maps of different
+    What `per=` gives, for example: ``std(daam(recording, per="step").values())``. ValueError for maps of different
     texts or sizes, or fewer than two.
     """
     maps = list(maps)
     if len(maps) < 2 or len({(m.values.shape, tuple(m.words), m.special) for m in maps}) > 1:
-        raise ValueError(f"a spread is over two or more maps of one text and size, got {maps}")
+        raise ValueError(f"a standard deviation is over two or more maps of one text and size, got {maps}")
     return HeatMaps(np.std([m.values for m in maps], axis=0), maps[0].words, maps[0].special)

@@ -26,12 +26,12 @@ class LinearMap:
     bias : float32 (row x column,), 0 where the model's keys have none
     size : (row, column); (image, row, column) of a stack
     encoder : the text encoder that turns words into embeddings, or None
-    about : how it was made: model, prompt, seed, layers, steps, heads, scaled, ...
+    metadata : how it was made: model, prompt, seed, layers, steps, heads, scaled, ...
     """
 
-    def __init__(self, matrix, bias, size, encoder: TextEncoder | None = None, about: dict | None = None):
+    def __init__(self, matrix, bias, size, encoder: TextEncoder | None = None, metadata: dict | None = None):
         self.matrix, self.bias, self.size = matrix, bias, tuple(size)
-        self.encoder, self.about = encoder, dict(about or {})
+        self.encoder, self.metadata = encoder, dict(metadata or {})
 
     def __getitem__(self, word: str | Token) -> np.ndarray:
         """Map of a word or phrase by itself, in [start, word, end, padding], mean over its tokens; or of a learned one.
@@ -39,7 +39,7 @@ class LinearMap:
         Where the map of a fitted token is above 0 is its mask. ValueError for a token of another model.
         """
         if isinstance(word, Token):
-            word.check(self.matrix.shape[1], self.model, {**self.about, "size": self.size[-2:]})
+            word.check(self.matrix.shape[1], self.model, {**self.metadata, "size": self.size[-2:]})
             return self @ word.value + np.float32(word.bias)
         return self @ self.embed(word)
 
@@ -51,7 +51,7 @@ class LinearMap:
 
     @property
     def model(self) -> str | None:
-        return self.about.get("model")
+        return self.metadata.get("model")
 
     def upscaled(self, word: str | Token, size: int | tuple[int, int]) -> np.ndarray:
         """`self[word]` resized to (height, width), bilinear: (row, column), or (image, row, column) of a stack."""
@@ -83,14 +83,14 @@ class LinearMap:
         ValueError where they differ in how they were made.
         """
         alike = ("model", "layers", "heads", "scaled")
-        kinds = {(m.size, m.matrix.shape[1], *(str(m.about.get(name)) for name in alike)) for m in maps}
+        kinds = {(m.size, m.matrix.shape[1], *(str(m.metadata.get(name)) for name in alike)) for m in maps}
         if len(kinds) != 1:
             raise ValueError(
                 f"stack wants maps of one size, text width, model, layers, heads and scale: {sorted(map(str, kinds))}"
             )
         matrix, bias = torch.cat([m.matrix for m in maps]), torch.cat([m.bias for m in maps])
-        about = {name: maps[0].about.get(name) for name in alike} | {"images": [m.about for m in maps]}
-        return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, about)
+        metadata = {name: maps[0].metadata.get(name) for name in alike} | {"images": [m.metadata for m in maps]}
+        return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, metadata)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.size))
@@ -104,7 +104,7 @@ class LinearMap:
         """Write to a safetensors file in half precision, with all that is known of how it was made."""
         scale = float(self.matrix.abs().max()) or 1.0  # keeps small scores off half precision's denormals
         tensors = {"matrix": (self.matrix / scale).half(), "bias": (self.bias / scale).half()}
-        return storage.write(path, "LinearMap", tensors, {**self.about, "size": self.size, "scale": scale})
+        return storage.write(path, "LinearMap", tensors, {**self.metadata, "size": self.size, "scale": scale})
 
     @classmethod
     def load(cls, path: str | Path, encoder: TextEncoder | None = None) -> "LinearMap":
@@ -114,11 +114,11 @@ class LinearMap:
         first needed.
         """
         file = storage.File(path, "LinearMap")
-        about = dict(file.about)
-        size, scale = about.pop("size"), about.pop("scale")
+        metadata = dict(file.metadata)
+        size, scale = metadata.pop("size"), metadata.pop("scale")
         matrix, bias = (file.read(name).float() * scale for name in ("matrix", "bias"))
-        models = {about["model"]} if about.get("model") else set()
-        return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), about)
+        models = {metadata["model"]} if metadata.get("model") else set()
+        return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), metadata)
 
 
 Images = Recording | LinearMap | Iterable[Recording | LinearMap]
@@ -186,8 +186,8 @@ def linear_daam(
     if not matrix.isfinite().all():
         raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
     choice = {"layers": names, "steps": list(steps), "heads": None if heads is None else as_list(heads)}
-    about = {**recording.about, **choice, "scaled": scaled, "resize": mode, "versions": storage.versions()}
-    return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, about)
+    metadata = {**recording.metadata, **choice, "scaled": scaled, "resize": mode, "versions": storage.versions()}
+    return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, metadata)
 
 
 def _weight_and_bias(layer):

@@ -52,7 +52,7 @@ def daam(
     ValueError : several images, a prompt given as embeddings, an unknown layer, step, head, `per` or `mode`
     """
     trace, text = recording.trace, recording.words
-    text = _Text(trace.text, trace.visible, list(range(trace.length)), text, None)  # up to the first end token
+    text = _Text(trace.text, trace.attention_mask, list(range(trace.length)), text, None)  # up to the first end token
     return _maps(recording, text, layers, steps, heads, per, mode)
 
 
@@ -95,7 +95,7 @@ def ovam(
     ValueError : several images, an empty text or one beyond the window, no {} in `context`, embeddings of another
         width, padded without special, an unknown layer, step, head, `per` or `mode`
     """
-    visible = recording.trace.visible
+    attention_mask = recording.trace.attention_mask
     if padded and not special:
         raise ValueError("padding stands behind the end token: padded=True needs special=True")
     if isinstance(text, str):
@@ -106,15 +106,15 @@ def ovam(
         chosen = _of_tokens(recording, text)
     else:
         chosen = _of_embedding(recording, torch.as_tensor(text))
-    hidden = visible if padded and isinstance(text, str) else None
-    return _maps(recording, chosen._replace(visible=hidden), layers, steps, heads, per, mode, special)
+    hidden = attention_mask if padded and isinstance(text, str) else None
+    return _maps(recording, chosen._replace(attention_mask=hidden), layers, steps, heads, per, mode, special)
 
 
 class _Text(NamedTuple):
     """What queries meet: embeddings (token, width), visible bool (token,) or None; and what is kept of the result."""
 
     embedding: torch.Tensor
-    visible: torch.Tensor | None
+    attention_mask: torch.Tensor | None
     tokens: list[int]  # those whose maps are kept
     words: list[words.Word]  # with positions on the axis of the tokens that are kept
     streamed: str | None  # the text's name among those whose maps were summed up while recording; None: the prompt
@@ -243,7 +243,7 @@ def _softmax_share(trace: Trace, name: str, steps, text: _Text) -> torch.Tensor:
     for i in range(0, len(index), group):
         queries = [recorded[k] for k in index[i : i + group]]
         queries = torch.stack(queries) if len(queries) > 1 else queries[0][None]
-        shares = attention(layer.queries(queries.cpu()), keys, text.visible)  # (step, head, token, pixel)
+        shares = attention(layer.queries(queries.cpu()), keys, text.attention_mask)  # (step, head, token, pixel)
         share = shares.sum(0) if len(shares) > 1 else shares[0]
         total = share if total is None else total.add_(share)
     return total[:, text.tokens] / len(index)

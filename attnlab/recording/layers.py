@@ -67,15 +67,15 @@ def split_heads(x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Te
         return norm(x.to(parameter.device, parameter.dtype)).to(x.device, torch.float32)
 
 
-def attention(queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+def attention(queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
     """Share of attention that each token gets: float32 (..., head, token, pixel), 0..1.
 
     queries (..., head, pixel, width); keys (head, token, width), scaled; visible bool (token,), False for masked ones.
     Tokens never stand on the last axis: with pixels there the softmax runs along rows of memory, several times faster.
     """
     scores = keys @ queries.mT
-    if visible is not None:
-        scores.masked_fill_(~visible[:, None], -torch.inf)
+    if attention_mask is not None:
+        scores.masked_fill_(~attention_mask[:, None], -torch.inf)
     return scores.softmax(-2)
 
 

@@ -115,10 +115,10 @@ class Recorder:
             raise ValueError("texts= needs a pipeline with a text encoder")
         streamed = [None] * (kind == "maps") + [self.recording.encode(text) for text in texts]
         queries = kind == "queries" or (kind is None and not texts)
-        self.maps = keeping.Maps(streamed, self.device)
-        self.keeps = [keeping.Queries(self.dtype, self.device)] * queries
-        self.keeps += [keeping.Sum(self.device)] * (kind == "sum") + [self.maps] * bool(streamed)
-        self.self_attention = keeping.SelfAttention(as_list(heights), self.device)
+        self.maps = keeping.MapStore(streamed, self.device)
+        self.keeps = [keeping.QueryStore(self.dtype, self.device)] * queries
+        self.keeps += [keeping.QuerySum(self.device)] * (kind == "sum") + [self.maps] * bool(streamed)
+        self.self_attention = keeping.SelfAttentionStore(as_list(heights), self.device)
 
     def __enter__(self):
         unet = self.pipe.unet
@@ -192,19 +192,19 @@ class Recorder:
             raise ValueError(f"a batch of {batch} does not divide into the parts {parts} of {type(self.pipe).__name__}")
         return [(branch, parts.index(branch) * images + i) for branch in self.branches for i in range(images)]
 
-    def _begin(self, sample, text, visible):
+    def _begin(self, sample, text, attention_mask):
         first, images = not self.recording.traces, len(self.rows) // len(self.branches)
         seeds = self.seeds if first and len(self.seeds) == images else [None] * images
         self.schedule, self.shape = self.pipe.scheduler.timesteps, sample.shape[1:]
         self.calls, self.chosen, self.known, self.layers, self.sizes = 0, None, self.layers, {}, {}
         self.maps.forget()
         self.current = [
-            self._new_trace(branch, seed, text[row], None if visible is None else visible[row])
+            self._new_trace(branch, seed, text[row], None if attention_mask is None else attention_mask[row])
             for (branch, row), seed in zip(self.rows, seeds * len(self.branches), strict=True)
         ]
         self.recording.traces.extend(self.current)
 
-    def _new_trace(self, branch, seed, text, visible) -> Trace:
+    def _new_trace(self, branch, seed, text, attention_mask) -> Trace:
         ids = self._token_ids(text)
         if ids is None and None in self.maps.texts and branch == "conditional":
             raise ValueError(
@@ -214,7 +214,7 @@ class Recorder:
         return Trace(
             text=text.detach().to("cpu", copy=True),
             token_ids=ids,
-            visible=None if visible is None else visible.detach().bool().cpu(),
+            attention_mask=None if attention_mask is None else attention_mask.detach().bool().cpu(),
             generation=self._generation(branch, seed),
             layers=self.layers,
             words=None if ids is None else split(tokenizer, ids),

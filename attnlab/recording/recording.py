@@ -39,7 +39,7 @@ class Trace:
 
     text : (token, text width), the text as the denoiser saw it
     token_ids : its tokens; None where it did not come from the pipeline's text encoder (`prompt_embeds=`)
-    visible : bool (token,), False for tokens that the model masks; None where it masks none
+    attention_mask : bool (token,), False for tokens that the model masks; None where it masks none
     queries : of each layer, a sequence of one tensor (pixel, head x width) a recorded step
     sizes : of each layer, (height, width) of its maps
     layers : of each layer, what turns queries and text into scores
@@ -51,12 +51,12 @@ class Trace:
     streamed : of each text, of each layer, the sum of the steps' softmax maps, float32 (head, token, pixel), tokens up
         to the first end token; None stands for the prompt
     self_attention : by (height, width), the sum of what each pixel's self-attention gives each pixel, mean over heads,
-        float32 (pixel that looks, pixel looked at); `looks`: how many steps and layers it is the sum of
+        float32 (pixel that looks, pixel looked at); `self_attention_count`: how many steps and layers it is the sum of
     """
 
     text: torch.Tensor
     token_ids: list[int] | None
-    visible: torch.Tensor | None
+    attention_mask: torch.Tensor | None
     generation: Generation
     queries: dict[str, Sequence[torch.Tensor]] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Trace:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
     self_attention: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    looks: dict[tuple[int, int], int] = field(default_factory=dict)
+    self_attention_count: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """What is held in memory of this image alone."""
@@ -126,7 +126,7 @@ class Recording(Sequence):
             model than the recorded one
         """
         file, keys = storage.File(path, "Recording"), {}
-        traces = [_unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.about["traces"])]
+        traces = [_unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.metadata["traces"])]
         models = {t.generation.model for t in traces} - {None}
         return cls(TextEncoder.fitting(encoder, models, path), traces)
 
@@ -166,7 +166,7 @@ class Recording(Sequence):
         return " ".join(word.text for word in self.words)
 
     @property
-    def about(self) -> dict:
+    def metadata(self) -> dict:
         """What is known of how the image came about, as JSON types."""
         return {**asdict(self.trace.generation), "prompt": None if self.trace.words is None else self.prompt}
 
@@ -206,7 +206,7 @@ class Recording(Sequence):
         if height not in (None, *known):
             raise ValueError(f"self-attention of height {height} was not recorded, only of {sorted(known)}")
         size = known[height or max(known)]
-        return trace.self_attention[size].cpu() / trace.looks[size], size
+        return trace.self_attention[size].cpu() / trace.self_attention_count[size], size
 
     def choose_steps(self, steps: int | Collection[int] | None = None) -> list[int]:
         """Recorded steps: all (None), or the given ones; ValueError where one was not recorded, or summed up."""
@@ -223,8 +223,8 @@ class Recording(Sequence):
 def _pack(trace: Trace, prefix: str, tensors: dict, keys: dict) -> dict:
     """Put a trace's tensors into `tensors`; what remains of it, as JSON types. `keys` numbers layers written before."""
     tensors[prefix + "text"] = trace.text
-    if trace.visible is not None:
-        tensors[prefix + "visible"] = trace.visible
+    if trace.attention_mask is not None:
+        tensors[prefix + "visible"] = trace.attention_mask
     layers = {}
     for name, layer in trace.layers.items():
         if layer.norm_q is not None or layer.norm_k is not None:
@@ -243,7 +243,10 @@ def _pack(trace: Trace, prefix: str, tensors: dict, keys: dict) -> dict:
     for i, total in enumerate(trace.self_attention.values()):
         tensors[f"{prefix}self.{i}"] = total
     plain = {name: getattr(trace, name) for name in ("token_ids", "sizes", "steps", "timesteps", "length")}
-    kept = {"streamed": list(trace.streamed), "self_attention": [[*size, n] for size, n in trace.looks.items()]}
+    kept = {
+        "streamed": list(trace.streamed),
+        "self_attention": [[*size, n] for size, n in trace.self_attention_count.items()],
+    }
     text = trace.words and [[word.text, list(word.tokens)] for word in trace.words]
     return {**plain, **kept, "words": text, "generation": asdict(trace.generation), "layers": layers}
 
@@ -267,7 +270,7 @@ def _unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer]
     return Trace(
         text=file.read(prefix + "text"),
         token_ids=entry["token_ids"],
-        visible=optional(prefix + "visible"),
+        attention_mask=optional(prefix + "visible"),
         generation=generation,
         queries={name: file.stored(tensor) for name, tensor in held("queries").items()},
         sums={name: file.read(tensor) for name, tensor in held("sum").items()},
@@ -276,7 +279,7 @@ def _unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer]
             for i, text in enumerate(entry["streamed"])
         },
         self_attention={(h, w): file.read(f"{prefix}self.{i}") for i, (h, w, _) in enumerate(entry["self_attention"])},
-        looks={(h, w): n for h, w, n in entry["self_attention"]},
+        self_attention_count={(h, w): n for h, w, n in entry["self_attention"]},
         words=entry["words"] and [Word(text, tuple(tokens)) for text, tokens in entry["words"]],
         length=entry["length"],
         sizes={name: tuple(size) for name, size in entry["sizes"].items()},

@@ -19,7 +19,7 @@ from .texts import Text
 KINDS = ("queries", "sum", "maps")
 
 
-class Queries:
+class QueryStore:
     """Every step's queries, in `dtype` on `device`: maps of any text, of any step."""
 
     def __init__(self, dtype: torch.dtype | None, device):
@@ -33,7 +33,7 @@ class Queries:
         trace.queries.setdefault(name, []).append(taken)
 
 
-class Sum:
+class QuerySum:
     """The sum of all steps' queries in float32, all that Linear DAAM needs: constant in the number of steps."""
 
     def __init__(self, device):
@@ -49,7 +49,7 @@ class Sum:
         trace.sums[name] = trace.sums[name].add_(taken) if name in trace.sums else taken.float()
 
 
-class Maps:
+class MapStore:
     """The sum of all steps' softmax maps of some texts, or of each image's prompt: constant in the number of steps.
 
     texts : with None for the prompt, as the model sees it; others with start and end token, unpadded, as in `ovam`
@@ -75,16 +75,18 @@ class Maps:
         if of not in self.keys:
             embedding = trace.text if text is None else text.embedding[: text.length]
             self.keys[of] = (layer.keys(embedding) * layer.scale).to(queries.device)
-        visible = None if text is not None or trace.visible is None else trace.visible.to(queries.device)
+        attention_mask = (
+            None if text is not None or trace.attention_mask is None else trace.attention_mask.to(queries.device)
+        )
         length = text.length if text else trace.length
-        return attention(queries, self.keys[of], visible)[:, :length].contiguous()
+        return attention(queries, self.keys[of], attention_mask)[:, :length].contiguous()
 
     def forget(self) -> None:
         """Drop the keys of an earlier generation: layers and traces may come to lie at the same address."""
         self.keys.clear()
 
 
-class SelfAttention:
+class SelfAttentionStore:
     """The sum over steps and layers of self-attention, mean over heads: (pixel that looks, pixel looked at).
 
     With hooks of its own, on both sides of a self-attention; `heights` are those of the maps that are wanted.
@@ -140,4 +142,4 @@ class SelfAttention:
         for size, total in self.totals.items():
             held = trace.self_attention.get(size)
             trace.self_attention[size] = total[i] if held is None else held.add_(total[i])
-            trace.looks[size] = trace.looks.get(size, 0) + self.layers[size]
+            trace.self_attention_count[size] = trace.self_attention_count.get(size, 0) + self.layers[size]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from skimage.measure import label
 
-from ..masks import UNDECIDED
+from ..masks import IGNORE
 
 Batch = tuple[np.ndarray, np.ndarray]
 
@@ -74,7 +74,7 @@ def copy_paste(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
         image, one = before[0][other], before[1][other]
         regions = label(one.astype(int) + 1, connectivity=1)
         sizes = np.bincount(regions.ravel())
-        small = [n for n in range(1, len(sizes)) if sizes[n] <= one.size / 8 and one[regions == n][0] != UNDECIDED]
+        small = [n for n in range(1, len(sizes)) if sizes[n] <= one.size / 8 and one[regions == n][0] != IGNORE]
         chosen = [n for n in small if rng.random() < 0.5]
         pasted = np.isin(regions, chosen)
         images[i][pasted], labels[i][pasted] = image[pasted], one[pasted]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..masks import UNDECIDED
+from ..masks import IGNORE
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,13 @@ class Layout:
     images: str = "images/*"
     masks: str = "masks/{name}.png"
     values: Mapping | None = None
-    ignore: tuple = (UNDECIDED,)
+    ignore: tuple = (IGNORE,)
 
     @property
     def table(self) -> dict:
         """Label of each value."""
         values = {i: name for i, name in enumerate(self.classes)} if self.values is None else self.values
-        return {value: self.classes.index(name) for value, name in values.items()} | dict.fromkeys(
-            self.ignore, UNDECIDED
-        )
+        return {value: self.classes.index(name) for value, name in values.items()} | dict.fromkeys(self.ignore, IGNORE)
 
 
 _LOVEDA = ("background", "building", "road", "water", "barren", "forest", "agriculture")
@@ -95,8 +93,8 @@ def checked(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndar
         raise ValueError(f"images are uint8 (image, row, column, rgb), not {images.dtype} {images.shape}")
     if labels.shape != images.shape[:3]:
         raise ValueError(f"labels are {labels.shape}, images {images.shape}: a label map has its image's size")
-    if other := sorted(set(np.unique(labels).tolist()) - {*range(count), UNDECIDED}):
-        raise ValueError(f"labels are 0 to {count - 1} or {UNDECIDED}, undecided; there is {other[:5]}")
+    if other := sorted(set(np.unique(labels).tolist()) - {*range(count), IGNORE}):
+        raise ValueError(f"labels are 0 to {count - 1} or {IGNORE}, undecided; there is {other[:5]}")
     return images, labels.astype(np.uint8)
 
 
@@ -209,7 +207,7 @@ def patches(
         for row in _starts(image.shape[0], size, stride):
             for column in _starts(image.shape[1], size, stride):
                 part = one[row : row + size, column : column + size]
-                if (part != UNDECIDED).mean() >= decided:
+                if (part != IGNORE).mean() >= decided:
                     images.append(image[row : row + size, column : column + size])
                     labels.append(part)
     if not images:

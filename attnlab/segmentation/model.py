@@ -18,7 +18,7 @@ from diffusers import UNet2DModel
 from tqdm.auto import tqdm
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from ..masks import UNDECIDED
+from ..masks import IGNORE
 from . import augment
 from .folders import checked
 
@@ -88,7 +88,7 @@ def train(
     ways: Sequence[str] = (),
     steps: int = 500,
     batch: int = 16,
-    rate: float = 1e-3,
+    lr: float = 1e-3,
     seed: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = True,
@@ -117,14 +117,14 @@ def train(
     if mix == "pool" and extra is not None:
         sources = [tuple(np.concatenate(x) for x in zip(*sources, strict=True))]
     model, rng = new_model(count, seed, kind).to(device).train(), np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout
         for step in tqdm(range(steps), desc="segmenter", leave=False, disable=not progress):
             now = sources[1:] if step < steps // 2 else sources[:1]
             x, y = _draw(now if mix == "pretrain" and len(sources) > 1 else sources, batch, ways, rng)
-            loss = F.cross_entropy(_logits(model, x.to(device)), y.to(device), ignore_index=UNDECIDED)
+            loss = F.cross_entropy(_logits(model, x.to(device)), y.to(device), ignore_index=IGNORE)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -145,7 +145,7 @@ def predict(model: Segmenter, images: np.ndarray, batch: int = 64) -> np.ndarray
 def evaluate(model: Segmenter, images: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Confusion matrix of every image: int64 (image, true class, predicted class), in decided pixels."""
     images, labels = checked(images, labels, count)
-    pairs = np.where(labels == UNDECIDED, -1, labels.astype(int) * count + predict(model, images))
+    pairs = np.where(labels == IGNORE, -1, labels.astype(int) * count + predict(model, images))
     return np.stack([np.bincount(p[p >= 0], minlength=count**2).reshape(count, count) for p in pairs])
 
 

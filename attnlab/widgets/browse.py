@@ -24,18 +24,18 @@ def find_records(
     through.
     """
 
-    def fits(about):
-        scores = [s for name, s in about["scores"].items() if s is not None and kind in (None, name)]
-        shows = kind is None or (about["areas"].get(kind) or 0) > 0
+    def fits(metadata):
+        scores = [s for name, s in metadata["scores"].items() if s is not None and kind in (None, name)]
+        shows = kind is None or (metadata["areas"].get(kind) or 0) > 0
         good = score <= 0 or (scores and min(scores) >= score)
         return (
             shows
-            and text.lower() in about["prompt"].lower()
+            and text.lower() in metadata["prompt"].lower()
             and good
-            and (not bad or about["file_name"] in dataset.bad)
+            and (not bad or metadata["file_name"] in dataset.bad)
         )
 
-    return [i for i, about in enumerate(dataset.records) if fits(about)]
+    return [i for i, metadata in enumerate(dataset.records) if fits(metadata)]
 
 
 def pair_picture(pair: Pair, dataset: Dataset) -> np.ndarray:
@@ -51,13 +51,13 @@ def pair_picture(pair: Pair, dataset: Dataset) -> np.ndarray:
 
 def about_pair(pair: Pair) -> str:
     """A pair's prompt and its classes' areas and scores, HTML."""
-    scores = pair.about["scores"]
+    scores = pair.metadata["scores"]
     parts = [
         f"{name} {area:.1%}" + (f", score {scores[name]:.2f}" if scores.get(name) is not None else "")
-        for name, area in pair.about["areas"].items()
+        for name, area in pair.metadata["areas"].items()
         if area
     ]
-    return f"{html.escape(pair.about['prompt'])}<br><small>{html.escape('; '.join(parts) or 'no class')}</small>"
+    return f"{html.escape(pair.metadata['prompt'])}<br><small>{html.escape('; '.join(parts) or 'no class')}</small>"
 
 
 class DatasetBrowser(Panel):
@@ -104,8 +104,8 @@ class DatasetBrowser(Panel):
 
     def _card(self, i):
         pair = self.dataset[i]
-        name = pair.about["file_name"]
-        picture = Picture(pair_picture(pair, self.dataset), pair.about["prompt"], width=240)
+        name = pair.metadata["file_name"]
+        picture = Picture(pair_picture(pair, self.dataset), pair.metadata["prompt"], width=240)
         bad = ui.ToggleButton(name in self.dataset.bad, description="bad", icon="thumbs-down", layout={"width": "70px"})
         bad.observe(lambda change: self.mark(i, change["new"]), "value")
         return ui.VBox([picture, ui.HTML(about_pair(pair)), bad], layout={"width": "250px", "margin": "0 8px 12px 0"})

@@ -63,8 +63,8 @@ class TokenPainter(Panel):
             word = self.start.value.strip() or None
             self.token = fit_token([self.maps[0]], [mask], init=word, name=name, unlabeled=self.maps)
             self.save.disabled = False
-            about = self.token.about
-            self.report.say(f"{about['seconds'] * 1e3:.0f} ms; IoU with what is painted {about['iou']:.2f}")
+            metadata = self.token.metadata
+            self.report.say(f"{metadata['seconds'] * 1e3:.0f} ms; IoU with what is painted {metadata['iou']:.2f}")
             self._show()
 
     def _show(self):

@@ -62,7 +62,7 @@ class Preset:
     checked: int = 100  # validation scenes that say when a joint model has learned enough
     enlarged: int = 1500  # steps of the model that makes pairs twice as large
     schedule: training.Schedule = field(  # of a joint model of 100 scenes: see `steps_of`
-        default=training.Schedule(steps=4500, rate=8e-4, weight_decay=1e-4, checkpoint=250)
+        default=training.Schedule(steps=4500, lr=8e-4, weight_decay=1e-4, checkpoint=250)
     )
 
     def steps_of(self, count: int) -> int:
@@ -111,7 +111,7 @@ class Run:
         folder = self.work / "judge"
         if not (folder / "config.json").exists():
             pairs = self.scenes(JUDGED, self.preset.judged)
-            options = {"kind": "unet", "ways": ("turn", "color"), "rate": 2e-3, "steps": self.preset.steps}
+            options = {"kind": "unet", "ways": ("turn", "color"), "lr": 2e-3, "steps": self.preset.steps}
             segment.train(*pairs, COUNT, device=self.device, **options).save_pretrained(folder)
         return load_judge(folder).to(self.device)
 

@@ -25,7 +25,7 @@ from attnlab import (
     seed,
 )
 from attnlab.learning.fit import Whitening
-from attnlab.maps.heatmaps import stretch
+from attnlab.maps.heatmaps import minmax
 from attnlab.scenes import street
 from attnlab.scenes.scene import Scene
 
@@ -92,7 +92,7 @@ def softmax(token: Token) -> Maps:
 def curves(maps: Maps, among: Pool, name: str, numbers: Sequence[int]) -> np.ndarray:
     """IoU (threshold, image) at each share of each map's range."""
     truths = among.masks(name, numbers)
-    heats = [stretch(maps(among, i), truth.shape) for i, truth in zip(numbers, truths, strict=True)]
+    heats = [minmax(maps(among, i), truth.shape) for i, truth in zip(numbers, truths, strict=True)]
     return metrics.miou_curve(heats, truths)
 
 
@@ -140,7 +140,7 @@ class Study:
                 known = self.train.examples(name, count, draw)
                 images = [self.train.recordings[i] for i in known]
                 token = optimize_token(images, self.train.masks(name, known), NOUNS.get(name, name), preset)
-                self.seconds.setdefault(f"{preset}, {count}", []).append(token.about["seconds"])
+                self.seconds.setdefault(f"{preset}, {count}", []).append(token.metadata["seconds"])
                 found.append(
                     self._at_threshold(linear(token) if token.background is None else softmax(token), name, known)
                 )
@@ -171,7 +171,7 @@ class Study:
 
     def _fit(self, name, count, draw):
         token = self.learn(name, count, draw)
-        self.seconds.setdefault(f"fit_token, {count}", []).append(token.about["seconds"])
+        self.seconds.setdefault(f"fit_token, {count}", []).append(token.metadata["seconds"])
         known = self.train.examples(name, count, draw)
         return self._at_threshold(linear(token), name, known), at_zero(token, name, self.test, self.asked[name])
 

@@ -167,12 +167,12 @@ class Study:
             made |= self._token_sets(names)
         for name, pairs in made.items():
             _save_pairs(_pairs_file(out, name), pairs)
-        about = {}
+        metadata = {}
         for name in [*list(ADDED)[1:4], *names.values()]:
             pairs = _load_pairs(_pairs_file(out, name))
             agreement = _class_ious(with_truth(pairs, oracle)[1], pairs[1])
-            about[name] = {"pairs": len(pairs[0]), "iou with the oracle": agreement}
-        return about
+            metadata[name] = {"pairs": len(pairs[0]), "iou with the oracle": agreement}
+        return metadata
 
     def _token_sets(self, names):
         recipe = self.recipe("tiny-plain", map="linear", mask={"method": "zero"})

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from attnlab.masks import UNDECIDED
+from attnlab.masks import IGNORE
 from attnlab.pipelines import seed
 from attnlab.segmentation import model as segment
 
@@ -29,7 +29,7 @@ MORE = 200_000  # first seed of further scenes, which nobody has but the arms th
 FIRST = "geometry and color"  # augmentation while ways of mixing are compared
 MIXES = ("half", "pool", "pretrain", "half, ignore band")
 BAND = 0.9  # pixels of drawn pairs with a smaller margin do not count, where the mix says so
-OPTIONS = {"kind": "unet", "batch": 8, "rate": 2e-3, "progress": False}  # of every segmenter
+OPTIONS = {"kind": "unet", "batch": 8, "lr": 2e-3, "progress": False}  # of every segmenter
 BASIC = ("turn", "crop", "color")
 WAYS = {"flips": (), "geometry and color": BASIC, "CutMix": (*BASIC, "cutmix"), "Copy-Paste": (*BASIC, "copy-paste")}
 ADDED = {
@@ -203,7 +203,7 @@ def _extra(work, n, added, count, band):
         return _scenes(MORE, count)
     with np.load(work / "study" / f"drawn {n}.npz") as file:
         images, labels = file["images"][:count], file[added.split(", ")[1] if ", " in added else "labels"][:count]
-        return images, labels if band is None else np.where(file["margins"][:count] < band, UNDECIDED, labels)
+        return images, labels if band is None else np.where(file["margins"][:count] < band, IGNORE, labels)
 
 
 @lru_cache(maxsize=8)

@@ -66,7 +66,7 @@ class Example:
     @property
     def maps(self) -> HeatMaps:
         """DAAM of the prompt."""
-        words = [Word(text, tuple(tokens)) for text, tokens in self._file.about["words"]]
+        words = [Word(text, tuple(tokens)) for text, tokens in self._file.metadata["words"]]
         return HeatMaps(self._file.read("maps").numpy(), words)
 
     @property
@@ -76,7 +76,7 @@ class Example:
 
     @property
     def timesteps(self) -> list[int]:
-        return self._file.about["timesteps"]
+        return self._file.metadata["timesteps"]
 
     @property
     def steps(self) -> np.ndarray:
@@ -86,7 +86,7 @@ class Example:
     @property
     def layers(self) -> dict[str, np.ndarray]:
         """DAAM of the class's word from each layer at each step: float32 (step, row, column) of the layer's size."""
-        return {name: self._file.read(f"layer.{i}").numpy() for i, name in enumerate(self._file.about["layers"])}
+        return {name: self._file.read(f"layer.{i}").numpy() for i, name in enumerate(self._file.metadata["layers"])}
 
     @property
     def _file(self) -> storage.File:

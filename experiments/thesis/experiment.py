@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from attnlab.learning.optimize import PRESETS
-from attnlab.maps.heatmaps import stretch, upscale
+from attnlab.maps.heatmaps import minmax, upscale
 from attnlab.metrics import THRESHOLDS, area_under_curve, miou_curve
 from attnlab.tokens import Token
 
@@ -84,10 +84,10 @@ class Experiment:
             heats = [upscale(e.maps[WORDS[e.name]], size, "bicubic") for e, size in zip(examples, sizes, strict=True)]
             return [heat / heat.max() for heat in heats]
         if method == "Linear DAAM":
-            return [stretch(e.linear[WORDS[e.name]], size) for e, size in zip(examples, sizes, strict=True)]
+            return [minmax(e.linear[WORDS[e.name]], size) for e, size in zip(examples, sizes, strict=True)]
         token = self.token(method, track, name, count)
         maps = (e.linear[token] for e in examples) if not token.background else self.gallery.softmax(token, examples)
-        return [stretch(m, size) for m, size in zip(maps, sizes, strict=True)]
+        return [minmax(m, size) for m, size in zip(maps, sizes, strict=True)]
 
     def ious(self, method: str, track: str, name: str, lesson: bool = False, count: int | None = None) -> np.ndarray:
         """IoU (threshold, image) at `metrics.THRESHOLDS`, of the tests, or of the `count` images learned from."""

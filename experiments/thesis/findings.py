@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attnlab.maps.heatmaps import stretch, upscale
+from attnlab.maps.heatmaps import minmax, upscale
 from attnlab.metrics import THRESHOLDS, best_threshold, mean_over_classes, miou_curve
 
 from .examples import WORDS
@@ -143,7 +143,7 @@ def _carried(x, token, track, name) -> np.ndarray:
     """IoU (image,) of the tests by a given token, at the threshold that is best for the images learned from."""
     lesson, tests = x.lessons[track, name][: x.usual], x.tests[track, name]
     examples = [*lesson, *tests]
-    ious = miou_curve([stretch(e.linear[token], e.truth.shape) for e in examples], [e.truth for e in examples])
+    ious = miou_curve([minmax(e.linear[token], e.truth.shape) for e in examples], [e.truth for e in examples])
     tau = best_threshold(THRESHOLDS, ious[:, : len(lesson)])
     return ious[np.searchsorted(THRESHOLDS, tau), len(lesson) :]
 

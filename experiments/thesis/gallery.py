@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 import attnlab
 from attnlab import storage
 from attnlab.learning.fit import Whitening, fit_token
-from attnlab.learning.optimize import PRESETS, Descent, optimize_token
+from attnlab.learning.optimize import PRESETS, OptimizerSettings, optimize_token
 from attnlab.maps.linear import linear_daam
 from attnlab.maps.softmax import daam, ovam
 from attnlab.pipelines import Oracle, bundled, load_oracle, load_pipeline, seed
@@ -122,7 +122,9 @@ class Gallery:
             self._write("rendered", name, n, image, scene.labels, self._look(name, n, image))
         return [self._read("rendered", name, n) for n in numbers]
 
-    def learn(self, examples: Sequence[Example], preset: str | Descent, unlabeled: Sequence[Example] = ()) -> Token:
+    def learn(
+        self, examples: Sequence[Example], preset: str | OptimizerSettings, unlabeled: Sequence[Example] = ()
+    ) -> Token:
         """A token of the examples' class, from its word: by a preset of `optimize_token`, or by "fit_token".
 
         `unlabeled`: images that say how features vary, for "fit_token".
@@ -141,7 +143,7 @@ class Gallery:
             else:
                 recorded = self.recordings(examples) if settings.softmax else [e.linear for e in examples]
                 token = optimize_token(list(recorded), masks, word, settings, name=name)
-                if (ran := len(token.about["losses"])) < settings.epochs:  # interrupted, it returns what it has
+                if (ran := len(token.metadata["losses"])) < settings.epochs:  # interrupted, it returns what it has
                     raise RuntimeError(f"the descent ended after {ran} of {settings.epochs} epochs: nothing is kept")
             TokenLibrary([token]).save(path)
 
@@ -188,12 +190,12 @@ class Gallery:
             tensors[f"layer.{i}"] = np.stack([m[word] for m in daam(recording, layers=layer, per="step").values()])
         if labels is not None:
             tensors["labels"] = labels
-        about = {"words": [[w.text, list(w.tokens)] for w in recording.words], "layers": layers}
-        about["timesteps"] = recording.trace.timesteps
+        metadata = {"words": [[w.text, list(w.tokens)] for w in recording.words], "layers": layers}
+        metadata["timesteps"] = recording.trace.timesteps
         path.parent.mkdir(parents=True, exist_ok=True)
         linear_daam(recording).save(beside(path))
         tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
-        storage.write(path, "Example", tensors, about)
+        storage.write(path, "Example", tensors, metadata)
 
     def _read(self, track, name, number) -> Example:
         path = self._path(track, name, number)
