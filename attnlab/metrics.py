@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 THRESHOLDS = np.linspace(0, 1, 101)
 """Thresholds of the thesis's curves: 0, 0.01, ... 1, as shares of each map's maximum."""
@@ -205,6 +206,104 @@ def mean_over_classes(
     means = np.divide(drawn @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
     low, high = np.quantile(np.nanmean(means, axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float((filled.sum(0) / known.sum(0)).mean()), float(low), float(high)
+
+
+def confusion(
+    labels: ArrayLike, predicted: ArrayLike, num_classes: int, ignore: int = 255, per_image: bool = False
+) -> np.ndarray:
+    """Count pixels by true and predicted class.
+
+    Parameters
+    ----------
+    labels, predicted : (..., row, column) array of int
+        Class numbers from 0 to `num_classes` - 1, of one image or of a stack of images.
+    num_classes : int
+        Number of classes.
+    ignore : int
+        Pixels with this label are left out; 255 is `attnlab.masks.IGNORE`.
+    per_image : bool
+        Count each image of a stack by itself.
+
+    Returns
+    -------
+    (class, class) or (image, class, class) array of int64
+        Pixels; rows are true classes, columns predicted ones.
+
+    Raises
+    ------
+    ValueError
+        If sizes differ, or a pixel holds another number.
+
+    Examples
+    --------
+    >>> confusion([[0, 0, 1, 255]], [[0, 1, 1, 0]], num_classes=2)
+    array([[1, 1],
+           [0, 1]])
+    """
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    _check_same_shape(predicted, labels)
+    if per_image and labels.ndim < 3:
+        raise ValueError(f"per_image wants a stack (image, row, column), got shape {labels.shape}")
+    valid = labels != ignore
+    for name, numbers in (("labels", labels[valid]), ("predicted", predicted[valid])):
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < num_classes:
+            raise ValueError(
+                f"{name} must be class numbers from 0 to {num_classes - 1}, got {numbers.min()} to {numbers.max()}"
+            )
+    cells = np.where(valid, labels.astype(int) * num_classes + predicted, -1)
+    counts = [np.bincount(image[image >= 0], minlength=num_classes**2) for image in (cells if per_image else [cells])]
+    matrices = np.stack(counts).reshape(-1, num_classes, num_classes)
+    return matrices if per_image else matrices[0]
+
+
+def class_ious(confusion: ArrayLike) -> np.ndarray:
+    """Return the IoU of each class over all counted pixels.
+
+    Parameters
+    ----------
+    confusion : (class, class) or (image, class, class) array
+        Pixels by true and predicted class, as `confusion` counts them. Those of several images are summed first.
+
+    Returns
+    -------
+    (class,) array of float
+        IoU, 0..1; NaN where a class is neither there nor predicted.
+
+    Examples
+    --------
+    >>> class_ious([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+    array([0.75, 0.8 ,  nan])
+    """
+    total = np.asarray(confusion)
+    total = total.reshape(-1, *total.shape[-2:]).sum(axis=0)
+    common = np.diag(total).astype(float)
+    union = total.sum(axis=0) + total.sum(axis=1) - common
+    return np.divide(common, union, out=np.full(len(total), np.nan), where=union > 0)
+
+
+def mean_and_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of a few values, and its confidence interval by Student's t.
+
+    Parameters
+    ----------
+    values : (sample,) array
+        One number per independent sample, for example per random seed.
+    level : float in 0..1
+        Confidence.
+
+    Returns
+    -------
+    mean, low, high : float
+        In the unit of `values`. One value has no interval: its ends are NaN.
+
+    Examples
+    --------
+    >>> [round(value, 2) for value in mean_and_interval([1, 2, 3])]
+    [2.0, -0.48, 4.48]
+    """
+    values = np.asarray(values, dtype=float)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: ArrayLike | None) -> np.ndarray:

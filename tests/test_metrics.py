@@ -5,9 +5,10 @@ import doctest
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import auc, jaccard_score
+from sklearn.metrics import auc, confusion_matrix, jaccard_score
 
 from attnlab import metrics
+from attnlab.masks import IGNORE
 from attnlab.metrics import (
     THRESHOLDS,
     area_under_curve,
@@ -175,3 +176,44 @@ def test_mean_over_classes_weighs_classes_alike():
     for wrong in ([0.5], np.full((3, 2), np.nan), [[np.inf]]):
         with pytest.raises(ValueError, match=r"values must be \(image, class\)"):
             metrics.mean_over_classes(wrong)
+
+
+def test_confusion_is_scikit_learns():
+    rng = np.random.default_rng(5)
+    labels, predicted = rng.integers(0, 4, (2, 3, 7, 5)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.2] = IGNORE
+    valid = labels != IGNORE
+    expected = confusion_matrix(labels[valid], predicted[valid], labels=range(5))  # class 4 is nowhere
+    matrix = metrics.confusion(labels, predicted, 5)
+    np.testing.assert_array_equal(matrix, expected)
+    assert matrix.dtype == np.int64 and metrics.confusion(labels[0], predicted[0], 5).shape == (5, 5)
+    each = metrics.confusion(labels, predicted, 5, per_image=True)
+    np.testing.assert_array_equal(each[1], metrics.confusion(labels[1], predicted[1], 5))
+    np.testing.assert_array_equal(each.sum(0), matrix)
+    ious = metrics.class_ious(matrix)
+    np.testing.assert_allclose(ious[:4], jaccard_score(labels[valid], predicted[valid], average=None))
+    assert np.isnan(ious[4])
+    np.testing.assert_array_equal(metrics.class_ious(each), ious)
+
+
+def test_confusion_says_what_is_wrong():
+    labels = np.zeros((2, 3), np.uint8)
+    with pytest.raises(ValueError, match="sizes differ"):
+        metrics.confusion(labels, labels.T, 2)
+    with pytest.raises(ValueError, match="predicted must be class numbers from 0 to 1, got 2 to 2"):
+        metrics.confusion(labels, labels + 2, 2)
+    with pytest.raises(ValueError, match="labels must be class numbers"):
+        metrics.confusion(labels + 2, labels, 2)
+    with pytest.raises(ValueError, match="a stack"):
+        metrics.confusion(labels, labels, 2, per_image=True)
+    assert metrics.confusion(labels + 255, labels + 7, 2).sum() == 0  # what is predicted there does not matter
+
+
+def test_mean_and_interval_is_students_t():
+    """0.95 quantile of t with 4 degrees of freedom, from a printed table: 2.776."""
+    values = np.array([0.1, 0.2, 0.4, 0.3, 0.25])
+    mean, low, high = metrics.mean_and_interval(values)
+    half = 2.776 * values.std(ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose((mean, low, high), (0.25, 0.25 - half, 0.25 + half), rtol=1e-3)
+    mean, *ends = metrics.mean_and_interval([0.5])
+    assert mean == 0.5 and np.isnan(ends).all()
