@@ -1,25 +1,87 @@
 """Tensors and what is known of them in one safetensors file: written whole or not at all, and read lazily."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["FORMAT", "File", "Stored", "claim_folder", "kind", "replacing", "versions", "write"]
 
 FORMAT = 1  # of files; those of a later one are refused
 
 
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to, and put what is written there in place of `path` when the block ends.
+
+    The yielded path has the same file name, in a temporary folder beside `path`. Where the block raises, or the
+    process dies, `path` keeps what it held.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; its folder must exist.
+    """
+    path = Path(path)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        part = Path(folder, path.name)  # writers look at the suffix, and torch.save keeps the name in the file
+        yield part
+        part.replace(path)
+
+
+def claim_folder(
+    folder: str | Path,
+    settings: object,
+    name: str = "settings.json",
+    load: Callable[[Path], object] | None = None,
+    save: Callable[[Path], object] | None = None,
+) -> object:
+    """Make a folder this run's, by a file of settings in it; return the settings as JSON types.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A new folder, or one of the same run.
+    settings : JSON types
+        What tells this run from others.
+    name : str
+        Name of the file of settings.
+    load, save : callable, optional
+        What reads and writes that file, given its path. Default: as JSON.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a run with other settings.
+    """
+    path, settings = Path(folder, name), json.loads(json.dumps(settings))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
+            save(part) if save else part.write_text(json.dumps(settings), "utf-8")
+    elif (load(path) if load else json.loads(path.read_text("utf-8"))) != settings:
+        raise ValueError(f"{folder} holds a run with other settings (see {path}): name another folder")
+    return settings
+
+
 def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], metadata: dict) -> Path:
     """Write a file of some kind ("Recording", ...); `metadata` holds JSON types."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
+    from safetensors.torch import save_file  # late: `plots` takes `replacing` from here, and does without torch
+
     header = {"attnlab": kind, "format": str(FORMAT), "about": json.dumps(metadata)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, header)
-    part.replace(path)
-    return path
+    with replacing(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, header)
+    return Path(path)
 
 
 def versions() -> dict[str, str]:
@@ -71,7 +133,7 @@ class File:
         """One tensor."""
         return self.handle.get_tensor(name)
 
-    def stored(self, name: str) -> "Stored":
+    def stored(self, name: str) -> Stored:
         """The entries along a tensor's first axis, each read when it is asked for."""
         return Stored(self.handle, name)
 

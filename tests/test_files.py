@@ -1,9 +1,11 @@
 """Files of recordings and linear maps: whole, lazy, and clear about what they cannot be."""
 
+import json
 import subprocess
 import sys
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,7 +155,38 @@ def test_an_interrupted_write_leaves_the_old_file(recording, path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(storage, "save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         recording.save(path)
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_block_writes_replaces_the_file_when_it_ends_well(tmp_path):
+    path = tmp_path / "numbers.npz"
+    for end in (1, 2):
+        with storage.replacing(path) as part:
+            np.savez(part, x=np.arange(end))
+            assert part.name == path.name and path.exists() == (end == 2)
+        assert list(tmp_path.iterdir()) == [path]
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), storage.replacing(path) as part:
+        part.write_text("half of")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_belongs_to_the_settings_it_was_claimed_with(tmp_path):
+    folder, settings = tmp_path / "runs/one", {"sizes": (1, 2), "name": "é"}
+    for _ in range(2):
+        assert storage.claim_folder(folder, settings, "run.json") == {"sizes": [1, 2], "name": "é"}
+    assert json.loads((folder / "run.json").read_text()) == {"sizes": [1, 2], "name": "é"}
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(see .*run.json\): name another folder"):
+        storage.claim_folder(folder, {"sizes": (1, 3)}, "run.json")
+
+
+def test_a_folder_is_claimed_with_a_file_of_any_form(tmp_path):
+    options = {"name": "digest", "load": Path.read_text, "save": lambda path: path.write_text("a1")}
+    for _ in range(2):
+        assert storage.claim_folder(tmp_path, "a1", **options) == "a1"
+    with pytest.raises(ValueError, match=r"see .*digest"):
+        storage.claim_folder(tmp_path, "b2", **options)

@@ -13,8 +13,8 @@ import attnlab
 
 ROOT = Path(attnlab.__file__).parent
 FLOORS = {
-    0: ["masks", "metrics", "pipelines", "plots", "scenes", "storage", "training"],
-    1: ["recording", "segmentation", "tokens"],
+    0: ["masks", "metrics", "pipelines", "scenes", "storage"],
+    1: ["plots", "recording", "segmentation", "tokens", "training"],
     2: ["joint", "maps"],
     3: ["dataset", "learning"],
     4: ["widgets"],
