@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from attnlab.scenes import street, world
-from attnlab.scenes.canvas import Canvas, Thing, reduce
-from attnlab.scenes.captions import AREA, BESIDE, CLASS_OF, count_visible, describe
+from attnlab.scenes.canvas import Canvas, Thing, downsample
+from attnlab.scenes.captions import CLASS_OF, NEARBY, VISIBLE_AREA, count_visible, write_caption
 from attnlab.scenes.world import Fire, Road, World
 
 SEEDS = range(street.HELD_OUT, street.HELD_OUT + 150)
@@ -43,7 +43,7 @@ def test_same_world_at_every_size():
 def test_captions_name_only_what_is_visible(scenes):
     for scene in scenes:
         for word, name in scene.words.items():
-            assert (scene.labels == street.CLASSES.index(name)).mean() >= AREA, scene.caption
+            assert (scene.labels == street.CLASSES.index(name)).mean() >= VISIBLE_AREA, scene.caption
             assert word in scene.caption.replace(",", "").split()
 
 
@@ -64,7 +64,7 @@ def test_visible_is_counted_by_area():
 
 def say(world, seen, times=80):
     """What is said of the same scene in many ways."""
-    return [describe(np.random.default_rng(i), world, seen)[0] for i in range(times)]
+    return [write_caption(np.random.default_rng(i), world, seen)[0] for i in range(times)]
 
 
 def a_world(**given):
@@ -86,7 +86,7 @@ def test_relations_are_true():
     assert "a car in front of a tree" in near and "a tree behind a car" in near
     assert not any(wrong in near for wrong in ("car behind", "tree in front", "left of", "right of"))
     assert "a car left of a person" in far and "a person right of a car" in far
-    assert not any(wrong in far for wrong in ("car right", "person left", "behind", "in front", *BESIDE))
+    assert not any(wrong in far for wrong in ("car right", "person left", "behind", "in front", *NEARBY))
 
 
 def test_the_color_of_smoke_is_true_of_all_smoke():
@@ -152,7 +152,7 @@ def test_label_is_what_covers_the_pixels_center():
     canvas = Canvas(4)
     canvas.rectangle((0, 0, 1, 1), (0, 0, 0), Thing("sky"))
     canvas.rectangle((0, 0, 0.4, 1), (255, 255, 255), Thing("building"))  # centers lie at 0.125, 0.375, 0.625, 0.875
-    image, ids = reduce(*canvas.arrays())
+    image, ids = downsample(*canvas.arrays())
     assert (ids == [1, 1, 0, 0]).all()
     assert image[0, 0, 0] == 255 and image[0, 3, 0] == 0
 
@@ -188,8 +188,8 @@ def test_water_hides_the_feet_of_things_in_a_flood():
     canvas.rectangle((0, 0, 1, 1), (0, 0, 0), Thing("sky"))
     canvas.rectangle((0.3, 0.5, 0.7, 0.9), (255, 255, 255), Thing("building"))
     world.wade(canvas, rng, here, 0.5, 0.9, 0.4, 0.1)
-    _, ids = reduce(*canvas.arrays())
+    _, ids = downsample(*canvas.arrays())
     assert (ids[55, 20:44] == 2).all() and (ids[40, 20:44] == 1).all()
     before = ids
     world.wade(canvas, rng, here, 0.5, 0.4, 0.4, 0.1)  # stands above the shore: stays dry
-    assert (reduce(*canvas.arrays())[1] == before).all()
+    assert (downsample(*canvas.arrays())[1] == before).all()

@@ -1,4 +1,4 @@
-"""What can be said of a street scene: phrases for what is visible, joined in many ways, and the class of each word."""
+"""Write captions of street scenes: phrases for what is visible, joined in many ways, and the class of each word."""
 
 from collections import defaultdict
 from typing import NamedTuple
@@ -7,8 +7,10 @@ import numpy as np
 
 from .world import World
 
-AREA = 0.006  # a class is visible from this share of the image on
-INSTANCE_AREA = 0.004  # and one of several from this one
+__all__ = ["CLASS_OF", "NEARBY", "VISIBLE_AREA", "WORDS_OF", "count_visible", "write_caption"]
+
+VISIBLE_AREA = 0.006  # a class that covers at least this fraction of the image counts as visible
+_INSTANCE_AREA = 0.004  # and each single object of it that covers this fraction
 WORDS_OF = {  # every word that names a class, by class
     "sky": ("sky",),
     "ground": ("grass", "dirt", "snow"),
@@ -28,108 +30,100 @@ WORDS_OF = {  # every word that names a class, by class
     "smoke": ("smoke",),
 }
 CLASS_OF = {word: name for name, words in WORDS_OF.items() for word in words}
-MANY = {"person": "people"}  # other plurals end in s
-NUMBERS = {2: "two", 3: "three"}
-MOODS = {
-    "day": ("on a sunny day",),
-    "dusk": ("at dusk", "in the evening"),
-    "night": ("at night",),
-    "overcast": ("on a cloudy day",),
-    "snow": ("in winter", "on a snowy day"),
+_PLURALS = {"person": "people"}  # the others end in s
+_NUMBERS = {2: "two", 3: "three"}
+_PHRASES_OF_HOUR = {  # the sky, and how a caption may end
+    "day": ("a blue sky", ("on a sunny day",)),
+    "dusk": ("an orange sky", ("at dusk", "in the evening")),
+    "night": ("a dark sky", ("at night",)),
+    "overcast": ("a gray sky", ("on a cloudy day",)),
+    "snow": ("a white sky", ("in winter", "on a snowy day")),
 }
-SKIES = {
-    "day": "a blue sky",
-    "dusk": "an orange sky",
-    "night": "a dark sky",
-    "overcast": "a gray sky",
-    "snow": "a white sky",
-}
-PLACES = {
+_PLACES = {
     "city": ("in an urban environment", "in a city", "in an urban environment"),
     "suburb": ("in a town", "in a neighbourhood"),
     "country": ("in the countryside",),
 }
-OPENINGS = ("a photo of", "a picture of", "an image of", "a view of")
-BESIDE = ("near", "next to", "beside")
-OTHER_NAMES = {"rider": "cyclist", "bicycle": "bike"}
-NAMED_ALONE = 100  # instances from here on belong to something else: a light's pole, a rider's bicycle
+_OPENINGS = ("a photo of", "a picture of", "an image of", "a view of")
+NEARBY = ("near", "next to", "beside")
+_SYNONYMS = {"rider": "cyclist", "bicycle": "bike"}
+_PART_OF_OTHER = 100  # instances from here on belong to another object: the pole of a light, the bicycle of a rider
 
 
-class Phrase(NamedTuple):
-    """Words for some things; `thing` (class, instance) where it is a single one that others can stand near."""
+class _Phrase(NamedTuple):
+    """Words for some objects; `thing` (class, instance) if it is a single one, which others can be near to."""
 
     text: str
     thing: tuple[str, int] | None = None
 
 
 def count_visible(ids: np.ndarray, things) -> dict[str, tuple[int, ...]]:
-    """Classes that cover enough of `ids` (row, column) to be named, each with its instances that do."""
+    """Return the classes that cover enough of `ids` (row, column) to be named, each with its visible instances."""
     area = np.bincount(ids.ravel(), minlength=len(things)) / ids.size
     by_class, by_instance = defaultdict(float), defaultdict(float)
-    for thing, share in zip(things, area, strict=True):
-        by_class[thing.name] += share
-        by_instance[thing.name, thing.instance] += share
+    for thing, fraction in zip(things, area, strict=True):
+        by_class[thing.name] += fraction
+        by_instance[thing.name, thing.instance] += fraction
     return {
-        name: tuple(i for (n, i), a in by_instance.items() if n == name and a >= INSTANCE_AREA)
-        for name, share in by_class.items()
-        if share >= AREA
+        name: tuple(i for (n, i), a in by_instance.items() if n == name and a >= _INSTANCE_AREA)
+        for name, fraction in by_class.items()
+        if fraction >= VISIBLE_AREA
     }
 
 
-def describe(rng: np.random.Generator, world: World, seen: dict[str, tuple[int, ...]]) -> tuple[str, dict[str, str]]:
-    """A caption, and of each of its words that names a class that class. Names only what is in `seen`."""
+def write_caption(rng, world: World, seen: dict[str, tuple[int, ...]]) -> tuple[str, dict[str, str]]:
+    """Write a caption that names only what is in `seen`; return it and {word: class} of its words for classes."""
     burning = {fire.on for fire in world.fires} if "fire" in seen else set()
     solid = [_group(rng, world, noun, things, seen, burning) for noun, things in _groups(world, seen).items()]
     rng.shuffle(solid)
-    solid = [Phrase(*p) for p in solid]
+    solid = [_Phrase(*p) for p in solid]
     if len(solid) > 1 and rng.uniform() < 0.35:
         solid[:2] = _relate(rng, world, *solid[:2])
     phrases = [p.text for p in solid] + _burning(rng, world, seen, burning) + _backdrop(rng, world, seen)
     if rng.uniform() < 0.6:
         rng.shuffle(phrases)
-    phrases = list(dict.fromkeys(phrases[: rng.integers(1, 6)])) or [SKIES[world.time]]
+    phrases = list(dict.fromkeys(phrases[: rng.integers(1, 6)])) or [_PHRASES_OF_HOUR[world.time][0]]
     caption = _join(rng, phrases)
     if rng.uniform() < 0.2:
-        caption = f"{rng.choice(OPENINGS)} {caption}"
-    if world.theme in PLACES and rng.uniform() < 0.3:
-        caption += f" {rng.choice(PLACES[world.theme])}"
+        caption = f"{rng.choice(_OPENINGS)} {caption}"
+    if world.theme in _PLACES and rng.uniform() < 0.3:
+        caption += f" {rng.choice(_PLACES[world.theme])}"
     elif rng.uniform() < 0.35:
-        caption += f" {rng.choice(MOODS[world.time])}"
+        caption += f" {rng.choice(_PHRASES_OF_HOUR[world.time][1])}"
     words = [word.strip(",") for word in caption.split()]
     return caption, {word: CLASS_OF[word] for word in words if word in CLASS_OF}
 
 
 def _groups(world, seen):
-    """Visible things that stand by themselves, by the noun for them."""
+    """Group the visible objects by their noun, without those that belong to another object."""
     groups = defaultdict(list)
     for name in ("building", "tree", "car", "person", "traffic light", "pole", "rider", "bicycle"):
         for i in seen.get(name, ()):
-            if i < NAMED_ALONE:
+            if i < _PART_OF_OTHER:
                 groups[world.kind.get((name, i), name)].append((name, i))
     return groups
 
 
 def _group(rng, world, noun, things, seen, burning):
-    """'a red car', 'two trees', 'a burning house', ...; a color only where it is true of everything named."""
+    """Name one or more objects: 'a red car', 'two trees', 'a burning house'; with colors of single ones only."""
     aflame = [thing for thing in things if thing in burning]
     if noun == "tree" and len(things) >= 4:
-        return Phrase(
-            str(rng.choice(("a burning forest", "forest fire", "a forest fire") if aflame else ("a forest", "trees")))
-        )
+        names = ("a burning forest", "forest fire", "a forest fire") if aflame else ("a forest", "trees")
+        return _Phrase(str(rng.choice(names)))
     if aflame and rng.uniform() < 0.8:
-        return Phrase(str(rng.choice((f"a burning {noun}", f"a {noun} on fire"))))
+        return _Phrase(str(rng.choice((f"a burning {noun}", f"a {noun} on fire"))))
     if len(things) > 1:
-        many = MANY.get(noun, noun + "s")
-        counted = len(things) in NUMBERS and rng.uniform() < 0.6
-        return Phrase(f"{NUMBERS[len(things)]} {many}" if counted else many)
-    return Phrase(_single(rng, world, noun, things[0], seen), things[0])
+        many = _PLURALS.get(noun, noun + "s")
+        counted = len(things) in _NUMBERS and rng.uniform() < 0.6
+        return _Phrase(f"{_NUMBERS[len(things)]} {many}" if counted else many)
+    return _Phrase(_single(rng, world, noun, things[0], seen), things[0])
 
 
 def _single(rng, world, noun, thing, seen):
     paint, (name, instance) = world.paint.get(thing), thing
-    other = OTHER_NAMES.get(noun, noun) if rng.uniform() < 0.3 else noun
+    other = _SYNONYMS.get(noun, noun) if rng.uniform() < 0.3 else noun
     text = f"a {paint} {other}" if paint and rng.uniform() < 0.45 else f"a {other}"
-    belongs = NAMED_ALONE + instance
+    belongs = _PART_OF_OTHER + instance
     if name == "rider" and belongs in seen.get("bicycle", ()) and rng.uniform() < 0.45:
         return f"{text} on a {rng.choice(('bicycle', 'bike'))}"
     if name == "traffic light" and belongs in seen.get("pole", ()) and rng.uniform() < 0.3:
@@ -142,7 +136,7 @@ def _single(rng, world, noun, thing, seen):
 
 
 def _relate(rng, world, first, second):
-    """Two phrases as one that says how their things stand to each other, where both have a foot."""
+    """Join two phrases into one that says where the objects are to each other, if both stand somewhere."""
     if not (first.thing in world.feet and second.thing in world.feet):
         return [first, second]
     (x, y), (x2, y2) = world.feet[first.thing], world.feet[second.thing]
@@ -151,8 +145,8 @@ def _relate(rng, world, first, second):
     elif abs(x - x2) > 0.3:
         how = "left of" if x < x2 else "right of"
     else:
-        how = rng.choice(BESIDE)
-    return [Phrase(f"{first.text} {how} {second.text}")]
+        how = rng.choice(NEARBY)
+    return [_Phrase(f"{first.text} {how} {second.text}")]
 
 
 def _backdrop(rng, world, seen):
@@ -170,7 +164,7 @@ def _backdrop(rng, world, seen):
     if "ground" in seen and rng.uniform() < 0.35:
         phrases.append(world.ground)
     if "sky" in seen and rng.uniform() < 0.3:
-        phrases.append(str(rng.choice((SKIES[world.time], "sky"))))
+        phrases.append(str(rng.choice((_PHRASES_OF_HOUR[world.time][0], "sky"))))
     return phrases
 
 
@@ -193,7 +187,7 @@ def _burning(rng, world, seen, burning):
 
 
 def _smoke_colors(world):
-    """'black smoke' or 'white smoke', where it is true of all that smokes."""
+    """Return 'black smoke' or 'white smoke' if it is true of all smoke, once as a list."""
     gray = [fire.smoke_color[0] for fire in world.fires if fire.smoke]
     return ["black smoke"] * (max(gray) < 100) + ["white smoke"] * (min(gray) > 160)
 

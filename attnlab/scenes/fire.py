@@ -1,16 +1,18 @@
-"""Flames and smoke: what burns, how it glows, and smoke that lets what is behind it show through."""
+"""Draw flames, their light on what is around them, and smoke that one can see through."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .canvas import Canvas, Thing, noise
+from .canvas import Canvas, Thing, smooth_noise
 from .world import Fire, World
 
-SMOKE_MASK = 0.4  # smoke is labeled where it hides at least this share of what is behind it
+__all__ = ["add_glow", "add_smoke", "draw_fire"]
+
+_SMOKE_OPACITY = 0.4  # smoke is labeled where it is at least this opaque
 
 
-def fire(canvas: Canvas, rng, world: World, x, y, width, on) -> None:
-    """Tongues of flame, red outside and yellow within; gives light, so night does not dim it."""
+def draw_fire(canvas: Canvas, rng, world: World, x, y, width, on) -> None:
+    """Draw tongues of flame, red outside and yellow within; night does not dim them."""
     instance = len(world.fires)
     height, thing = rng.uniform(0.18, 0.3), Thing("fire", instance, glows=True)
     steps = np.linspace(-0.4, 0.4, 5)
@@ -27,8 +29,8 @@ def fire(canvas: Canvas, rng, world: World, x, y, width, on) -> None:
     world.fires.append(Fire(x, y, width, height, instance, on, True, color, rng.uniform(-0.35, 0.35)))
 
 
-def glow(rgb: np.ndarray, world: World) -> np.ndarray:
-    """The light of fires on what is around them."""
+def add_glow(rgb: np.ndarray, world: World) -> np.ndarray:
+    """Add the light of fires to what is around them."""
     side = rgb.shape[0]
     rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) / side
     for fire in world.fires:
@@ -38,19 +40,19 @@ def glow(rgb: np.ndarray, world: World) -> np.ndarray:
     return rgb
 
 
-def smoke(canvas: Canvas, rng, rgb, ids, fire: Fire):
-    """A plume of puffs that rises from a fire, widens and drifts; see-through, so labeled where it is dense."""
+def add_smoke(canvas: Canvas, rng, rgb, ids, fire: Fire):
+    """Add a plume of puffs that rises from a fire, widens and drifts; it is labeled only where it is dense."""
     opacity = _plume(rng, canvas.side, fire)
-    color = np.array(fire.smoke_color, np.float32) * (1 + 0.16 * noise(rng, canvas.side, 14)[..., None])
+    color = np.array(fire.smoke_color, np.float32) * (1 + 0.16 * smooth_noise(rng, canvas.side, 14)[..., None])
     number = canvas.number(Thing("smoke", fire.instance, glows=True))
     fiery = np.array([t.name == "fire" for t in canvas.things])[ids]
     opacity = np.where(fiery, opacity * 0.25, opacity)  # flames shine through
     rgb = rgb + (color - rgb) * opacity[..., None]
-    return rgb, np.where(opacity > SMOKE_MASK, number, ids).astype(np.uint8)
+    return rgb, np.where(opacity > _SMOKE_OPACITY, number, ids).astype(np.uint8)
 
 
 def _plume(rng, side, fire: Fire):
-    """Opacity of a fire's smoke, float32 (side, side), 0..1."""
+    """Draw the opacity of a fire's smoke: float32 (side, side), 0..1."""
     alpha = Image.new("L", (side, side))
     pen = ImageDraw.Draw(alpha)
     start, end, widen = fire.y - fire.height * 0.6, rng.uniform(-0.1, 0.1), rng.uniform(0.06, 0.12)

@@ -1,6 +1,6 @@
-"""How each thing that stands in a street scene is drawn: one function a kind, which returns where it could burn.
+"""Draw the objects of a street scene: one function per kind of object.
 
-(x, y) is a thing's foot. A place to burn is (x, y, width) of the foot of the flames.
+(x, y) is the foot of an object. Objects that may burn return (x, y, width) of the foot of their flames.
 """
 
 import numpy as np
@@ -8,36 +8,38 @@ import numpy as np
 from .canvas import Canvas, Thing
 from .world import World, shade, wade
 
-PAINTS = {  # name a caption may use -> rgb; house red is a brick red, apart from flames
+__all__ = ["CLASS_OF_KIND", "DRAW"]
+
+_PAINTS = {  # name a caption may use -> rgb; house red is a brick red, apart from flames
     "white": (236, 233, 226), "yellow": (228, 190, 84), "blue": (72, 104, 176), "brown": (140, 92, 60),
     "red": (168, 58, 52), "green": (74, 128, 88), "black": (40, 40, 46), "gray": (146, 146, 150),
 }  # fmt: skip
-HOUSE_PAINTS = ("white", "yellow", "blue", "brown", "red", "gray")
-BLOCK_PAINTS = ("white", "yellow", "brown", "red", "gray", "blue")
-CAR_PAINTS = ("white", "yellow", "blue", "red", "black", "green")
-CLOTHES = ("white", "yellow", "blue", "red", "green")
-ROOFS = ((118, 58, 44), (84, 78, 84), (150, 78, 52), (64, 54, 50))
-SKINS = ((236, 194, 162), (198, 146, 108), (122, 82, 58))
-METAL, RUBBER = (74, 76, 82), (26, 26, 28)
-LAMPS = {"red": (240, 44, 34), "yellow": (250, 200, 40), "green": (52, 226, 92)}
+_HOUSE_PAINTS = ("white", "yellow", "blue", "brown", "red", "gray")
+_BLOCK_PAINTS = ("white", "yellow", "brown", "red", "gray", "blue")
+_CAR_PAINTS = ("white", "yellow", "blue", "red", "black", "green")
+_CLOTHES = ("white", "yellow", "blue", "red", "green")
+_ROOFS = ((118, 58, 44), (84, 78, 84), (150, 78, 52), (64, 54, 50))
+_SKINS = ((236, 194, 162), (198, 146, 108), (122, 82, 58))
+_METAL, _RUBBER = (74, 76, 82), (26, 26, 28)
+_LAMPS = {"red": (240, 44, 34), "yellow": (250, 200, 40), "green": (52, 226, 92)}
 
 
 def _pick(rng, names):
     name = str(rng.choice(names))
-    return name, PAINTS[name]
+    return name, _PAINTS[name]
 
 
-def house(canvas: Canvas, rng, world: World, x, y, instance):
-    """A gabled house with roof, door and windows; its fire would rise from the eaves."""
+def _house(canvas: Canvas, rng, world: World, x, y, instance):
+    """Draw a gabled house with roof, door and windows; its flames would rise from below the eaves."""
     s = world.scale(y)
     w, h, roof = s * rng.uniform(0.32, 0.48), s * rng.uniform(0.18, 0.25), s * rng.uniform(0.11, 0.17)
-    world.paint["building", instance], wall = _pick(rng, HOUSE_PAINTS)
+    world.paint["building", instance], wall = _pick(rng, _HOUSE_PAINTS)
     world.kind["building", instance] = "house"
     left, right, eaves, body = x - w / 2, x + w / 2, y - h, Thing("building", instance)
     canvas.rectangle((left, eaves, right, y), shade(wall, rng.uniform(0.88, 1.05)), body)
     inset = rng.uniform(0.1, 0.5) * w
     tip = [(left + inset, eaves - roof), (right - inset, eaves - roof)]
-    tiles = (226, 231, 238) if world.time == "snow" and rng.uniform() < 0.6 else ROOFS[rng.integers(len(ROOFS))]
+    tiles = (226, 231, 238) if world.time == "snow" and rng.uniform() < 0.6 else _ROOFS[rng.integers(len(_ROOFS))]
     canvas.polygon([(left - 0.02, eaves), *tip, (right + 0.02, eaves)], tiles, Thing("building", instance, "roof"))
     lit = world.time == "night" and rng.uniform() < 0.8
     glass, pane = (255, 220, 120) if lit else (70, 86, 112), Thing("building", instance, "window", glows=lit)
@@ -53,11 +55,11 @@ def house(canvas: Canvas, rng, world: World, x, y, instance):
     return x, eaves + h * rng.uniform(0.1, 0.6), w * rng.uniform(0.7, 1.05)
 
 
-def block(canvas: Canvas, rng, world: World, x, y, instance):
-    """A building of several floors with a flat roof and rows of windows."""
+def _block(canvas: Canvas, rng, world: World, x, y, instance):
+    """Draw a building of several floors with a flat roof and rows of windows."""
     s = world.scale(y)
     w, h = s * rng.uniform(0.28, 0.4), s * rng.uniform(0.4, 0.58)
-    world.paint["building", instance], wall = _pick(rng, BLOCK_PAINTS)
+    world.paint["building", instance], wall = _pick(rng, _BLOCK_PAINTS)
     world.kind["building", instance] = "building"
     left, top, body = x - w / 2, y - h, Thing("building", instance)
     canvas.rectangle((left, top, left + w, y), shade(wall, rng.uniform(0.82, 0.98)), body)
@@ -81,8 +83,8 @@ def block(canvas: Canvas, rng, world: World, x, y, instance):
     return x, y - h * rng.uniform(0.3, 0.75), w * rng.uniform(0.6, 0.95)
 
 
-def tree(canvas: Canvas, rng, world: World, x, y, instance):
-    """A conifer of stacked triangles or a round tree of several puffs."""
+def _tree(canvas: Canvas, rng, world: World, x, y, instance):
+    """Draw a conifer of stacked triangles or a round tree of several puffs."""
     s = world.scale(y) * rng.uniform(0.85, 1.15)
     height, trunk, crown = 0.46 * s, Thing("tree", instance, "trunk"), Thing("tree", instance, "crown")
     green = np.array((46, 112, 52)) + rng.uniform(-16, 16, 3)
@@ -108,11 +110,11 @@ def _cone(x, base, half, height):
     return [(x - half, base), (x, base - height), (x + half, base)]
 
 
-def car(canvas: Canvas, rng, world: World, x, y, instance):
-    """A car from the side: body, cabin, windows, two wheels; it faces either way."""
+def _car(canvas: Canvas, rng, world: World, x, y, instance):
+    """Draw a car from the side: body, cabin, windows, two wheels; it faces left or right."""
     s = world.scale(y)
     w, h = s * rng.uniform(0.32, 0.4), s * rng.uniform(0.16, 0.19)
-    world.paint["car", instance], color = _pick(rng, CAR_PAINTS)
+    world.paint["car", instance], color = _pick(rng, _CAR_PAINTS)
     body, pane, wheel = Thing("car", instance), Thing("car", instance, "window"), Thing("car", instance, "wheel")
     ahead, r, belt = rng.choice((-1, 1)), h * 0.24, y - h * 0.58
 
@@ -120,28 +122,27 @@ def car(canvas: Canvas, rng, world: World, x, y, instance):
         return x + ahead * fraction * w
 
     canvas.polygon([(at(-0.5), y - r), (at(-0.48), belt), (at(0.46), belt + 0.06 * h), (at(0.5), y - r)], color, body)
-    canvas.polygon(
-        [(at(-0.38), belt), (at(-0.24), y - h), (at(0.12), y - h), (at(0.3), belt)], shade(color, 0.92), body
-    )
+    cabin = [(at(-0.38), belt), (at(-0.24), y - h), (at(0.12), y - h), (at(0.3), belt)]
+    canvas.polygon(cabin, shade(color, 0.92), body)
     top = y - h * 0.92
     canvas.polygon([(at(-0.31), belt), (at(-0.21), top), (at(-0.07), top), (at(-0.07), belt)], (176, 206, 222), pane)
     canvas.polygon([(at(-0.02), belt), (at(-0.02), top), (at(0.1), top), (at(0.23), belt)], (176, 206, 222), pane)
     lamp = Thing("car", instance, glows=world.time == "night")
     canvas.rectangle((at(0.44), belt + 0.1 * h, at(0.5), belt + 0.26 * h), (255, 240, 170), lamp)
     for c in (at(-0.28), at(0.28)):
-        canvas.circle(c, y - r, r, RUBBER, wheel)
+        canvas.circle(c, y - r, r, _RUBBER, wheel)
         canvas.circle(c, y - r, r / 2, (150, 150, 156), wheel)
     world.shadows.append((x, y, w))
     wade(canvas, rng, world, x, y, w, 0.34 * h)
     return x, y - h * 0.5, w * rng.uniform(0.5, 0.8)
 
 
-def person(canvas: Canvas, rng, world: World, x, y, instance):
-    """A standing person: head with hair, shirt, arms and trousers."""
+def _person(canvas: Canvas, rng, world: World, x, y, instance):
+    """Draw a standing person: head with hair, shirt, arms and trousers."""
     s = world.scale(y)
     h, thing = s * rng.uniform(0.33, 0.42), Thing("person", instance)
-    w, skin, shirt = h * 0.38, SKINS[rng.integers(len(SKINS))], _pick(rng, CLOTHES)[1]
-    trousers = PAINTS[str(rng.choice(("black", "blue", "brown", "gray")))]
+    w, skin, shirt = h * 0.38, _SKINS[rng.integers(len(_SKINS))], _pick(rng, _CLOTHES)[1]
+    trousers = _PAINTS[str(rng.choice(("black", "blue", "brown", "gray")))]
     hip, neck, r = y - 0.45 * h, y - 0.78 * h, 0.115 * h
     stride = rng.uniform(0, 0.16) * w
     for side in (-1, 1):
@@ -157,14 +158,14 @@ def person(canvas: Canvas, rng, world: World, x, y, instance):
     wade(canvas, rng, world, x, y, 0.9 * w, 0.28 * h)
 
 
-def pole(canvas: Canvas, rng, world: World, x, y, instance, lamp=True):
-    """A street pole, bare or with an arm and a lamp; returns the height of its top."""
+def _pole(canvas: Canvas, rng, world: World, x, y, instance, lamp=True):
+    """Draw a street pole, bare or with an arm and a lamp; return the height of its top."""
     s, thing = world.scale(y), Thing("pole", instance)
     top = y - s * rng.uniform(0.52, 0.64)
-    canvas.rectangle((x - 0.02 * s, top, x + 0.02 * s, y), METAL, thing)
+    canvas.rectangle((x - 0.02 * s, top, x + 0.02 * s, y), _METAL, thing)
     if lamp:
         ahead = rng.choice((-1, 1))
-        canvas.line([(x, top + 0.015 * s), (x + ahead * 0.12 * s, top + 0.015 * s)], 0.03 * s, METAL, thing)
+        canvas.line([(x, top + 0.015 * s), (x + ahead * 0.12 * s, top + 0.015 * s)], 0.03 * s, _METAL, thing)
         bulb = Thing("pole", instance, glows=world.time == "night")
         canvas.rectangle((x + ahead * 0.07 * s, top, x + ahead * 0.15 * s, top + 0.045 * s), (250, 236, 180), bulb)
     world.shadows.append((x, y, 0.06 * s))
@@ -172,43 +173,43 @@ def pole(canvas: Canvas, rng, world: World, x, y, instance, lamp=True):
     return top
 
 
-def traffic_light(canvas: Canvas, rng, world: World, x, y, instance):
-    """A head with three lamps, one of them lit, on a pole."""
+def _traffic_light(canvas: Canvas, rng, world: World, x, y, instance):
+    """Draw a pole and on it a head with three lamps, one of them lit."""
     s, head = world.scale(y), Thing("traffic light", instance)
-    top = pole(canvas, rng, world, x, y, instance=100 + instance, lamp=False) - 0.06 * s
+    top = _pole(canvas, rng, world, x, y, instance=100 + instance, lamp=False) - 0.06 * s
     canvas.rectangle((x - 0.065 * s, top, x + 0.065 * s, top + 0.27 * s), (38, 42, 40), head)
-    lit = str(rng.choice(list(LAMPS)))
+    lit = str(rng.choice(list(_LAMPS)))
     world.paint["traffic light", instance] = lit
-    for k, (name, color) in enumerate(LAMPS.items()):
+    for k, (name, color) in enumerate(_LAMPS.items()):
         lamp = head._replace(glows=name == lit)
         canvas.circle(x, top + (0.05 + 0.085 * k) * s, 0.04 * s, color if name == lit else shade(color, 0.32), lamp)
 
 
-def bicycle(canvas: Canvas, rng, world: World, x, y, instance, ahead=None):
-    """Two wheels, a frame, a saddle and a handlebar, from the side."""
+def _bicycle(canvas: Canvas, rng, world: World, x, y, instance, ahead=None):
+    """Draw two wheels, a frame, a saddle and a handlebar, from the side."""
     s, thing, wheel = world.scale(y), Thing("bicycle", instance), Thing("bicycle", instance, "wheel")
     ahead = ahead or rng.choice((-1, 1))
-    r, color = 0.09 * s, PAINTS[str(rng.choice(("blue", "red", "green", "yellow", "black")))]
+    r, color = 0.09 * s, _PAINTS[str(rng.choice(("blue", "red", "green", "yellow", "black")))]
 
     def at(dx, dy):
         return x + ahead * dx * s, y - dy * s
 
     for dx in (-0.13, 0.13):
-        canvas.ring(*at(dx, 0.09), r, 0.024 * s, RUBBER, wheel)
+        canvas.ring(*at(dx, 0.09), r, 0.024 * s, _RUBBER, wheel)
     frame = [at(-0.13, 0.09), at(-0.06, 0.19), at(0.09, 0.19), at(-0.01, 0.08), at(-0.13, 0.09)]
     canvas.line(frame, 0.024 * s, color, thing)
     canvas.line([at(-0.01, 0.08), at(-0.08, 0.23)], 0.024 * s, color, thing)
     canvas.line([at(0.13, 0.09), at(0.085, 0.25), at(0.13, 0.27)], 0.024 * s, color, thing)
-    canvas.line([at(-0.12, 0.235), at(-0.04, 0.235)], 0.03 * s, RUBBER, thing)
+    canvas.line([at(-0.12, 0.235), at(-0.04, 0.235)], 0.03 * s, _RUBBER, thing)
     world.shadows.append((x, y, 0.3 * s))
     wade(canvas, rng, world, x, y, 0.34 * s, 0.05 * s)
 
 
-def rider(canvas: Canvas, rng, world: World, x, y, instance):
-    """A person on a bicycle; the bicycle is a thing of its own."""
+def _rider(canvas: Canvas, rng, world: World, x, y, instance):
+    """Draw a person on a bicycle, which is an object of its own."""
     s, ahead, thing = world.scale(y), rng.choice((-1, 1)), Thing("rider", instance)
-    bicycle(canvas, rng, world, x, y, instance=100 + instance, ahead=ahead)
-    shirt, trousers = _pick(rng, CLOTHES)[1], PAINTS[str(rng.choice(("black", "blue", "brown")))]
+    _bicycle(canvas, rng, world, x, y, instance=100 + instance, ahead=ahead)
+    shirt, trousers = _pick(rng, _CLOTHES)[1], _PAINTS[str(rng.choice(("black", "blue", "brown")))]
 
     def at(dx, dy):
         return x + ahead * dx * s, y - dy * s
@@ -216,13 +217,13 @@ def rider(canvas: Canvas, rng, world: World, x, y, instance):
     canvas.line([at(-0.07, 0.25), at(0.03, 0.17), at(-0.005, 0.06)], 0.05 * s, trousers, thing)
     canvas.line([at(-0.07, 0.25), at(0.025, 0.38)], 0.085 * s, shirt, thing)
     canvas.line([at(0.025, 0.37), at(0.1, 0.27)], 0.036 * s, shade(shirt, 0.8), thing)
-    canvas.circle(*at(0.05, 0.435), 0.048 * s, SKINS[rng.integers(len(SKINS))], thing)
+    canvas.circle(*at(0.05, 0.435), 0.048 * s, _SKINS[rng.integers(len(_SKINS))], thing)
     helmet = [at(-0.005, 0.44), at(0.01, 0.485), at(0.05, 0.5), at(0.095, 0.475), at(0.1, 0.45)]
-    canvas.polygon(helmet, PAINTS[str(rng.choice(CLOTHES))], thing)
+    canvas.polygon(helmet, _PAINTS[str(rng.choice(_CLOTHES))], thing)
 
 
 DRAW = {
-    "house": house, "block": block, "tree": tree, "car": car, "person": person, "pole": pole,
-    "traffic light": traffic_light, "bicycle": bicycle, "rider": rider,
+    "house": _house, "block": _block, "tree": _tree, "car": _car, "person": _person, "pole": _pole,
+    "traffic light": _traffic_light, "bicycle": _bicycle, "rider": _rider,
 }  # fmt: skip
-CLASS = {"house": "building", "block": "building"}  # of a kind that is no class by its own name
+CLASS_OF_KIND = {"house": "building", "block": "building"}  # the other kinds are called like their class

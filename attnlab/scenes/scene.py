@@ -1,8 +1,10 @@
-"""What a rendered world gives: an image, what is said of it, and the truth about every pixel."""
+"""Scene: a rendered image with its caption and the true class of every pixel."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
+
+__all__ = ["Scene"]
 
 
 @dataclass(frozen=True)
@@ -11,12 +13,18 @@ class Scene:
 
     Attributes
     ----------
-    image : uint8 (row, column, rgb), 0..255
-    caption : names only what can be seen in the image
-    labels : uint8 (row, column), index into `classes` of what the center of the pixel shows
-    parts : uint8 (row, column), index into `part_names`; 0 where a pixel belongs to no named part
-    words : word of the caption -> class it names, for every word that names one
-    classes, part_names : the names behind the numbers
+    image : (row, column, rgb) array of uint8
+        Values 0..255.
+    caption : str
+        Names only what can be seen in the image.
+    labels : (row, column) array of uint8
+        Index into `classes` of what the center of the pixel shows.
+    parts : (row, column) array of uint8
+        Index into `part_names`; 0 where a pixel belongs to no named part.
+    words : dict from str to str
+        The class that a word of the caption names, for every word that names one.
+    classes, part_names : tuple of str
+        The names behind the numbers of `labels` and `parts`.
     """
 
     image: np.ndarray
@@ -28,7 +36,7 @@ class Scene:
     part_names: tuple[str, ...] = field(repr=False)
 
     def mask(self, name: str) -> np.ndarray:
-        """Exact mask, bool (row, column), of a word of the caption, a class or a part."""
+        """Return the exact mask of a word of the caption, a class or a part: bool (row, column)."""
         if name in self.words:
             name = self.words[name]
         if name in self.classes:

@@ -1,11 +1,11 @@
-"""Streets, countryside and disasters: `street.render(seed)` gives a `Scene` with exact masks.
+"""Render streets, countryside and disasters: `street.render(seed)` gives a `Scene` with exact masks.
 
     from attnlab.scenes import street
     scene = street.render(2092)
     scene.caption                    # 'a street, a burning house, dirt and smoke'
     scene.mask("smoke")              # bool (row, column)
 
-Seeds are split once and for all: below `HELD_OUT` for training, from there on for evaluation.
+Seeds below `HELD_OUT` are for training, those from there on for evaluation.
 """
 
 import itertools
@@ -15,9 +15,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from . import captions, objects, world
-from .canvas import Canvas, noise, reduce
-from .fire import fire, glow, smoke
+from .canvas import Canvas, downsample, smooth_noise
+from .fire import add_glow, add_smoke, draw_fire
 from .scene import Scene
+
+__all__ = ["CLASSES", "HELD_OUT", "PARTS", "THIN", "WORDS", "render", "render_with"]
 
 CLASSES = tuple(captions.WORDS_OF)
 THIN = ("traffic light", "pole", "bicycle")  # classes of a few pixels' width
@@ -26,64 +28,69 @@ WORDS = captions.CLASS_OF  # every word that names a class, and the class
 HELD_OUT = 1_000_000  # first seed that no bundled model was trained on
 
 
-class Theme(NamedTuple):
-    """What kind of place a scene shows."""
+class _Theme(NamedTuple):
+    """The kind of place that a scene shows."""
 
-    share: float  # of all scenes
+    fraction: float  # of all scenes
     chances: tuple[float, ...]  # of mountains, a skyline, a road, sidewalks beside it, a river, a flood, a fire
-    things: tuple[int, int]  # fewest and most that stand in it
-    weights: dict[str, float]  # how likely a thing is of each kind
+    objects: tuple[int, int]  # the fewest and the most in a scene
+    weights: dict[str, float]  # relative frequency of each kind of object
 
 
-THEMES = {
-    "city": Theme(
+_THEMES = {
+    "city": _Theme(
         0.36, (0.04, 0.65, 0.97, 0.85, 0.0, 0.1, 0.22), (1, 4),
         {"car": 3, "person": 2.2, "traffic light": 2.2, "rider": 2.2, "block": 1.8, "house": 0.4, "tree": 0.8,
          "pole": 0.8, "bicycle": 1.0},
     ),
-    "suburb": Theme(
+    "suburb": _Theme(
         0.2, (0.2, 0.0, 0.6, 0.5, 0.05, 0.3, 0.42), (1, 4),
         {"house": 4, "tree": 2, "car": 2, "person": 1.5, "rider": 0.6, "bicycle": 0.8, "pole": 0.5},
     ),
-    "country": Theme(
+    "country": _Theme(
         0.15, (0.65, 0.0, 0.25, 0.0, 0.5, 0.12, 0.35), (0, 4),
         {"house": 1.5, "tree": 2, "person": 1, "car": 0.8, "rider": 0.4},
     ),
-    "forest": Theme(0.11, (0.3, 0.0, 0.2, 0.0, 0.15, 0.05, 0.55), (4, 8), {"tree": 12, "house": 0.4, "person": 0.4}),
-    "single": Theme(
+    "forest": _Theme(0.11, (0.3, 0.0, 0.2, 0.0, 0.15, 0.05, 0.55), (4, 8), {"tree": 12, "house": 0.4, "person": 0.4}),
+    "single": _Theme(
         0.18, (0.12, 0.1, 0.3, 0.2, 0.12, 0.06, 0.25), (0, 1),
         {"house": 1, "block": 0.7, "tree": 1, "car": 1, "person": 1.2, "traffic light": 1.2, "pole": 1.2, "rider": 1.2,
          "bicycle": 1.5},
     ),
 }  # fmt: skip
-MOST = {"house": 3, "block": 2, "car": 3, "person": 3, "rider": 2, "bicycle": 2, "pole": 2, "traffic light": 2}
-STANDS = {  # where a kind stands when there is a road, and how often
+# the most objects of a kind in one scene
+_MAX_OBJECTS = {"house": 3, "block": 2, "car": 3, "person": 3, "rider": 2, "bicycle": 2, "pole": 2, "traffic light": 2}
+_STANDS = {  # where objects of a kind stand if there is a road, and how often
     "car": ("road", 0.8), "rider": ("road", 0.8), "person": ("sidewalk", 0.6), "bicycle": ("sidewalk", 0.6),
     "traffic light": ("sidewalk", 0.9), "pole": ("sidewalk", 0.8),
 }  # fmt: skip
-BURNS = ("house", "block", "tree", "car")
-GRAIN = {  # texture of a class: strength of coarse noise, of fine noise and of waves
+_FLAMMABLE = ("house", "block", "tree", "car")
+_TEXTURE = {  # of a class: strength of coarse noise, of fine noise and of waves
     "ground": (0.10, 0.10, 0), "road": (0.05, 0.08, 0), "sidewalk": (0.03, 0.05, 0), "water": (0.04, 0.02, 0.16),
     "mountain": (0.14, 0.08, 0), "building": (0.02, 0.04, 0.03), "tree": (0.06, 0.22, 0),
 }  # fmt: skip
 
 
 def render(seed: int, size: int = 64) -> Scene:
-    """A scene that depends on `seed` and `size` alone.
+    """Render a street scene, which depends on `seed` and `size` alone.
 
     Parameters
     ----------
-    seed : int, 0 or above
-    size : side of the image in pixels, at least 32; made for 64 and 128. The same seed shows the same world at every
+    seed : int
+        0 or above.
+    size : int
+        Side of the image in pixels, at least 32; made for 64 and 128. The same seed shows the same world at every
         size; the caption may differ, for it names only what covers enough pixels.
 
     Returns
     -------
-    Scene : image uint8 (size, size, 3), labels and parts uint8 (size, size)
+    Scene
+        With image uint8 (size, size, 3), labels and parts uint8 (size, size).
 
     Raises
     ------
-    ValueError : seed below 0 or size below 32
+    ValueError
+        If `seed` is below 0 or `size` below 32.
     """
     if seed < 0 or size < 32:
         raise ValueError(f"street.render wants seed >= 0 and size >= 32, not seed={seed}, size={size}")
@@ -95,18 +102,38 @@ def render(seed: int, size: int = 64) -> Scene:
     rgb = _light(rgb * _texture(rng, canvas, ids)[..., None] * _shadows(canvas, ids, here), canvas, ids, here)
     for flames in here.fires:
         if flames.smoke:
-            rgb, ids = smoke(canvas, rng, rgb, ids, flames)
+            rgb, ids = add_smoke(canvas, rng, rgb, ids, flames)
     if here.time == "snow":
         rgb = world.snowfall(rng, rgb)
-    image, ids = reduce(rgb, ids)
+    image, ids = downsample(rgb, ids)
     lookup = np.array([(CLASSES.index(t.name), PARTS.index(t.part)) for t in canvas.things], dtype=np.uint8)
     labels, parts = lookup[ids, 0], lookup[ids, 1]
-    caption, words = captions.describe(rng, here, captions.count_visible(ids, canvas.things))
+    caption, words = captions.write_caption(rng, here, captions.count_visible(ids, canvas.things))
     return Scene(image, caption, labels, parts, words, CLASSES, PARTS)
 
 
 def render_with(word: str, count: int, first: int = HELD_OUT, size: int = 64) -> list[Scene]:
-    """The first `count` scenes from seed `first` on whose caption says `word`; ValueError if none ever does."""
+    """Render the first `count` scenes from seed `first` on whose caption has `word`.
+
+    Parameters
+    ----------
+    word : str
+        One of `WORDS`.
+    count, first : int
+        Number of scenes; the first seed that is tried.
+    size : int
+        As in `render`.
+
+    Returns
+    -------
+    list of Scene
+        In the order of their seeds.
+
+    Raises
+    ------
+    ValueError
+        If no caption ever has the word.
+    """
     if word not in WORDS:
         raise ValueError(f"no caption says {word!r}; words that name a class: {', '.join(WORDS)}")
     scenes = (render(seed, size) for seed in itertools.count(first))
@@ -119,15 +146,15 @@ def _draw(rng, table):
 
 
 def _new_world(rng):
-    time = _draw(rng, world.TIMES)
+    time = _draw(rng, world.HOURS)
     ground = "snow" if time == "snow" else _draw(rng, world.GROUNDS)
-    return world.World(time, ground, theme=_draw(rng, THEMES), horizon=rng.uniform(0.36, 0.52))
+    return world.World(time, ground, theme=_draw(rng, _THEMES), horizon=rng.uniform(0.36, 0.52))
 
 
 def _backdrop(canvas, rng, here):
-    """Everything that lies behind the objects; returns whether something burns in this scene."""
+    """Draw everything behind the objects; return whether something burns in this scene."""
     world.sky(canvas, rng, here)
-    mountain, skyline, road, walk, river, flood, burns = rng.uniform(size=7) < THEMES[here.theme].chances
+    mountain, skyline, road, walk, river, flood, burns = rng.uniform(size=7) < _THEMES[here.theme].chances
     if mountain:
         world.mountains(canvas, rng, here)
     if skyline:
@@ -141,39 +168,39 @@ def _backdrop(canvas, rng, here):
 
 
 def _objects(canvas, rng, here, burns):
-    """Everything that stands, from the farthest to the nearest, and what burns."""
+    """Draw the objects, from the farthest to the nearest, and the fires."""
     kinds = _kinds(rng, here)
     spots = _spots(rng, here, kinds)
-    fuel = [i for i in range(len(kinds)) if kinds[spots[i].which] in BURNS] if burns else []
+    fuel = [i for i in range(len(kinds)) if kinds[spots[i].which] in _FLAMMABLE] if burns else []
     victim = fuel[-1 - int(rng.integers(min(2, len(fuel))))] if fuel and rng.uniform() < 0.85 else None
     counts = {}
     for i, spot in enumerate(spots):
         kind = kinds[spot.which]
-        name = objects.CLASS.get(kind, kind)
+        name = objects.CLASS_OF_KIND.get(kind, kind)
         instance = counts[name] = counts.get(name, -1) + 1
         here.feet[name, instance], here.place[name, instance] = (spot.x, spot.y), spot.place
         anchor = objects.DRAW[kind](canvas, rng, here, spot.x, spot.y, instance)
         wild = here.theme == "forest" and victim is not None and kind == "tree" and rng.uniform() < 0.3
         if i == victim or wild:
-            fire(canvas, rng, here, *anchor, on=(name, instance))
+            draw_fire(canvas, rng, here, *anchor, on=(name, instance))
     if burns and victim is None:
         x, y = rng.uniform(0.2, 0.8), rng.uniform(here.horizon + 0.15, 0.92)
-        fire(canvas, rng, here, x, y, rng.uniform(0.24, 0.42), on=("ground", 0))
+        draw_fire(canvas, rng, here, x, y, rng.uniform(0.24, 0.42), on=("ground", 0))
     if rng.uniform() < 0.2:
         here.fires = [flames._replace(smoke=False) for flames in here.fires]
 
 
 def _kinds(rng, here):
-    """What stands in the scene, by kind, in no order."""
-    (fewest, most), weights = THEMES[here.theme][2:]
+    """Draw the kinds of the objects in a scene, in no order."""
+    (fewest, most), weights = _THEMES[here.theme][2:]
     if here.theme == "single":
         most = int(rng.uniform() < 0.88)
         fewest = most
     kinds = []
     for _ in range(rng.integers(fewest, most + 1)):
-        free = [k for k in weights if kinds.count(k) < MOST.get(k, 9)]
-        share = np.array([weights[k] for k in free], float)
-        kinds.append(str(rng.choice(free, p=share / share.sum())))
+        free = [k for k in weights if kinds.count(k) < _MAX_OBJECTS.get(k, 9)]
+        chances = np.array([weights[k] for k in free], float)
+        kinds.append(str(rng.choice(free, p=chances / chances.sum())))
     return kinds
 
 
@@ -185,10 +212,10 @@ class _Spot(NamedTuple):
 
 
 def _spots(rng, here, kinds):
-    """A foot for every kind, from far to near; feet keep apart sideways as far as there is room."""
+    """Draw a foot for every object, from far to near; feet keep apart sideways as far as there is room."""
     spots = []
     for which, kind in enumerate(kinds):
-        place, often = STANDS.get(kind, ("ground", 1))
+        place, often = _STANDS.get(kind, ("ground", 1))
         place = place if here.road and rng.uniform() < often else "ground"
         tries = [_foot(rng, here, place, kind) for _ in range(10)]
         gaps = [min((abs(x - s.x) for s in spots), default=1) for x, _ in tries]
@@ -202,7 +229,7 @@ def _spots(rng, here, kinds):
 def _foot(rng, here, place, kind):
     if place != "ground":
         return here.road.spot(rng, here.horizon, place)
-    low = 0.8 if kind in BURNS and kind != "car" else 0.95
+    low = 0.8 if kind in _FLAMMABLE and kind != "car" else 0.95
     for _ in range(8):
         x, y = rng.uniform(0.1, 0.9), rng.uniform(here.horizon + 0.07, low)
         if not _taken(here, x, y):
@@ -211,7 +238,7 @@ def _foot(rng, here, place, kind):
 
 
 def _taken(here, x, y):
-    """Whether a road or a river is where a thing should stand beside them."""
+    """Return whether (x, y) lies on a road or in a river."""
     if here.river[0] - 0.02 < y < here.river[1] + 0.03:
         return True
     if here.road is None:
@@ -224,21 +251,22 @@ def _taken(here, x, y):
 
 
 def _texture(rng, canvas, ids):
-    """Brightness of every sample, float32 (row, column), about 0.7..1.3: what tells grass from paint."""
+    """Draw the relative brightness of every sample: float32 (row, column), about 0.7..1.3."""
     side = canvas.side
-    coarse, fine = noise(rng, side, 12), noise(rng, side, 48)
+    coarse, fine = smooth_noise(rng, side, 12), smooth_noise(rng, side, 48)
     rows, columns = np.mgrid[0:side, 0:side].astype(np.float32) / side
     waves = np.sin(rows * rng.uniform(110, 150) + 1.6 * np.sin(columns * rng.uniform(15, 30)) + 2 * coarse)
-    strength = [(0, 0, 0) if t.glows else GRAIN.get(t.name, (0, 0, 0)) for t in canvas.things]
+    strength = [(0, 0, 0) if t.glows else _TEXTURE.get(t.name, (0, 0, 0)) for t in canvas.things]
     strength = np.array(strength, np.float32)[ids]
     gain = 1 + strength[..., 0] * coarse + strength[..., 1] * fine + strength[..., 2] * waves
-    clouds = np.clip(noise(rng, side, 5, aspect=2.5) + noise(rng, side, 14, aspect=2.5) * 0.4, 0, 1)
+    large, small = smooth_noise(rng, side, 5, aspect=2.5), smooth_noise(rng, side, 14, aspect=2.5)
+    clouds = np.clip(large + small * 0.4, 0, 1)
     above = np.array([t.name == "sky" for t in canvas.things])[ids]
     return gain + above * clouds * rng.choice((0, 0.15, 0.3))
 
 
 def _shadows(canvas, ids, here):
-    """How much light reaches the ground under things, float32 (row, column, 1), 0.6..1."""
+    """Return how much light reaches the ground under objects: float32 (row, column, 1), 0.6..1."""
     dark = Image.new("L", (canvas.side, canvas.side))
     pen = ImageDraw.Draw(dark)
     for x, y, width in here.shadows:
@@ -250,8 +278,8 @@ def _shadows(canvas, ids, here):
 
 
 def _light(rgb, canvas, ids, here):
-    """The hour's light on everything that does not glow, and the glow of fires when it is dark."""
+    """Apply the light of the hour to everything that does not glow, and the glow of fires when it is dark."""
     light = np.ones((len(canvas.things), 3), np.float32)
-    light[[not t.glows for t in canvas.things]] = world.TIMES[here.time][1]
+    light[[not t.glows for t in canvas.things]] = world.HOURS[here.time][1]
     rgb = rgb * light[ids]
-    return glow(rgb, here) if here.time in ("dusk", "night") else rgb
+    return add_glow(rgb, here) if here.time in ("dusk", "night") else rgb

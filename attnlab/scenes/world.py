@@ -1,6 +1,6 @@
-"""What holds for a whole street scene: hour, ground, road, water; and where in it a thing may stand.
+"""Draw what surrounds the objects of a street scene: sky, ground, road, water; and say where objects may stand.
 
-Lengths are fractions of the image's side, x to the right and y down; the foot of a thing is where it stands.
+Lengths are fractions of the image's side, x to the right and y down. The foot of an object is where it stands.
 """
 
 from dataclasses import dataclass, field
@@ -8,40 +8,42 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .canvas import Canvas, Thing, noise
+from .canvas import Canvas, Thing, smooth_noise
 
-TIMES = {  # share of scenes, light (rgb factor), sky at the top and at the horizon (rgb)
+__all__ = ["GROUNDS", "HOURS", "Fire", "Road", "World", "flood", "ground", "mountains", "river", "road"]
+__all__ += ["shade", "sky", "skyline", "snowfall", "wade"]
+
+HOURS = {  # fraction of scenes, light (rgb factor), sky at the top and at the horizon (rgb)
     "day": (0.46, (1, 1, 1), (70, 130, 215), (180, 215, 245)),
     "overcast": (0.16, (0.86, 0.87, 0.9), (140, 145, 155), (205, 208, 212)),
     "dusk": (0.14, (0.95, 0.78, 0.68), (200, 85, 60), (255, 180, 95)),
     "night": (0.14, (0.42, 0.46, 0.64), (10, 12, 38), (38, 42, 82)),
     "snow": (0.1, (0.94, 0.96, 1), (172, 180, 192), (222, 226, 232)),
 }
+# fraction of scenes, color (rgb)
 GROUNDS = {"grass": (0.68, (88, 150, 62)), "dirt": (0.2, (150, 112, 74)), "snow": (0.12, (230, 236, 243))}
-SKYLINE = ((126, 128, 140), (108, 112, 126), (146, 138, 136), (92, 98, 114))
+_SKYLINE = ((126, 128, 140), (108, 112, 126), (146, 138, 136), (92, 98, 114))
 
 
 class Road(NamedTuple):
-    """Across the image at height `y`, or (`y` is None) ahead, from (`far`, horizon) to (`near`, lower edge)."""
+    """A road across the image at height `y`; or, without `y`, one ahead, from (far, horizon) to (near, lower edge)."""
 
-    half: float  # half its width: across, everywhere; ahead, at the lower edge
-    walk: float  # width of the sidewalks beside it, 0: none
+    half: float  # half its width; of a road ahead, at the lower edge
+    walk: float  # width of the sidewalks beside it; 0 where there are none
     y: float | None = None
     far: float = 0.5
     near: float = 0.5
 
     def at(self, depth):
-        """Of a road ahead, center and half width at a depth of 0 (horizon) to 1 (lower edge)."""
+        """Return the center and the half width of a road ahead at a depth of 0 (horizon) to 1 (lower edge)."""
         return self.far + (self.near - self.far) * depth, 0.025 + (self.half - 0.025) * depth
 
     def spot(self, rng, horizon, place):
-        """A random foot (x, y) on its lanes ("road") or beside them ("sidewalk")."""
+        """Draw a random foot (x, y) on its lanes ("road") or beside them ("sidewalk")."""
         side = rng.choice((-1, 1))
         if self.y is not None:
-            y = self.y + (
-                rng.uniform(-0.25, 0.9) * self.half if place == "road" else side * (self.half + self.walk / 2)
-            )
-            return rng.uniform(0.1, 0.9), y
+            shift = rng.uniform(-0.25, 0.9) * self.half if place == "road" else side * (self.half + self.walk / 2)
+            return rng.uniform(0.1, 0.9), self.y + shift
         depth = rng.uniform(0.25, 0.92)
         center, half = self.at(depth)
         shift = rng.uniform(-0.5, 0.5) * half if place == "road" else side * (half + (0.5 * self.walk + 0.01) * depth)
@@ -49,7 +51,7 @@ class Road(NamedTuple):
 
 
 class Fire(NamedTuple):
-    """Where a fire burns: its foot, its size, what it burns, and its smoke."""
+    """A fire: its foot, its size, the object that it burns, and its smoke."""
 
     x: float
     y: float
@@ -64,14 +66,14 @@ class Fire(NamedTuple):
 
 @dataclass
 class World:
-    """The scene as a whole; everything from `road` on is filled in while it is drawn."""
+    """What holds for a whole scene; everything from `road` on is filled in while the scene is drawn."""
 
     time: str
     ground: str
     theme: str
     horizon: float
     road: Road | None = None
-    shore: float = 1.0  # in a flood the ground below this height is under water
+    shore: float = 1.0  # in a flood, everything below this height is under water
     water: tuple[float, float, float] = (52, 106, 168)
     river: tuple[float, float] = (1.0, 1.0)  # its upper and lower shore
     skyline: bool = False
@@ -84,21 +86,22 @@ class World:
 
     @property
     def flooded(self) -> bool:
+        """Whether the lower part of the scene is under water."""
         return self.shore < 1
 
     def scale(self, y: float) -> float:
-        """Size of a thing whose foot stands at height y: nearer is lower in the image and larger."""
+        """Return the relative size of an object whose foot is at height y: lower is nearer, so larger."""
         return 0.78 + 0.5 * (y - self.horizon) / (1 - self.horizon)
 
 
 def shade(color, factor):
-    """A color made darker (factor below 1) or lighter."""
+    """Make a color darker (factor below 1) or lighter (above)."""
     return tuple(min(255, c * factor) for c in color)
 
 
 def sky(canvas: Canvas, rng, world: World) -> None:
-    """From the color of the zenith to that of the horizon; stars at night."""
-    _, _, top, bottom = TIMES[world.time]
+    """Draw the sky, from the color of the zenith to that of the horizon; with stars at night."""
+    _, _, top, bottom = HOURS[world.time]
     for y in np.arange(0, world.horizon, 0.02):
         color = np.array(top) + (np.array(bottom) - top) * (y / world.horizon)
         canvas.rectangle((0, y, 1, y + 0.04), color, Thing("sky", glows=True))
@@ -108,7 +111,7 @@ def sky(canvas: Canvas, rng, world: World) -> None:
 
 
 def mountains(canvas: Canvas, rng, world: World) -> None:
-    """A ridge above the horizon, snow on its highest peaks."""
+    """Draw a ridge above the horizon, sometimes with snow on its highest peaks."""
     h, xs = world.horizon, np.linspace(0, 1, 24)
     waves = sum(rng.uniform(0.4, 1) * np.sin(xs * rng.uniform(4, 16) + rng.uniform(0, 6)) / (k + 1) for k in range(4))
     ridge = np.minimum(h - rng.uniform(0.14, 0.26) + 0.05 * waves + rng.normal(0, 0.008, 24), h - 0.03)
@@ -117,37 +120,36 @@ def mountains(canvas: Canvas, rng, world: World) -> None:
     line = ridge.min() + 0.05
     if world.ground == "snow" or rng.uniform() < 0.4:
         cap = np.maximum(line + rng.normal(0, 0.008, 24), ridge)
-        canvas.polygon(
-            [*zip(xs, ridge, strict=True), *zip(xs[::-1], cap[::-1], strict=True)], (232, 234, 240), Thing("mountain")
-        )
+        snow = [*zip(xs, ridge, strict=True), *zip(xs[::-1], cap[::-1], strict=True)]
+        canvas.polygon(snow, (232, 234, 240), Thing("mountain"))
 
 
 def skyline(canvas: Canvas, rng, world: World) -> None:
-    """Far blocks of a city, side by side along the horizon."""
+    """Draw the far blocks of a city, side by side along the horizon."""
     x, block = rng.uniform(-0.05, 0.0), Thing("building", 200)
     while x < 1:
         width, top = rng.uniform(0.09, 0.19), world.horizon - rng.uniform(0.08, 0.27)
-        wall = np.array(SKYLINE[rng.integers(len(SKYLINE))]) + rng.uniform(-8, 8, 3)
+        wall = np.array(_SKYLINE[rng.integers(len(_SKYLINE))]) + rng.uniform(-8, 8, 3)
         canvas.rectangle((x, top, x + width, world.horizon + 0.01), wall, block)
         lit = world.time == "night"
         glass = Thing("building", 200, "window", glows=lit)
         for row in np.arange(top + 0.025, world.horizon - 0.02, 0.045):
             for column in np.arange(x + 0.018, x + width - 0.02, 0.038):
                 if not lit or rng.uniform() < 0.6:
-                    canvas.rectangle(
-                        (column, row, column + 0.016, row + 0.02), (236, 200, 110) if lit else shade(wall, 0.72), glass
-                    )
+                    pane = (column, row, column + 0.016, row + 0.02)
+                    canvas.rectangle(pane, (236, 200, 110) if lit else shade(wall, 0.72), glass)
         x += width
     world.skyline = True
 
 
 def ground(canvas: Canvas, rng, world: World) -> None:
+    """Fill everything below the horizon with the color of the ground."""
     color = np.array(GROUNDS[world.ground][1]) + rng.uniform(-14, 14, 3)
     canvas.rectangle((0, world.horizon, 1, 1), color.clip(0, 255), Thing("ground"))
 
 
 def road(canvas: Canvas, rng, world: World, walk: bool) -> None:
-    """A road across the image, or one that runs to the horizon, between sidewalks where `walk` is true."""
+    """Draw a road across the image or one to the horizon; with sidewalks where `walk` is true."""
     h, gray = world.horizon, rng.uniform(70, 98)
     color, line, pavement = (gray, gray, gray + 6), (226, 222, 204), np.array((182, 176, 166)) + rng.uniform(-12, 12, 3)
     if rng.uniform() < 0.5:
@@ -158,20 +160,14 @@ def road(canvas: Canvas, rng, world: World, walk: bool) -> None:
         if walk:
             canvas.rectangle((0, y - half - side, 1, y + half + side), pavement, Thing("sidewalk"))
             for x in np.arange(rng.uniform(-0.1, 0), 1, 0.12):
-                canvas.rectangle(
-                    (x, y - half - side, x + 0.006, y + half + side), shade(pavement, 0.86), Thing("sidewalk")
-                )
+                joint = (x, y - half - side, x + 0.006, y + half + side)
+                canvas.rectangle(joint, shade(pavement, 0.86), Thing("sidewalk"))
         canvas.rectangle((0, y - half, 1, y + half), color, Thing("road"))
         for x in np.arange(rng.uniform(-0.1, 0), 1, 0.16):
             canvas.rectangle((x, y - 0.009, x + 0.08, y + 0.009), line, Thing("road"))
         return
-    world.road = Road(
-        rng.uniform(0.2, 0.3),
-        rng.uniform(0.14, 0.2) if walk else 0.0,
-        None,
-        rng.uniform(0.3, 0.7),
-        rng.uniform(0.3, 0.7),
-    )
+    half, side = rng.uniform(0.2, 0.3), rng.uniform(0.14, 0.2) if walk else 0.0
+    world.road = Road(half, side, far=rng.uniform(0.3, 0.7), near=rng.uniform(0.3, 0.7))
 
     def edge(depth, side, extra=0.0):
         center, half = world.road.at(depth)
@@ -194,7 +190,7 @@ def _shore(rng, y, amount):
 
 
 def river(canvas: Canvas, rng, world: World) -> None:
-    """A band of water across the ground."""
+    """Draw a band of water across the ground."""
     world.water = tuple(np.array((52, 106, 168)) + rng.uniform(-12, 12, 3))
     top = rng.uniform(world.horizon + 0.04, 0.76)
     world.river = top, top + rng.uniform(0.15, 0.3)
@@ -203,7 +199,7 @@ def river(canvas: Canvas, rng, world: World) -> None:
 
 
 def flood(canvas: Canvas, rng, world: World) -> None:
-    """Water from somewhere on the ground down to the lower edge of the image, road included."""
+    """Draw water from a random height down to the lower edge of the image, over ground and road."""
     clear, muddy = (60, 106, 150), (112, 112, 96)
     world.water = tuple(np.array(muddy if rng.uniform() < 0.6 else clear) + rng.uniform(-12, 12, 3))
     world.shore = world.horizon + rng.uniform(0.03, 0.2)
@@ -211,7 +207,7 @@ def flood(canvas: Canvas, rng, world: World) -> None:
 
 
 def wade(canvas: Canvas, rng, world: World, x, y, width, depth) -> None:
-    """Where the foot (x, y) is under flood water, let the water hide the lowest `depth` of what stands there."""
+    """Hide the lowest `depth` of an object behind flood water, where its foot (x, y) is under water."""
     if y < world.shore + 0.02:
         return
     xs = np.linspace(-0.62, 0.62, 9) * width
@@ -220,7 +216,7 @@ def wade(canvas: Canvas, rng, world: World, x, y, width, depth) -> None:
 
 
 def snowfall(rng, rgb: np.ndarray) -> np.ndarray:
-    """Flakes over everything, each hiding at most half of what is behind it: what it was stays labeled as it is."""
+    """Add snowflakes over everything. Labels stay: each flake hides at most 40% of what is behind it."""
     side = rgb.shape[0]
-    flakes = np.clip(noise(rng, side, 48) * 3 - 1.9, 0, 0.4)[..., None]
+    flakes = np.clip(smooth_noise(rng, side, 48) * 3 - 1.9, 0, 0.4)[..., None]
     return rgb + (np.array((246, 248, 252), np.float32) - rgb) * flakes

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from attnlab import seed
 from attnlab.scenes import street
-from attnlab.scenes.captions import AREA
+from attnlab.scenes.captions import VISIBLE_AREA
 
 NOUNS = {
     "sky": "a blue sky",
@@ -28,7 +28,7 @@ COMPANIONS = {"pole": "traffic light", "bicycle": "rider", "smoke": "fire"}
 def shown(labels: np.ndarray, classes: int) -> np.ndarray:
     """Which classes each label map shows, bool (image, class): those that a caption could name."""
     areas = np.stack([np.bincount(m.ravel(), minlength=classes) for m in labels]) / labels[0].size
-    return areas >= AREA
+    return areas >= VISIBLE_AREA
 
 
 def steering(
