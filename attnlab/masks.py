@@ -1,4 +1,4 @@
-"""Heat map to binary mask: by threshold, by Otsu, by DBSCAN, or refined along the edges of the image.
+"""Turn a heat map into a binary mask: by threshold, by Otsu, by DBSCAN, or refined along the edges of the image.
 
 >>> import numpy as np
 >>> heat = np.array([[0.9, 0.8, 0.0, 0.0], [0.8, 0.7, 0.0, 0.5]])
@@ -18,7 +18,7 @@ an empty mask and a UserWarning: one bad image does not stop a run over thousand
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,24 +26,45 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import random_walker
 from sklearn.cluster import DBSCAN
 
-IGNORE = 255  # in the masks of `vote_mask`
+__all__ = [
+    "IGNORE", "METHODS", "dbscan_clusters", "dbscan_mask", "mask_by", "otsu_mask", "random_walker_mask",
+    "threshold_mask", "vote_mask",
+]  # fmt: skip
+
+IGNORE = 255  # label of pixels that belong to no class and that losses and metrics leave out
+METHODS = {  # of `mask_by`, and the settings of each
+    "threshold": ("level",),
+    "otsu": (),
+    "dbscan": ("quantile", "level", "eps", "min_samples", "keep", "min_area"),
+    "random_walker": ("low", "high", "beta"),
+    "zero": (),
+}
 
 
 def threshold_mask(heat: ArrayLike, level: float = 0.4) -> np.ndarray:
-    """Pixels that reach a share of the map's maximum: ``heat >= level * heat.max()``.
+    """Return the pixels that reach a fraction of the map's maximum: ``heat >= level * heat.max()``.
 
-    A `level` of 0.4 is OVAM's choice for words, 0.75 for optimized tokens (arXiv 2403.14291). Where no value is
-    positive the mask is empty, with a warning.
+    Parameters
+    ----------
+    heat : (row, column) array
+        Heat map.
+    level : float in 0..1
+        Fraction of the maximum. 0.4 is OVAM's choice for words, 0.75 for optimized tokens (arXiv 2403.14291).
+
+    Returns
+    -------
+    (row, column) array of bool
+        The mask. Empty, with a warning, where no value is positive.
     """
     heat = _as_heat(heat)
-    _check_share("level", level)
+    _check_fraction("level", level)
     if heat.max() <= 0:
-        _warn("the heat map has no positive value, so no share of its maximum exists: returning an empty mask")
+        _warn("the heat map has no positive value, so no fraction of its maximum exists: returning an empty mask")
     return _above(heat, level)
 
 
 def otsu_mask(heat: ArrayLike) -> np.ndarray:
-    """Pixels above the threshold that best splits the map's histogram in two (Otsu 1979, as in scikit-image).
+    """Return the pixels above the threshold that best splits the map's histogram in two (Otsu 1979, by scikit-image).
 
     Where the map is constant the mask is empty, with a warning.
     """
@@ -57,7 +78,7 @@ def otsu_mask(heat: ArrayLike) -> np.ndarray:
 def dbscan_clusters(
     heat: ArrayLike, quantile: float = 0.9, level: float | None = None, eps: float = 1.5, min_samples: int = 5
 ) -> np.ndarray:
-    """Bright pixels of a map, grouped by where they are: all the clusters `dbscan_mask` chooses from.
+    """Group the bright pixels of a map by where they are. `dbscan_mask` chooses from these clusters.
 
     Parameters
     ----------
@@ -66,7 +87,7 @@ def dbscan_clusters(
     quantile : float in 0..1
         A pixel is bright from this quantile of the map on; 0.9 keeps the brightest tenth. Ignored if `level` is given.
     level : float in 0..1, optional
-        A pixel is bright from this share of the map's maximum on.
+        A pixel is bright from this fraction of the map's maximum on.
     eps : float
         Radius of a neighborhood, in pixels of the map: 1.0 joins pixels that share a side, 1.5 also diagonal ones.
     min_samples : int
@@ -74,7 +95,7 @@ def dbscan_clusters(
 
     Returns
     -------
-    (row, column) int array
+    (row, column) array of int
         0 not bright, -1 bright but noise, 1..n the clusters in order of mean heat, highest first (the larger one
         first where means are equal).
 
@@ -85,9 +106,9 @@ def dbscan_clusters(
     0.9 quantile is zero too, and the background must not become a cluster. So a flat map has no bright pixel.
     """
     heat = _as_heat(heat)
-    _check_share("quantile", quantile)
+    _check_fraction("quantile", quantile)
     if level is not None:
-        _check_share("level", level)
+        _check_fraction("level", level)
     if not eps > 0:
         raise ValueError(f"eps is a radius in pixels and must be positive, got {eps}; 1.5 joins diagonal neighbors")
     if min_samples < 1:
@@ -115,21 +136,23 @@ def dbscan_mask(
     keep: float | None = None,
     min_area: int = 0,
 ) -> np.ndarray:
-    """Cluster of bright pixels with the highest mean heat: the weak label of the TEMA disaster article (Atos 2025).
+    """Return the cluster of bright pixels with the highest mean heat.
+
+    This is the weak label of the TEMA disaster article (Atos 2025).
 
     Parameters
     ----------
     heat, quantile, level, eps, min_samples
         As in `dbscan_clusters`.
     keep : float in 0..1, optional
-        Keep every cluster whose mean heat is at least this share of the best one's, for words with several objects.
+        Keep every cluster whose mean heat is at least this fraction of the best one's, for words with several objects.
         Default: the best one alone.
     min_area : int
         Leave out clusters of fewer pixels (of the map) before choosing.
 
     Returns
     -------
-    (row, column) bool array
+    (row, column) array of bool
         The chosen pixels. Empty, with a warning that says why, where no pixel is bright, all bright pixels are noise,
         or no cluster is large enough.
 
@@ -147,7 +170,7 @@ def dbscan_mask(
     """
     heat = _as_heat(heat)
     if keep is not None:
-        _check_share("keep", keep)
+        _check_fraction("keep", keep)
     if min_area < 0:
         raise ValueError(f"min_area counts pixels of the map and cannot be negative, got {min_area}")
 
@@ -166,7 +189,7 @@ def dbscan_mask(
     else:
         means = {n: heat[clusters == n].mean() for n in numbers}
         best = means[numbers[0]]
-        # Linear maps can be negative, and a share of a negative mean is larger than it: the best is always kept.
+        # Linear maps can be negative, and a fraction of a negative mean is larger than it: the best is always kept.
         numbers = [n for n in numbers if means[n] >= min(keep * best, best)]
     return np.isin(clusters, numbers)
 
@@ -174,7 +197,7 @@ def dbscan_mask(
 def random_walker_mask(
     heat: ArrayLike, image: ArrayLike, low: float = 0.3, high: float = 0.7, beta: float = 130.0
 ) -> np.ndarray:
-    """Mask whose border follows the edges of the image: a random walk from what the map is sure of (Grady 2006).
+    """Return a mask whose border follows the edges of the image, by a random walk from sure pixels (Grady 2006).
 
     Parameters
     ----------
@@ -183,14 +206,14 @@ def random_walker_mask(
     image : (row, column, rgb) array
         The image, uint8 or float in 0..1.
     low, high : float in 0..1
-        Shares of the map's maximum: at most `low` is surely background, at least `high` surely the object, and the
-        pixels between are decided by the walk.
+        Fractions of the map's maximum: at most `low` is surely background, at least `high` surely the object, and the
+        walk labels the pixels between.
     beta : float
         How hard an edge is to cross; larger values follow weaker edges (scikit-image's default is 130).
 
     Returns
     -------
-    (row, column) bool array
+    (row, column) array of bool
         The refined mask. Where there is no background to start from or the image is of one color, the walk has no
         meaning: the result is ``threshold_mask(heat, (low + high) / 2)``, with a warning.
 
@@ -201,7 +224,7 @@ def random_walker_mask(
     """
     heat, image = _as_heat(heat), np.asarray(image)
     if not 0 <= low < high <= 1:
-        raise ValueError(f"low and high are shares of the maximum with 0 <= low < high <= 1, got {low} and {high}")
+        raise ValueError(f"low and high are fractions of the maximum with 0 <= low < high <= 1, got {low} and {high}")
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}; 130 is a good start")
     if image.ndim != 3 or image.shape[2] != 3:
@@ -230,24 +253,64 @@ def random_walker_mask(
 
 
 def vote_mask(heats: Iterable[ArrayLike], level: float = 0.4, agree: float = 0.8) -> np.ndarray:
-    """A mask by vote of several maps of the same thing, with an undecided band: uint8 (row, column).
+    """Return the mask that several maps of the same thing vote for, with ignored pixels where they disagree.
 
-    Each map, of a step, a head or a noise seed for example, is for a pixel that reaches ``level * heat.max()``. 1 where
-    at least a share `agree` of the maps is for the pixel, 0 where at least that share is not, `IGNORE` (255, what
-    segmentation losses ignore) elsewhere. ValueError where there is no map, or maps differ in shape.
+    Parameters
+    ----------
+    heats : iterable of (row, column) arrays
+        Heat maps of one shape, for example one per step, head or noise seed.
+    level : float in 0..1
+        A map votes for the pixels that reach this fraction of its maximum.
+    agree : float in 0.5..1
+        Fraction of the maps that must agree.
+
+    Returns
+    -------
+    (row, column) array of uint8
+        1 where at least `agree` of the maps vote for the pixel, 0 where at least as many do not, `IGNORE` (255)
+        elsewhere.
     """
     heats = [_as_heat(heat) for heat in heats]
-    _check_share("level", level)
+    _check_fraction("level", level)
     if not 0.5 < agree <= 1:
         raise ValueError(f"agree is a majority, above 0.5 and up to 1, got {agree}")
     if len({heat.shape for heat in heats}) != 1:
         raise ValueError(f"a vote needs one or more maps of one shape, got {sorted({h.shape for h in heats})}")
-    share = np.mean([_above(heat, level) for heat in heats], axis=0)
-    return np.where(share >= agree, 1, np.where(1 - share >= agree, 0, IGNORE)).astype(np.uint8)
+    votes = np.mean([_above(heat, level) for heat in heats], axis=0)
+    return np.where(votes >= agree, 1, np.where(1 - votes >= agree, 0, IGNORE)).astype(np.uint8)
+
+
+def mask_by(settings: Mapping[str, object], heat: ArrayLike, image: ArrayLike | None = None) -> np.ndarray:
+    """Return a mask by the method and settings that a recipe or a widget names.
+
+    Parameters
+    ----------
+    settings : mapping
+        ``{"method": name, ...}`` with a name of `METHODS` and settings of it, as ``{name}_mask`` takes them. "zero"
+        keeps what is above zero, as for the maps of learned tokens.
+    heat : (row, column) array
+        Heat map.
+    image : (row, column, rgb) array, optional
+        The image, for "random_walker".
+
+    Returns
+    -------
+    (row, column) array of bool
+        The mask. Empty, with a warning, where the method finds nothing ("zero" does not warn).
+    """
+    options = dict(settings)
+    method = options.pop("method", None)
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: choose one of {', '.join(METHODS)}")
+    if method == "zero":
+        return np.asarray(heat) > 0
+    if method == "random_walker":
+        return random_walker_mask(heat, image, **options)
+    return {"threshold": threshold_mask, "otsu": otsu_mask, "dbscan": dbscan_mask}[method](heat, **options)
 
 
 def _as_heat(heat: ArrayLike) -> np.ndarray:
-    """Heat map as a float64 (row, column) array, or a ValueError that says what is wrong with it."""
+    """Return a heat map as a float64 (row, column) array, or raise a ValueError that says what is wrong with it."""
     heat = np.asarray(heat, dtype=float)
     if heat.ndim != 2:
         raise ValueError(f"a heat map is 2-D (row, column), got shape {heat.shape}; pass one map at a time")
@@ -260,13 +323,13 @@ def _as_heat(heat: ArrayLike) -> np.ndarray:
 
 
 def _above(heat: np.ndarray, level: float) -> np.ndarray:
-    """Pixels that reach a share of a positive maximum."""
+    """Return the pixels that reach a fraction of a positive maximum."""
     return (heat >= level * heat.max()) & (heat.max() > 0)
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a share between 0 and 1, got {value}")
+        raise ValueError(f"{name} is a fraction between 0 and 1, got {value}")
 
 
 def _warn(message: str) -> None:

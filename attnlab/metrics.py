@@ -1,4 +1,4 @@
-"""How well maps and masks match a ground truth: IoU, mIoU-threshold curves, pointing game, bootstrap intervals.
+"""Measure how well maps and masks match a ground truth: IoU, mIoU-threshold curves, pointing game, intervals.
 
     ious = miou_curve(heats, truths)                       # (threshold, image)
     ious.mean(axis=1)                                      # the mIoU-threshold curve
@@ -18,17 +18,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+__all__ = [
+    "THRESHOLDS", "area_under_curve", "best_threshold", "bootstrap_interval", "class_ious", "confusion", "iou",
+    "mean_and_interval", "mean_over_classes", "miou_curve", "pointing_game",
+]  # fmt: skip
+
 THRESHOLDS = np.linspace(0, 1, 101)
-"""Thresholds of the thesis's curves: 0, 0.01, ... 1, as shares of each map's maximum."""
+"""Thresholds of the thesis's curves: 0, 0.01, ... 1, as fractions of each map's maximum."""
 THRESHOLDS.setflags(write=False)
 
 
 def iou(mask: ArrayLike, truth: ArrayLike) -> float:
-    """Intersection over union (Jaccard index) of two masks, 0..1.
+    """Return the intersection over union (Jaccard index) of two masks, 0..1.
 
-    Both are arrays of one shape, with any number of axes. Two empty masks agree: their IoU is 1. ValueError if shapes
-    differ, or an array has no pixels or holds anything but booleans or zeros and ones.
+    Two empty masks agree: their IoU is 1.
 
+    Parameters
+    ----------
+    mask, truth : array of bool
+        Masks of one shape, with any number of axes, as booleans or zeros and ones.
+
+    Examples
+    --------
     >>> iou([[1, 1, 0, 0]], [[0, 1, 1, 0]])
     0.3333333333333333
     """
@@ -44,25 +55,26 @@ def miou_curve(
     thresholds: ArrayLike = THRESHOLDS,
     valid: Sequence[ArrayLike] | None = None,
 ) -> np.ndarray:
-    """IoU of every image at every threshold; the mean over images is the thesis's mIoU-threshold curve.
+    """Return the IoU of every image at every threshold.
 
-    Each map is divided by its own maximum and its mask at tau is ``heat / heat.max() >= tau`` (Marcos-Manchón, thesis,
-    UAM 2023). A map without a positive value has an empty mask at every threshold.
+    The mean over images is the thesis's mIoU-threshold curve (Marcos-Manchón, thesis, UAM 2023). Each map is divided by
+    its own maximum, and its mask at tau is ``heat / heat.max() >= tau``. A map without a positive value has an empty
+    mask at every threshold.
 
     Parameters
     ----------
     heats : sequence of (row, column) arrays
-        Heat maps, one an image. Sizes may differ between images.
-    truths : sequence of (row, column) bool arrays
+        Heat maps, one per image. Sizes may differ between images.
+    truths : sequence of (row, column) arrays of bool
         Ground truth, each of the size of its map.
     thresholds : (threshold,) array
-        Increasing shares of the maximum.
-    valid : sequence of (row, column) bool arrays, optional
+        Increasing fractions of the maximum.
+    valid : sequence of (row, column) arrays of bool, optional
         Pixels of each image that count; the maximum is that of all pixels.
 
     Returns
     -------
-    (threshold, image) float array
+    (threshold, image) array of float
         IoU, 0..1; where mask and truth are both empty it is 1, as in `iou`.
 
     Raises
@@ -81,7 +93,7 @@ def miou_curve(
 
 
 def area_under_curve(thresholds: ArrayLike, values: ArrayLike) -> float | np.ndarray:
-    """Area under a curve by the trapezoid rule, in units of threshold times value.
+    """Return the area under a curve by the trapezoid rule, in units of threshold times value.
 
     Parameters
     ----------
@@ -92,8 +104,8 @@ def area_under_curve(thresholds: ArrayLike, values: ArrayLike) -> float | np.nda
 
     Returns
     -------
-    float or (image,) float array
-        One area, or one for every image. From 0 to 1 it is also the mean height.
+    float or (image,) array of float
+        One area, or one per image. From 0 to 1 it is also the mean height.
 
     Examples
     --------
@@ -106,7 +118,7 @@ def area_under_curve(thresholds: ArrayLike, values: ArrayLike) -> float | np.nda
 
 
 def best_threshold(thresholds: ArrayLike, ious: ArrayLike) -> float:
-    """Threshold with the highest mean IoU over images; the lowest one of equals.
+    """Return the threshold with the highest mean IoU over images; the lowest one of equals.
 
     Choose it on some images and report the IoU of others: the maximum over the images it is reported on, which
     published tables often print, is optimistic.
@@ -123,15 +135,15 @@ def best_threshold(thresholds: ArrayLike, ious: ArrayLike) -> float:
 
 
 def pointing_game(heat: ArrayLike, truth: ArrayLike) -> bool:
-    """Whether the map's maximum lies on the object (Zhang et al., ECCV 2016, without their 15-pixel tolerance).
+    """Tell whether the map's maximum lies on the object (Zhang et al., ECCV 2016, without their 15-pixel tolerance).
 
-    Where several pixels share the maximum all of them must be on the object, so a flat map does not score by luck.
+    Where several pixels have the maximum, all of them must be on the object, so a flat map does not score by luck.
 
     Parameters
     ----------
     heat : (row, column) array
         Heat map.
-    truth : (row, column) bool array
+    truth : (row, column) array of bool
         Ground truth of the same size.
     """
     heat, truth = _as_pair(heat, truth)
@@ -141,12 +153,12 @@ def pointing_game(heat: ArrayLike, truth: ArrayLike) -> bool:
 def bootstrap_interval(
     values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int | np.random.Generator = 0
 ) -> tuple[float, float]:
-    """Confidence interval of the mean by the percentile bootstrap (Efron 1979).
+    """Return a confidence interval of the mean by the percentile bootstrap (Efron 1979).
 
     Parameters
     ----------
     values : (image,) array
-        One number for each independent sample, an IoU for each image for example.
+        One number per independent sample, for example an IoU per image.
     level : float in 0..1
         Confidence.
     resamples : int
@@ -161,11 +173,8 @@ def bootstrap_interval(
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"values must be a row of finite numbers, one a sample; got shape {values.shape}")
-    if not 0 < level < 1:
-        raise ValueError(f"level is a confidence between 0 and 1, such as 0.95; got {level}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}; 2000 is usual")
+        raise ValueError(f"values must be a row of finite numbers, one per sample; got shape {values.shape}")
+    _check_bootstrap(level, resamples)
     rng = np.random.default_rng(seed)
     means = [rng.choice(values, values.size).mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -175,12 +184,12 @@ def bootstrap_interval(
 def mean_over_classes(
     values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int | np.random.Generator = 0
 ) -> tuple[float, float, float]:
-    """Mean of each class's mean over its images, and its confidence interval by the percentile bootstrap over images.
+    """Return the mean of each class's mean over its images, and its interval by the bootstrap over images.
 
     Parameters
     ----------
     values : (image, class) array
-        One number for each class of each image, NaN where the image does not show the class.
+        One number per class of each image, NaN where the image does not show the class.
     level, resamples, seed
         As in `bootstrap_interval`.
 
@@ -195,17 +204,16 @@ def mean_over_classes(
     0.625
     """
     values = np.asarray(values, dtype=float)
-    known = np.isfinite(values)
-    if values.ndim != 2 or not known.any(axis=0).all() or np.isinf(values).any():
+    present = np.isfinite(values)
+    if values.ndim != 2 or not present.any(axis=0).all() or np.isinf(values).any():
         raise ValueError(f"values must be (image, class), each class in some image; got shape {values.shape}")
-    if not 0 < level < 1 or resamples < 1:
-        raise ValueError(f"level is in 0..1 and resamples at least 1, such as 0.95 and 2000; got {level}, {resamples}")
-    filled, rng = np.where(known, values, 0), np.random.default_rng(seed)
+    _check_bootstrap(level, resamples)
+    filled, rng = np.where(present, values, 0), np.random.default_rng(seed)
     drawn = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)  # how often each image
-    counts = drawn @ known
+    counts = drawn @ present
     means = np.divide(drawn @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
     low, high = np.quantile(np.nanmean(means, axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float((filled.sum(0) / known.sum(0)).mean()), float(low), float(high)
+    return float((filled.sum(0) / present.sum(0)).mean()), float(low), float(high)
 
 
 def confusion(
@@ -228,11 +236,6 @@ def confusion(
     -------
     (class, class) or (image, class, class) array of int64
         Pixels; rows are true classes, columns predicted ones.
-
-    Raises
-    ------
-    ValueError
-        If sizes differ, or a pixel holds another number.
 
     Examples
     --------
@@ -307,7 +310,7 @@ def mean_and_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, fl
 
 
 def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: ArrayLike | None) -> np.ndarray:
-    """IoU of one map at each threshold, (threshold,)."""
+    """Return the IoU of one map at each threshold, (threshold,)."""
     heat, truth = _as_pair(heat, truth)
     # A pixel is in the masks of the first `reached` thresholds, so one histogram of `reached` serves all of them.
     positive = heat.max() > 0
@@ -320,6 +323,11 @@ def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: Ar
     )
     union = predicted + np.count_nonzero(truth) - common
     return np.where(union > 0, common / np.maximum(union, 1), 1.0)
+
+
+def _check_bootstrap(level: float, resamples: int) -> None:
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level is in 0..1 and resamples at least 1, such as 0.95 and 2000; got {level}, {resamples}")
 
 
 def _as_pair(heat: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

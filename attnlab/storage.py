@@ -22,18 +22,12 @@ FORMAT = 1  # of files; those of a later one are refused
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path to write to, and put what is written there in place of `path` when the block ends.
+    """Yield a path to write to, and put what is written there in place of `path` when the block ends well.
 
-    The yielded path has the same file name, in a temporary folder beside `path`. Where the block raises, or the
-    process dies, `path` keeps what it held.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file; its folder must exist.
+    The yielded path has the same file name, in a temporary folder beside `path`, which must be in a folder that exists.
     """
     path = Path(path)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    with TemporaryDirectory(prefix=f".{path.name}.part-", dir=path.parent) as folder:
         part = Path(folder, path.name)  # writers look at the suffix, and torch.save keeps the name in the file
         yield part
         part.replace(path)
@@ -75,7 +69,19 @@ def claim_folder(
 
 
 def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], metadata: dict) -> Path:
-    """Write a file of some kind ("Recording", ...); `metadata` holds JSON types."""
+    """Write tensors and metadata to one file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    kind : str
+        What it holds: "Recording", "LinearMap", ...
+    tensors : mapping of str to Tensor
+        Tensors by name.
+    metadata : dict
+        JSON types.
+    """
     from safetensors.torch import save_file  # late: `plots` takes `replacing` from here, and does without torch
 
     header = {"attnlab": kind, "format": str(FORMAT), "about": json.dumps(metadata)}
@@ -85,17 +91,17 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], meta
 
 
 def versions() -> dict[str, str]:
-    """Of attnlab and the libraries that a recording depends on."""
+    """Return the versions of attnlab and of the libraries that a recording depends on."""
     return {name: version(name) for name in ("attnlab", "torch", "diffusers", "transformers")}
 
 
 def kind(path: str | Path) -> str | None:
-    """Which kind of file `write` made; None for another safetensors file, errors as those of `File`."""
+    """Return the kind of a file that `write` made; None for another safetensors file. It raises what `File` raises."""
     return _open(path)[1].get("attnlab")
 
 
 def _open(path):
-    """A handle and the header."""
+    """Open a safetensors file: its handle and its header."""
     if not Path(path).exists():
         raise FileNotFoundError(f"no file {path}")
     try:
@@ -110,13 +116,17 @@ class File:
 
     Attributes
     ----------
-    metadata : what `write` was told
-    names : of its tensors
+    metadata : dict
+        What `write` was given.
+    names : frozenset of str
+        Names of its tensors.
 
     Raises
     ------
-    FileNotFoundError : no such file
-    ValueError : a file that is cut short, is of another kind, or was written by a later version
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is cut short, is of another kind, or was written by a later version.
     """
 
     def __init__(self, path: str | Path, kind: str):
@@ -130,11 +140,11 @@ class File:
         self.metadata, self.names = json.loads(header["about"]), frozenset(self.handle.keys())
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor."""
+        """Read one tensor."""
         return self.handle.get_tensor(name)
 
     def stored(self, name: str) -> Stored:
-        """The entries along a tensor's first axis, each read when it is asked for."""
+        """Return the entries along a tensor's first axis, each read when it is asked for."""
         return Stored(self.handle, name)
 
 

@@ -1,6 +1,7 @@
 """Masks of maps whose right answer is known, and DBSCAN against scikit-learn's own."""
 
 import doctest
+import inspect
 import warnings
 
 import numpy as np
@@ -69,12 +70,12 @@ def test_a_flat_map_has_no_bright_pixels(function):
         assert not function(np.full((6, 8), 0.7)).any()
 
 
-def test_threshold_is_a_share_of_the_maximum():
+def test_threshold_is_a_fraction_of_the_maximum():
     heat = np.array([[10.0, 4.0, 3.9], [-1.0, 0.0, 5.0]])
     np.testing.assert_array_equal(threshold_mask(heat), [[True, True, False], [False, False, True]])
     np.testing.assert_array_equal(threshold_mask(heat, 1.0), heat == 10)
     np.testing.assert_array_equal(threshold_mask(torch.tensor(heat, dtype=torch.float16)), threshold_mask(heat))
-    with pytest.raises(ValueError, match="level is a share between 0 and 1, got 40"):
+    with pytest.raises(ValueError, match="level is a fraction between 0 and 1, got 40"):
         threshold_mask(heat, 40)
 
 
@@ -101,7 +102,7 @@ def test_the_order_does_not_depend_on_the_place(two_blobs):
         np.testing.assert_array_equal(dbscan_mask(turned), turned == 0.9)
 
 
-def test_level_is_a_share_of_the_maximum_and_quantile_a_share_of_the_pixels():
+def test_level_is_a_fraction_of_the_maximum_and_quantile_one_of_the_pixels():
     heat = np.arange(100.0).reshape(10, 10) ** 2
     assert (dbscan_clusters(heat, quantile=0.8, min_samples=1) != 0).sum() == 20
     assert (dbscan_clusters(heat[:1, :5], quantile=0.75, min_samples=1) != 0).sum() == 2  # the quantile itself is in
@@ -196,9 +197,9 @@ def test_random_walker_agrees_with_its_seeds(ramp):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mask = random_walker_mask(ramp, image, low=0.2, high=0.6)
-        decided = random_walker_mask(ramp > 0.5, image)  # nothing left to walk
+        unwalked = random_walker_mask(ramp > 0.5, image)  # nothing left to walk
     assert mask[ramp >= 0.6].all() and not mask[ramp <= 0.2].any()
-    np.testing.assert_array_equal(decided, ramp > 0.5)
+    np.testing.assert_array_equal(unwalked, ramp > 0.5)
 
 
 def test_random_walker_without_background_or_edges_thresholds(ramp):
@@ -231,7 +232,29 @@ def test_vote():
         ({"heats": []}, "one or more maps"),
         ({"heats": [np.ones((2, 2)), np.ones((2, 3))]}, "of one shape"),
         ({"heats": heats, "agree": 0.5}, "a majority"),
-        ({"heats": heats, "level": 2}, "level is a share"),
+        ({"heats": heats, "level": 2}, "level is a fraction"),
     ):
         with pytest.raises(ValueError, match=message):
             masks.vote_mask(**wrong)
+
+
+def test_settings_of_a_method_are_those_of_its_function():
+    for method, settings in masks.METHODS.items():
+        if method != "zero":
+            parameters = inspect.signature(getattr(masks, f"{method}_mask")).parameters
+            assert tuple(name for name in parameters if name not in ("heat", "image")) == settings
+
+
+def test_a_mask_by_settings_is_that_of_the_function(two_blobs, ramp):
+    options = {"quantile": 0.9, "keep": 0.6}
+    np.testing.assert_array_equal(
+        masks.mask_by({"method": "dbscan", **options}, two_blobs), dbscan_mask(two_blobs, **options)
+    )
+    walked = masks.mask_by({"method": "random_walker", "low": 0.2}, ramp, RED_LEFT)
+    np.testing.assert_array_equal(walked, random_walker_mask(ramp, RED_LEFT, low=0.2))
+    np.testing.assert_array_equal(masks.mask_by({"method": "otsu"}, two_blobs), otsu_mask(two_blobs))
+    np.testing.assert_array_equal(masks.mask_by({"method": "zero"}, ramp - 0.5), ramp > 0.5)
+    with pytest.warns(UserWarning, match="constant"):
+        assert not masks.mask_by({"method": "otsu"}, np.ones((3, 4))).any()
+    with pytest.raises(ValueError, match="method='vote': choose one of threshold, otsu, dbscan, random_walker, zero"):
+        masks.mask_by({"method": "vote"}, ramp)
