@@ -22,7 +22,8 @@ from peft import LoraConfig
 from PIL import Image
 
 import attnlab as al
-from attnlab.recording.layers import Layer, choose_layers, map_size
+from attnlab.recording.adapters.unet import map_size
+from attnlab.recording.layers import Layer, choose_layers
 
 LAYERS = 6  # cross-attention layers of the bundled model's down and up blocks
 
@@ -473,8 +474,13 @@ def test_quantized_weights():
 
 def test_choose_layers():
     sizes = {"down.0": (16, 24), "down.10": (8, 12), "mid_block": (4, 6)}
-    assert choose_layers(sizes, None) == ["down.0", "down.10"]
-    assert choose_layers(sizes, "down.10") == ["down.10"]
-    assert choose_layers(sizes, ["mid_block", 16]) == ["down.0", "mid_block"]
+
+    def outer(name):
+        return name != "mid_block"
+
+    assert choose_layers(sizes, None, outer) == ["down.0", "down.10"]
+    assert choose_layers(sizes, "all", outer) == list(sizes)
+    assert choose_layers(sizes, "down.10", outer) == ["down.10"]
+    assert choose_layers(sizes, ["mid_block", 16], outer) == ["down.0", "mid_block"]
     with pytest.raises(ValueError, match=r"no layer fits 'down\.1'"):
-        choose_layers(sizes, "down.1")
+        choose_layers(sizes, "down.1", outer)

@@ -12,34 +12,38 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+__all__ = ["Layer", "Layers", "as_list", "attention", "choose_heads", "choose_layers", "split_heads"]
+
 Layers = str | int | Collection[str | int] | None
+"""Layers by name, beginning of a name ("up_blocks.1") or map height (16), one or several; None for the usual ones."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What turns one layer's queries and a text into scores: copies of its key weights, its heads and its scale."""
+    """What turns one layer's queries and a text into scores: copies of its key weights, and how it uses them."""
 
-    name: str
+    name: str  # the denoiser's own dotted name
     heads: int
-    scale: float
+    scale: float  # of the products of queries and keys, 1 / sqrt(width) as a rule
     weight: torch.Tensor  # (head x width, text width)
-    bias: torch.Tensor | None
+    bias: torch.Tensor | None  # (head x width,)
     norm_q: nn.Module | None
     norm_k: nn.Module | None
 
     @classmethod
     def of(cls, name: str, attention: Attention, dtype: torch.dtype = torch.float32) -> "Layer":
-        """Of a diffusers attention; `dtype` is that of its queries."""
+        """Copy the keys' half of a diffusers attention; `dtype` is that of its queries."""
         weight, bias = _linear_map(attention.to_k, dtype)
         norms = copy.deepcopy((attention.norm_q, attention.norm_k))
         return cls(name, attention.heads, attention.scale, weight, bias, *norms)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the key weights."""
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def same(self, other: "Layer | None") -> bool:
-        """Whether both give the same keys."""
+        """Return whether both layers give the same keys."""
         if other is None or self.norm_k is not None:
             return False
         biases = (self.bias is None, other.bias is None)
@@ -48,17 +52,17 @@ class Layer:
         )
 
     def queries(self, recorded: torch.Tensor) -> torch.Tensor:
-        """Recorded (..., pixel, head x width) to float32 (..., head, pixel, width), normalized where the model does."""
+        """Split recorded queries (..., pixel, head x width) into float32 (..., head, pixel, width), normalized."""
         return split_heads(recorded, self.heads, self.norm_q)
 
     def keys(self, text: torch.Tensor) -> torch.Tensor:
-        """Text (token, text width) to float32 keys (head, token, width)."""
+        """Project a text (token, text width) to float32 keys (head, token, width)."""
         bias = None if self.bias is None else self.bias.float()
         return split_heads(nn.functional.linear(text.float(), self.weight.float(), bias), self.heads, self.norm_k)
 
 
 def split_heads(x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Tensor:
-    """(..., pixel, head x width) as float32 (..., head, pixel, width), normalized by `norm` if there is one."""
+    """Split (..., pixel, head x width) into float32 (..., head, pixel, width), normalized by `norm` if there is one."""
     x = x.float().unflatten(-1, (heads, -1)).transpose(-2, -3)
     if norm is None:
         return x
@@ -68,10 +72,23 @@ def split_heads(x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Te
 
 
 def attention(queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Share of attention that each token gets: float32 (..., head, token, pixel), 0..1.
+    """Compute attention probabilities: the softmax of queries and keys over the tokens, at each pixel.
 
-    queries (..., head, pixel, width); keys (head, token, width), scaled; visible bool (token,), False for masked ones.
     Tokens never stand on the last axis: with pixels there the softmax runs along rows of memory, several times faster.
+
+    Parameters
+    ----------
+    queries : (..., head, pixel, width) tensor
+        Queries of a layer.
+    keys : (head, token, width) tensor
+        Keys of a text, scaled.
+    attention_mask : (token,) bool tensor, optional
+        False for tokens that take no part.
+
+    Returns
+    -------
+    (..., head, token, pixel) tensor of float32
+        Probabilities, 0..1; they add up to 1 over the tokens.
     """
     scores = keys @ queries.mT
     if attention_mask is not None:
@@ -80,31 +97,31 @@ def attention(queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.T
 
 
 def as_list(choice) -> list:
-    """One number or name as a list of one; several as a list."""
+    """Return one number or name as a list of one, several as a list."""
     return [choice] if isinstance(choice, str | Number) else list(choice)
 
 
-def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a layer with that many pixels: the latent's size, halved and rounded up until it fits."""
-    height, width = latent
-    while height * width > pixels:
-        height, width = -(-height // 2), -(-width // 2)
-    if height * width != pixels:
-        raise RuntimeError(f"a layer with {pixels} queries does not fit a latent of {latent[0]} x {latent[1]}")
-    return height, width
+def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool]) -> list[str]:
+    """Choose layers by name, beginning of a name or map height.
 
+    Parameters
+    ----------
+    sizes : dict of str to (height, width) or None
+        The layers there are; None where a size is not yet known.
+    layers : Layers
+        What is asked for: "all", None for the default ones, or names and heights.
+    default : callable
+        Whether a layer, by its name, is one of the default ones.
 
-def in_down_or_up_block(name: str) -> bool:
-    """DAAM's and OVAM's layers: every cross-attention but that of the middle."""
-    return "mid_block" not in name
-
-
-def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool] = in_down_or_up_block) -> list[str]:
-    """Those names in `sizes` (name -> (height, width), or None where not yet known) that `layers` asks for.
+    Returns
+    -------
+    list of str
+        Names in the order of `sizes`.
 
     Raises
     ------
-    ValueError : nothing asked for, or something that fits no layer; the message lists what would
+    ValueError
+        If nothing is asked for, or something that fits no layer; the message lists what would.
     """
     if layers is None:
         return [name for name in sizes if default(name)]
@@ -127,7 +144,13 @@ def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool] = 
 
 
 def choose_heads(heads: int | Collection[int] | None, count: int, name: str) -> list[int]:
-    """Those of a layer's heads that `heads` asks for; ValueError where it has no such head."""
+    """Choose among a layer's `count` heads; None for all.
+
+    Raises
+    ------
+    ValueError
+        If the layer has no such head.
+    """
     chosen = list(range(count)) if heads is None else as_list(heads)
     unknown = sorted(set(chosen) - set(range(count)))
     if unknown or not chosen:
@@ -136,7 +159,7 @@ def choose_heads(heads: int | Collection[int] | None, count: int, name: str) -> 
 
 
 def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Copies of the weight and bias of anything that acts as a linear layer: LoRA, offloaded or quantized ones too.
+    """Copy the weight and bias of anything that acts as a linear layer: LoRA, offloaded or quantized ones too.
 
     `dtype` is what quantized weights work in.
     """

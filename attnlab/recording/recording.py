@@ -6,6 +6,7 @@ Axes: step, head, pixel (row-major), token, width (channels of one head, or of t
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,73 +15,101 @@ from .layers import Layer, Layers, as_list, choose_layers
 from .texts import Text, TextEncoder
 from .words import Word
 
+__all__ = ["Generation", "Recording", "SelfAttentionSum", "Trace"]
+
 
 @dataclass
 class Generation:
-    """What is known of how an image came about; None where it is not.
+    """What is known of how an image came about; None where it is not."""
 
-    planned, ran : calls of the denoiser, by the schedule and in fact; fewer where the generation was interrupted
-    """
-
-    model: str | None
+    model: str | None  # the pipeline's name, as it was loaded
     revision: str | None
-    scheduler: str
+    scheduler: str  # its class
     guidance_scale: float | None
-    branch: str
+    branch: str  # "conditional" or "negative"
     latent_size: tuple[int, int]  # (height, width)
     seed: int | None
-    planned: int | None
-    ran: int = 0
+    planned: int | None  # calls of the denoiser by the schedule
+    ran: int = 0  # calls in fact; fewer where the generation was interrupted
+
+
+class SelfAttentionSum(NamedTuple):
+    """Self-attention of the layers of one size, summed up; divide `total` by `count` for the mean."""
+
+    total: torch.Tensor  # float32 (pixel, pixel), from each row to each column, mean over heads
+    count: int  # number of (step, layer) pairs summed
 
 
 @dataclass
 class Trace:
-    """What was recorded of one image.
+    """What was recorded of one image. What `record` was not asked to keep is empty.
 
-    text : (token, text width), the text as the denoiser saw it
-    token_ids : its tokens; None where it did not come from the pipeline's text encoder (`prompt_embeds=`)
-    attention_mask : bool (token,), False for tokens that the model masks; None where it masks none
-    queries : of each layer, a sequence of one tensor (pixel, head x width) a recorded step
-    sizes : of each layer, (height, width) of its maps
-    layers : of each layer, what turns queries and text into scores
-    steps, timesteps : which calls of the denoiser were recorded, and their timesteps
-    words : its words, each with its token positions; None where token_ids is
-    length : tokens up to the text's first end token, which is included; None where token_ids is
-    sums : of each layer, the sum of the steps' queries, normalized where the model does, float32 (pixel, head x width);
-        for keep="sum"
-    streamed : of each text, of each layer, the sum of the steps' softmax maps, float32 (head, token, pixel), tokens up
-        to the first end token; None stands for the prompt
-    self_attention : by (height, width), the sum of what each pixel's self-attention gives each pixel, mean over heads,
-        float32 (pixel that looks, pixel looked at); `self_attention_count`: how many steps and layers it is the sum of
+    Attributes
+    ----------
+    text : (token, text width) tensor
+        The text as the denoiser saw it.
+    attention_mask : (token,) bool tensor or None
+        False for tokens that the model masks; None where it masks none.
+    words : list of Word or None
+        The text's words, each with its token positions; None where it came as embeddings (`prompt_embeds=`).
+    generation : Generation
+        How the image came about.
+    queries : dict of str to sequence of (pixel, head x width) tensors
+        For each layer, one tensor per recorded step.
+    sums : dict of str to (pixel, head x width) float32 tensor
+        For each layer, the sum of the steps' queries, normalized where the model does.
+    streamed : dict of (str or None) to dict of str to (head, token, pixel) float32 tensor
+        For each text and layer, the sum of the steps' softmax maps, tokens up to the first end token. None stands for
+        the prompt.
+    self_attention : dict of (height, width) to SelfAttentionSum
+        Self-attention by size of its maps.
+    sizes : dict of str to (height, width)
+        Size of each layer's maps.
+    layers : dict of str to Layer
+        What turns each layer's queries and a text into scores.
+    steps, timesteps : list of int
+        Which calls of the denoiser were recorded, from 0 on, and their timesteps.
     """
 
     text: torch.Tensor
-    token_ids: list[int] | None
     attention_mask: torch.Tensor | None
+    words: list[Word] | None
     generation: Generation
     queries: dict[str, Sequence[torch.Tensor]] = field(default_factory=dict)
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
+    self_attention: dict[tuple[int, int], SelfAttentionSum] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
-    words: list[Word] | None = None
-    length: int | None = None
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
-    self_attention: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    self_attention_count: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int | None:
+        """Number of tokens up to the text's first end token, which is included; None where the words are unknown."""
+        if self.words is None:
+            return None
+        return max((p for word in self.words for p in word.tokens), default=0) + 2
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """What is held in memory of this image alone."""
+        """Give what is held in memory of this image alone."""
         yield self.text
         yield from (q for steps in self.queries.values() if isinstance(steps, list) for q in steps)
         yield from self.sums.values()
-        yield from (share for layers in self.streamed.values() for share in layers.values())
-        yield from self.self_attention.values()
+        yield from (total for layers in self.streamed.values() for total in layers.values())
+        yield from (attention.total for attention in self.self_attention.values())
 
 
 class Recording(Sequence):
-    """One or more recorded images: `len(recording)` of them, `recording[i]` one, as a recording of its own."""
+    """One or more recorded images: `len(recording)` of them, `recording[i]` one, as a recording of its own.
+
+    Attributes
+    ----------
+    encoder : TextEncoder or None
+        The text encoder of the recorded model, for other texts.
+    traces : list of Trace
+        What was recorded of each image.
+    """
 
     def __init__(self, encoder: TextEncoder | None = None, traces: Sequence[Trace] = ()):
         self.encoder = encoder
@@ -96,19 +125,25 @@ class Recording(Sequence):
         if len(self) != 1:
             state = "" if self.complete else ", not all of them complete"
             return f"<Recording of {len(self)} images, {self.nbytes / 1e6:.1f} MB{state}>"
-        t, g = self.traces[0], self.traces[0].generation
-        text = "embeddings" if t.words is None else repr(" ".join(word.text for word in t.words))
-        state = "" if self.complete else f", interrupted after {g.ran} of {g.planned} steps"
-        size = f"{len(t.sizes)} layers, {len(t.steps)} steps, {self.nbytes / 1e6:.1f} MB"
+        trace = self.traces[0]
+        text = "embeddings" if trace.words is None else repr(" ".join(word.text for word in trace.words))
+        ran, planned = trace.generation.ran, trace.generation.planned
+        state = "" if self.complete else f", interrupted after {ran} of {planned} steps"
+        size = f"{len(trace.sizes)} layers, {len(trace.steps)} steps, {self.nbytes / 1e6:.1f} MB"
         return f"<Recording of {text}: {size}{state}>"
 
     def save(self, path: str | Path) -> Path:
         """Write everything to a safetensors file: queries, texts, key weights, and how the images came about.
 
-        ValueError where the model normalizes its queries or keys by modules, which cannot be written.
+        Raises
+        ------
+        ValueError
+            If the model normalizes its queries or keys by modules, which cannot be written.
         """
+        from .files import pack  # late: that module knows this one's classes
+
         tensors, keys = {}, {}
-        traces = [_pack(trace, f"{i}.", tensors, keys) for i, trace in enumerate(self.traces)]
+        traces = [pack(trace, f"{i}.", tensors, keys) for i, trace in enumerate(self.traces)]
         return storage.write(path, "Recording", tensors, {"versions": storage.versions(), "traces": traces})
 
     @classmethod
@@ -117,16 +152,23 @@ class Recording(Sequence):
 
         Parameters
         ----------
-        encoder : for texts, `TextEncoder.of(pipe)`; or the recorded model's own, loaded when it is first needed
+        path : str or Path
+            The file.
+        encoder : TextEncoder, optional
+            For texts, `TextEncoder.of(pipe)`. Default: the recorded model's own, loaded when it is first needed.
 
         Raises
         ------
-        FileNotFoundError : no such file
-        ValueError : a file that is cut short, is no recording, was written by a later version, or an encoder of another
-            model than the recorded one
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is cut short, is no recording, or was written by a later version, or the encoder is of another
+            model than the recorded one.
         """
+        from .files import unpack
+
         file, keys = storage.File(path, "Recording"), {}
-        traces = [_unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.metadata["traces"])]
+        traces = [unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.metadata["traces"])]
         models = {t.generation.model for t in traces} - {None}
         return cls(TextEncoder.fitting(encoder, models, path), traces)
 
@@ -152,7 +194,7 @@ class Recording(Sequence):
         return self.trace.words
 
     def encode(self, text: str) -> Text:
-        """Any text as the recorded model's text encoder gives it; ValueError where there is none."""
+        """Encode any text as the recorded model reads it; ValueError where there is no text encoder."""
         if self.encoder is None:
             raise ValueError(
                 "the recording has no text encoder: give embeddings, or load it with Recording.load(path, "
@@ -182,11 +224,11 @@ class Recording(Sequence):
         return sum(x.nbytes for t in self.traces for x in t.tensors()) + sum(layers.values())
 
     def choose_layers(self, layers: Layers = None) -> list[str]:
-        """Names of recorded layers: all (None, "all"), or those of given names, name prefixes or map heights."""
+        """Name recorded layers: all (None, "all"), or those of given names, beginnings of names or map heights."""
         return choose_layers(self.trace.sizes, layers, default=lambda name: True)
 
     def branch(self, name: str) -> "Recording":
-        """The images' "conditional" or "negative" part, of a recording of both."""
+        """Return the images' "conditional" or "negative" part, of a recording of both."""
         chosen = [t for t in self.traces if t.generation.branch == name]
         if not chosen:
             known = sorted({t.generation.branch for t in self.traces})
@@ -194,10 +236,24 @@ class Recording(Sequence):
         return Recording(self.encoder, chosen)
 
     def self_attention(self, height: int | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Mean self-attention of the layers of one size, and that size (height, width).
+        """Return the mean self-attention of the layers of one size, and that size.
 
-        float32 (pixel that looks, pixel looked at), rows add up to 1. `height`: of the maps; the largest recorded
-        unless given. ValueError where it was not recorded.
+        Parameters
+        ----------
+        height : int, optional
+            Height of the maps; the largest recorded one unless given.
+
+        Returns
+        -------
+        attention : (pixel, pixel) tensor of float32
+            From each pixel (row) to each pixel (column); rows add up to 1.
+        size : (height, width)
+            Size of the maps.
+
+        Raises
+        ------
+        ValueError
+            If it was not recorded.
         """
         trace = self.trace
         known = {size[0]: size for size in trace.self_attention}
@@ -206,10 +262,11 @@ class Recording(Sequence):
         if height not in (None, *known):
             raise ValueError(f"self-attention of height {height} was not recorded, only of {sorted(known)}")
         size = known[height or max(known)]
-        return trace.self_attention[size].cpu() / trace.self_attention_count[size], size
+        total, count = trace.self_attention[size]
+        return total.cpu() / count, size
 
     def choose_steps(self, steps: int | Collection[int] | None = None) -> list[int]:
-        """Recorded steps: all (None), or the given ones; ValueError where one was not recorded, or summed up."""
+        """Number recorded steps: all (None), or the given ones; ValueError where one was not recorded, or summed up."""
         recorded = self.trace.steps
         if not (steps is None or self.trace.queries):
             raise ValueError("this recording kept sums over its steps: leave steps= out, or record with keep='queries'")
@@ -218,72 +275,3 @@ class Recording(Sequence):
         if unknown or not chosen:
             raise ValueError(f"steps={unknown or []} cannot be chosen; recorded: {recorded}")
         return chosen
-
-
-def _pack(trace: Trace, prefix: str, tensors: dict, keys: dict) -> dict:
-    """Put a trace's tensors into `tensors`; what remains of it, as JSON types. `keys` numbers layers written before."""
-    tensors[prefix + "text"] = trace.text
-    if trace.attention_mask is not None:
-        tensors[prefix + "visible"] = trace.attention_mask
-    layers = {}
-    for name, layer in trace.layers.items():
-        if layer.norm_q is not None or layer.norm_k is not None:
-            raise ValueError(f"{name} normalizes its queries or keys: a recording of this model cannot be saved")
-        number = keys.setdefault(id(layer), len(keys))
-        tensors[f"keys.{number}.weight"] = layer.weight
-        if layer.bias is not None:
-            tensors[f"keys.{number}.bias"] = layer.bias
-        layers[name] = {"keys": number, "heads": layer.heads, "scale": layer.scale}
-    for name, queries in trace.queries.items():
-        tensors[f"{prefix}queries.{name}"] = torch.stack(list(queries)).cpu()
-    for name, total in trace.sums.items():
-        tensors[f"{prefix}sum.{name}"] = total
-    for i, shares in enumerate(trace.streamed.values()):
-        tensors |= {f"{prefix}maps.{i}.{name}": total for name, total in shares.items()}
-    for i, total in enumerate(trace.self_attention.values()):
-        tensors[f"{prefix}self.{i}"] = total
-    plain = {name: getattr(trace, name) for name in ("token_ids", "sizes", "steps", "timesteps", "length")}
-    kept = {
-        "streamed": list(trace.streamed),
-        "self_attention": [[*size, n] for size, n in trace.self_attention_count.items()],
-    }
-    text = trace.words and [[word.text, list(word.tokens)] for word in trace.words]
-    return {**plain, **kept, "words": text, "generation": asdict(trace.generation), "layers": layers}
-
-
-def _unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer]) -> Trace:
-    """The reverse of `_pack`; `keys` holds layers that were read before."""
-    generation = Generation(**{**entry["generation"], "latent_size": tuple(entry["generation"]["latent_size"])})
-
-    def optional(name):
-        return file.read(name) if name in file.names else None
-
-    def held(kind):
-        """Names of the layers of which the file holds some kind of tensor, and those tensors' names."""
-        return {name: f"{prefix}{kind}.{name}" for name in entry["layers"] if f"{prefix}{kind}.{name}" in file.names}
-
-    for name, layer in entry["layers"].items():
-        number = layer["keys"]
-        if number not in keys:
-            weight, bias = (optional(f"keys.{number}.{part}") for part in ("weight", "bias"))
-            keys[number] = Layer(name, layer["heads"], layer["scale"], weight, bias, None, None)
-    return Trace(
-        text=file.read(prefix + "text"),
-        token_ids=entry["token_ids"],
-        attention_mask=optional(prefix + "visible"),
-        generation=generation,
-        queries={name: file.stored(tensor) for name, tensor in held("queries").items()},
-        sums={name: file.read(tensor) for name, tensor in held("sum").items()},
-        streamed={
-            text: {name: file.read(tensor) for name, tensor in held(f"maps.{i}").items()}
-            for i, text in enumerate(entry["streamed"])
-        },
-        self_attention={(h, w): file.read(f"{prefix}self.{i}") for i, (h, w, _) in enumerate(entry["self_attention"])},
-        self_attention_count={(h, w): n for h, w, n in entry["self_attention"]},
-        words=entry["words"] and [Word(text, tuple(tokens)) for text, tokens in entry["words"]],
-        length=entry["length"],
-        sizes={name: tuple(size) for name, size in entry["sizes"].items()},
-        layers={name: keys[layer["keys"]] for name, layer in entry["layers"].items()},
-        steps=entry["steps"],
-        timesteps=entry["timesteps"],
-    )

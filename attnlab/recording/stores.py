@@ -1,7 +1,7 @@
-"""What is kept of a denoiser's queries, step by step: themselves, their sum, or the softmax maps of texts.
+"""Stores: what is kept of each step's attention, the queries themselves or sums that do not grow with the steps.
 
-Of each there is a class with `take`, what is computed while the denoiser runs, and `put`, which adds it to the trace
-once the step is whole: one that is interrupted half-way leaves nothing behind.
+A store has `take`, which runs while the denoiser does, and `put`, which adds what was taken to an image's trace once
+the step is whole: a step that is interrupted half-way leaves nothing behind.
 
 Axes: head, token, pixel (row-major), width (channels of one head, or of the text).
 """
@@ -10,39 +10,47 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 import torch
-from diffusers.models.attention_processor import Attention
+from torch import nn
 
-from .layers import Layer, attention, map_size, split_heads
-from .recording import Trace
-from .texts import Text
+from .adapters import Adapter, AttentionCall
+from .layers import Layer, as_list, attention, split_heads
+from .recording import SelfAttentionSum, Trace
+from .texts import Text, TextEncoder
 
-KINDS = ("queries", "sum", "maps")
+__all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
+
+KEEP = ("queries", "sum", "maps")
+"""What `record(keep=...)` may be."""
 
 
 class QueryStore:
-    """Every step's queries, in `dtype` on `device`: maps of any text, of any step."""
+    """Every step's queries, in `dtype` on `device`: for maps of any text, at any step."""
 
     def __init__(self, dtype: torch.dtype | None, device):
         self.dtype, self.device = dtype, device
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> torch.Tensor:
+        """Copy a layer's queries (pixel, head x width) of one image."""
         # a copy: a view would keep the whole batch, both halves of it, alive
         return queries.to(self.device, self.dtype or queries.dtype, copy=True)
 
     def put(self, trace: Trace, name: str, taken: torch.Tensor) -> None:
+        """Append a step's queries to a trace."""
         trace.queries.setdefault(name, []).append(taken)
 
 
 class QuerySum:
-    """The sum of all steps' queries in float32, all that Linear DAAM needs: constant in the number of steps."""
+    """The sum of all steps' queries in float32, all that Linear DAAM needs."""
 
     def __init__(self, device):
         self.device = device
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> torch.Tensor:
+        """Copy a layer's queries (pixel, head x width) of one image."""
         return queries.to(self.device, copy=True)
 
     def put(self, trace: Trace, name: str, taken: torch.Tensor) -> None:
+        """Add a step's queries to a trace."""
         layer = trace.layers[name]
         if layer.norm_q is not None:  # the sum is of what meets the keys
             taken = layer.queries(taken).transpose(0, 1).flatten(1)
@@ -50,96 +58,138 @@ class QuerySum:
 
 
 class MapStore:
-    """The sum of all steps' softmax maps of some texts, or of each image's prompt: constant in the number of steps.
+    """The sum of all steps' softmax maps of some texts, or of each image's prompt.
 
-    texts : with None for the prompt, as the model sees it; others with start and end token, unpadded, as in `ovam`
+    `texts` has None for the prompt, as the model sees it; others have start and end token and no padding, as in `ovam`.
     """
 
     def __init__(self, texts: Sequence[Text | None], device):
         self.texts, self.device = list(texts), device
-        self.keys: dict[tuple, torch.Tensor] = {}
+        self._keys: dict[tuple, torch.Tensor] = {}
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list[tuple[str | None, torch.Tensor]]:
-        split = layer.queries(queries)
+        """Compute each text's attention probabilities (head, token, pixel) from a layer's queries of one image."""
+        heads = layer.queries(queries)
         shown = [text for text in self.texts if text or trace.length]  # a negative prompt may be no text at all
-        return [(text and text.text, self._share(trace, layer, split, text).to(self.device)) for text in shown]
+        return [(text and text.text, self._probability(trace, layer, heads, text).to(self.device)) for text in shown]
 
     def put(self, trace: Trace, name: str, taken: list[tuple[str | None, torch.Tensor]]) -> None:
-        for text, share in taken:
+        """Add a step's maps to a trace."""
+        for text, probability in taken:
             sums = trace.streamed.setdefault(text, {})
-            sums[name] = sums[name].add_(share) if name in sums else share
-
-    def _share(self, trace, layer, queries, text):
-        """Share (head, token, pixel) of the tokens up to the first end token; a prompt's padding takes part."""
-        of = (id(trace) if text is None else id(text), id(layer))
-        if of not in self.keys:
-            embedding = trace.text if text is None else text.embedding[: text.length]
-            self.keys[of] = (layer.keys(embedding) * layer.scale).to(queries.device)
-        attention_mask = (
-            None if text is not None or trace.attention_mask is None else trace.attention_mask.to(queries.device)
-        )
-        length = text.length if text else trace.length
-        return attention(queries, self.keys[of], attention_mask)[:, :length].contiguous()
+            sums[name] = sums[name].add_(probability) if name in sums else probability
 
     def forget(self) -> None:
         """Drop the keys of an earlier generation: layers and traces may come to lie at the same address."""
-        self.keys.clear()
+        self._keys.clear()
+
+    def _probability(self, trace, layer, queries, text):
+        """Probabilities of the tokens up to the first end token; a prompt's padding takes part in the softmax."""
+        of = (id(trace) if text is None else id(text), id(layer))
+        if of not in self._keys:
+            embedding = trace.text if text is None else text.embedding[: text.length]
+            self._keys[of] = (layer.keys(embedding) * layer.scale).to(queries.device)
+        mask = trace.attention_mask if text is None else None
+        mask = None if mask is None else mask.to(queries.device)
+        length = text.length if text else trace.length
+        return attention(queries, self._keys[of], mask)[:, :length].contiguous()
 
 
 class SelfAttentionStore:
-    """The sum over steps and layers of self-attention, mean over heads: (pixel that looks, pixel looked at).
-
-    With hooks of its own, on both sides of a self-attention; `heights` are those of the maps that are wanted.
-    """
+    """The sum over steps and layers of self-attention, mean over heads, for map heights that are asked for."""
 
     def __init__(self, heights: Collection[int], device):
         self.heights, self.device = heights, device
         self.begin(False, [], (1, 1))
 
+    def tap(self, adapter: Adapter) -> list:
+        """Listen to the self-attentions of a denoiser; return the handles to remove that by."""
+        if not self.heights:
+            return []
+        taps = [adapter.tap(module, self._receiver(module, adapter), keys=True) for module in adapter.self_attentions()]
+        return [handle for handles in taps for handle in handles]
+
     def begin(self, active: bool, rows: list[int], latent: tuple[int, int]) -> None:
-        """Before a step: whether it is recorded, the rows of the batch to keep, (height, width) of the latent."""
-        self.active, self.rows, self.latent = active, rows, latent
-        self.queries: dict[Attention, tuple] = {}  # of those whose keys are to come
-        self.totals: dict[tuple[int, int], list[torch.Tensor]] = {}  # of this step, by size, one an image
-        self.layers: Counter[tuple[int, int]] = Counter()
-        self.met: set[int] = set()  # heights there are
+        """Begin a step: whether it is recorded, which rows of the batch, (height, width) of the latent."""
+        self._active, self._rows, self._latent = active, rows, latent
+        self._step: dict[tuple[int, int], list[torch.Tensor]] = {}  # this step's sums by size, one per image
+        self._layers: Counter[tuple[int, int]] = Counter()
+        self._met: set[int] = set()  # heights there are
 
-    def hook(self, module: Attention) -> list:
-        """Hooks on a self-attention; handles to remove them by."""
-        return [
-            module.to_q.register_forward_hook(lambda _, args, output: self._query(module, output)),
-            module.to_k.register_forward_hook(lambda _, args, output: self._key(module, output)),
-        ]
+    def put(self, trace: Trace, i: int) -> None:
+        """Add a whole step to the trace of image i.
 
-    def _query(self, module, output):
-        size = map_size(output.shape[1], self.latent)
-        self.met.add(size[0])
-        if self.active and size[0] in self.heights:
-            self.queries[module] = size, [output[row].detach() for row in self.rows]
+        Raises
+        ------
+        ValueError
+            If no self-attention has a height that was asked for.
+        """
+        if lost := set(self.heights) - self._met:
+            raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are {sorted(self._met)}")
+        for size, totals in self._step.items():
+            before, count = trace.self_attention.get(size, (None, 0))
+            total = totals[i] if before is None else before.add_(totals[i])
+            trace.self_attention[size] = SelfAttentionSum(total, count + self._layers[size])
 
-    @torch.no_grad()
-    def _key(self, module, output):
-        if module not in self.queries:
-            return
-        size, queries = self.queries.pop(module)
-        shares = [self._share(module, q, output[row].detach()) for q, row in zip(queries, self.rows, strict=True)]
-        before = self.totals.get(size)
-        self.totals[size] = shares if before is None else [a.add_(b) for a, b in zip(before, shares, strict=True)]
-        self.layers[size] += 1
+    def _receiver(self, module: nn.Module, adapter: Adapter):
+        @torch.no_grad()
+        def receive(call: AttentionCall) -> None:
+            size = adapter.grid(call.query.shape[1], self._latent)
+            self._met.add(size[0])
+            if not self._active or size[0] not in self.heights:
+                return
+            found = [self._probability(module, call.query[row], call.key[row]) for row in self._rows]
+            before = self._step.get(size)
+            self._step[size] = found if before is None else [a.add_(b) for a, b in zip(before, found, strict=True)]
+            self._layers[size] += 1
 
-    def _share(self, module, queries, keys):
-        queries = split_heads(queries, module.heads, module.norm_q)
-        keys = split_heads(keys, module.heads, module.norm_k) * module.scale
+        return receive
+
+    def _probability(self, module, queries, keys):
+        queries = split_heads(queries.detach(), module.heads, module.norm_q)
+        keys = split_heads(keys.detach(), module.heads, module.norm_k) * module.scale
         total = 0
         for q, k in zip(queries, keys, strict=True):  # one head at a time: these are the largest tensors of all
             total = total + (q @ k.mT).softmax(-1)
         return (total / module.heads).to(self.device)
 
-    def put(self, trace: Trace, i: int) -> None:
-        """Add a whole step to the trace of image i. ValueError where no self-attention has a height asked for."""
-        if lost := set(self.heights) - self.met:
-            raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are {sorted(self.met)}")
-        for size, total in self.totals.items():
-            held = trace.self_attention.get(size)
-            trace.self_attention[size] = total[i] if held is None else held.add_(total[i])
-            trace.self_attention_count[size] = trace.self_attention_count.get(size, 0) + self.layers[size]
+
+class Stores:
+    """All that a recording keeps: chosen by what `record` was asked for, see there."""
+
+    def __init__(self, encoder: TextEncoder | None, keep, texts, self_attention, dtype, device):
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
+        if keep not in (None, *KEEP):
+            raise ValueError(f"keep={keep!r}: choose one of {', '.join(KEEP)}, or leave it out")
+        texts = dict.fromkeys([texts] if isinstance(texts, str) else texts)  # each once
+        if texts and encoder is None:
+            raise ValueError("texts= needs a pipeline with a text encoder")
+        streamed = [None] * (keep == "maps") + [encoder(text) for text in texts]
+        self.maps = MapStore(streamed, device)
+        self.self_attention = SelfAttentionStore(as_list(self_attention), device)
+        self._stores = [self.maps] if streamed else []
+        if keep == "sum":
+            self._stores.insert(0, QuerySum(device))
+        if keep == "queries" or (keep is None and not texts):
+            self._stores.insert(0, QueryStore(dtype, device))
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether the prompt has to be known as text."""
+        return None in self.maps.texts
+
+    def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list:
+        """Take of a layer's queries (pixel, head x width) of one image what each store wants."""
+        return [store.take(trace, layer, queries) for store in self._stores]
+
+    def put(self, trace: Trace, taken: dict[str, list]) -> None:
+        """Put what was taken, by layer, into the image's trace."""
+        for name, parts in taken.items():
+            for store, part in zip(self._stores, parts, strict=True):
+                store.put(trace, name, part)
+
+    def forget(self) -> None:
+        """Drop what belongs to one generation alone."""
+        self.maps.forget()
+        self.self_attention.begin(False, [], (1, 1))

@@ -1,46 +1,114 @@
-"""Which pipelines can be recorded: the cross-attentions of their denoisers, and what the rows of their batches are."""
+"""U-Nets with cross-attention: Stable Diffusion 1.x, 2.x and XL, and their kin."""
 
-from diffusers import UNet2DConditionModel
+import inspect
+from collections.abc import Callable
+
+import torch
 from diffusers.models.attention_processor import Attention
+from torch.utils.hooks import RemovableHandle
+
+from .base import Adapter, AttentionCall, DenoiserCall
+
+__all__ = ["SUPPORTED", "UNetAdapter", "map_size"]
 
 SUPPORTED = (
     "supported: pipelines of Stable Diffusion 1.x, 2.x and XL and their kin, with a UNet2DConditionModel and "
     "classifier-free guidance: text-to-image, image-to-image, inpainting"
 )
-PARTS = {"StableDiffusionInstructPix2PixPipeline": ("conditional", "image", "negative")}
+_BATCH_PARTS = {"StableDiffusionInstructPix2PixPipeline": ("conditional", "image", "negative")}
 """Order of the parts of a guided batch, by pipeline class; diffusers' usual one is ("negative", "conditional")."""
 
 
-def batch_parts(pipe) -> tuple[str, ...]:
-    """What the parts of the pipeline's batch are, in order."""
-    guided = getattr(pipe, "do_classifier_free_guidance", None)
-    if guided is None or getattr(pipe, "do_perturbed_attention_guidance", False):
-        raise TypeError(
-            f"{type(pipe).__name__} does not say how it guides, so its images cannot be told from what guides them; "
-            f"{SUPPORTED}, called as pipe(...)"
-        )
-    if not guided:
-        return ("conditional",)
-    return next((PARTS[c.__name__] for c in type(pipe).__mro__ if c.__name__ in PARTS), ("negative", "conditional"))
+class UNetAdapter(Adapter):
+    """A `UNet2DConditionModel`: queries are the output of `to_q`, so every attention kernel stays in use."""
+
+    def __init__(self, pipe):
+        self.pipe, self.module = pipe, pipe.unet
+        _check_text(pipe)
+        self.attentions = {name: m for name, m in _attentions(pipe.unet) if m.is_cross_attention}
+        for name, attention in self.attentions.items():
+            if attention.norm_cross is not None or attention.added_kv_proj_dim is not None:
+                raise TypeError(
+                    f"{type(pipe).__name__} cannot be recorded: {name} normalizes or extends its text; {SUPPORTED}"
+                )
+        self._signature = inspect.signature(type(pipe.unet).forward)
+
+    def is_default(self, name: str) -> bool:
+        """Return whether a layer is one of DAAM's and OVAM's: all but those of the middle block."""
+        return "mid_block" not in name
+
+    def read(self, args: tuple, kwargs: dict) -> DenoiserCall:
+        """Read a call of the U-Net from its arguments."""
+        call = self._signature.bind(self.module, *args, **kwargs).arguments
+        timestep = round(float(torch.as_tensor(call["timestep"]).flatten()[0]))
+        return DenoiserCall(call["sample"], timestep, call["encoder_hidden_states"], call.get("encoder_attention_mask"))
+
+    def parts(self, call: DenoiserCall) -> tuple[str, ...]:
+        """Name the parts of a batch by what the pipeline says of its guidance, and by its class."""
+        guided = getattr(self.pipe, "do_classifier_free_guidance", None)
+        if guided is None or getattr(self.pipe, "do_perturbed_attention_guidance", False):
+            raise TypeError(
+                f"{type(self.pipe).__name__} does not say how it guides, so its images cannot be told from what "
+                f"guides them; {SUPPORTED}, called as pipe(...)"
+            )
+        if not guided:
+            return ("conditional",)
+        classes = [cls.__name__ for cls in type(self.pipe).__mro__]
+        return next((_BATCH_PARTS[name] for name in classes if name in _BATCH_PARTS), ("negative", "conditional"))
+
+    def tap(
+        self, attention: Attention, receive: Callable[[AttentionCall], None], keys: bool = False
+    ) -> list[RemovableHandle]:
+        """Hand on what `to_q` gives, and with `keys` what `to_k` gives right after it."""
+        if not keys:
+            return [attention.to_q.register_forward_hook(lambda module, args, query: receive(AttentionCall(query)))]
+        waiting = {}  # the query whose key is to come
+
+        def on_query(module, args, query):
+            waiting["query"] = query
+
+        def on_key(module, args, key):
+            receive(AttentionCall(waiting.pop("query"), key))
+
+        return [attention.to_q.register_forward_hook(on_query), attention.to_k.register_forward_hook(on_key)]
+
+    def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
+        """Return a layer's (height, width) by halving the latent's."""
+        return map_size(pixels, latent)
+
+    def self_attentions(self) -> list[Attention]:
+        """List the attentions of the image to itself, in every block."""
+        return [attention for _, attention in _attentions(self.module) if not attention.is_cross_attention]
 
 
-def cross_attentions(pipe) -> dict[str, Attention]:
-    """The cross-attentions of a pipeline's denoiser; TypeError where they cannot be recorded."""
-    name, unet = type(pipe).__name__, getattr(pipe, "unet", None)
-    if hasattr(unet, "_orig_mod") or any(m._compiled_call_impl for m in getattr(unet, "modules", list)()):
-        raise TypeError("the denoiser is compiled, and hooks are not called inside it: record before compiling it")
-    if not isinstance(unet, UNet2DConditionModel):
-        found = "no unet" if unet is None else type(unet).__name__
-        raise TypeError(f"{name} cannot be recorded, it has {found}; {SUPPORTED}")
+def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
+    """Return the (height, width) of a U-Net's layer with so many pixels.
+
+    The latent's size, halved and rounded up until it fits. Never a square root: images need not be square.
+
+    Raises
+    ------
+    RuntimeError
+        If no halving of the latent has so many pixels.
+    """
+    height, width = latent
+    while height * width > pixels:
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width != pixels:
+        raise RuntimeError(f"a layer with {pixels} queries does not fit a latent of {latent[0]} x {latent[1]}")
+    return height, width
+
+
+def _attentions(unet):
+    return [(name, module) for name, module in unet.named_modules() if isinstance(module, Attention)]
+
+
+def _check_text(pipe):
+    """TypeError where text reaches the cross-attentions in a way that is not known here."""
+    name, kind = type(pipe).__name__, pipe.unet.config.encoder_hid_dim_type
     if getattr(pipe, "text_encoder_3", None) is not None:
         raise TypeError(f"{name} cannot be recorded, it has three text encoders; {SUPPORTED}")
-    if unet.config.encoder_hid_dim_type not in (None, "ip_image_proj"):
+    if kind not in (None, "ip_image_proj"):
         raise TypeError(
-            f"{name} cannot be recorded: its text passes {unet.config.encoder_hid_dim_type!r} (encoder_hid_dim_type) "
-            f"first; {SUPPORTED}"
+            f"{name} cannot be recorded: its text passes {kind!r} (encoder_hid_dim_type) first; {SUPPORTED}"
         )
-    found = {n: m for n, m in unet.named_modules() if isinstance(m, Attention) and m.is_cross_attention}
-    for layer, module in found.items():
-        if module.norm_cross is not None or module.added_kv_proj_dim is not None:
-            raise TypeError(f"{name} cannot be recorded: {layer} normalizes or extends its text; {SUPPORTED}")
-    return found

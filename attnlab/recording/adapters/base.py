@@ -1,0 +1,78 @@
+"""The seam between recording and the kinds of denoisers: what a recorder asks of one.
+
+A kind of denoiser is one subclass of `Adapter`; `attnlab.recording.adapters.adapter_of` chooses it. What a recorder
+does with steps, images and stores is the same for all of them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..layers import Layer
+
+__all__ = ["Adapter", "AttentionCall", "DenoiserCall"]
+
+
+class DenoiserCall(NamedTuple):
+    """One call of a denoiser: what a recorder has to know of it."""
+
+    latents: torch.Tensor  # (batch, channel, row, column), noisy
+    timestep: int
+    text: torch.Tensor  # (batch, token, text width), as the attentions read it
+    attention_mask: torch.Tensor | None  # (batch, token), which tokens take part; None where the model masks none
+
+
+class AttentionCall(NamedTuple):
+    """One call of an attention: as much of it as the adapter's tap sees, None for the rest."""
+
+    query: torch.Tensor  # (batch, pixel, head x width)
+    key: torch.Tensor | None = None  # (batch, token or pixel, head x width)
+    value: torch.Tensor | None = None  # as the keys
+    mask: torch.Tensor | None = None  # what is added to the scores
+    scale: float | None = None  # factor of query times key
+    output: torch.Tensor | None = None  # (batch, pixel, head x width), probabilities times values
+
+
+class Adapter(ABC):
+    """What is particular to one kind of denoiser; the pipeline's calls go through it unchanged."""
+
+    pipe: object  # the pipeline that is recorded
+    module: nn.Module  # its denoiser
+    attentions: dict[str, nn.Module]  # those that read text, by the denoiser's own dotted names
+
+    @abstractmethod
+    def is_default(self, name: str) -> bool:
+        """Return whether a layer is recorded where none is asked for by name."""
+
+    @abstractmethod
+    def read(self, args: tuple, kwargs: dict) -> DenoiserCall:
+        """Read a call of the denoiser from its arguments."""
+
+    @abstractmethod
+    def parts(self, call: DenoiserCall) -> tuple[str, ...]:
+        """Name the equal parts of a call's batch in order, "negative", ...; TypeError where that cannot be known."""
+
+    @abstractmethod
+    def tap(
+        self, attention: nn.Module, receive: Callable[[AttentionCall], None], keys: bool = False
+    ) -> list[RemovableHandle]:
+        """Hand each call of an attention to `receive` while the denoiser runs; with `keys`, its keys as well."""
+
+    @abstractmethod
+    def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) of a layer with so many queries, for latents of (height, width)."""
+
+    @abstractmethod
+    def self_attentions(self) -> list[nn.Module]:
+        """List the attentions of the image to itself."""
+
+    def layer(self, name: str, dtype: torch.dtype) -> Layer:
+        """Copy what makes a text's keys in a layer whose keys depend on the text alone.
+
+        Called while the layer runs: only there does a LoRA have its scale.
+        """
+        return Layer.of(name, self.attentions[name], dtype)
