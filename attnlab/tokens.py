@@ -1,4 +1,4 @@
-"""Learned words: a direction in the space of text embeddings, its zero level, and where both come from.
+"""Learned words: a direction in the space of text embeddings, its zero level, and how both were found.
 
 token = al.fit_token(recordings, masks, init="car")
 al.linear_daam(other)[token] > 0                    # a mask, without a threshold to tune
@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 
 from . import storage
 
-BESIDE = "/background"  # behind a token's name, in a file
-SETTINGS = ("layers", "heads", "scaled", "size")  # of the maps a zero level was found on
+__all__ = ["MAP_SETTINGS", "Token", "TokenLibrary", "same_model"]
+
+MAP_SETTINGS = ("layers", "heads", "scaled", "size")  # how maps were made: a zero level holds for maps made alike
+_BACKGROUND = "/background"  # in a file, a token's background is called by the token's name and this
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +30,16 @@ class Token:
 
     Attributes
     ----------
-    name : what its map is called
-    value : float32 (text width,), in the place of a word's embedding
-    bias : added to its linear maps, so that 0 is where its mask begins; softmax maps do not have it
-    background : the token that was learned beside it for everything else, or None
-    metadata : how it was made: model, layers, heads, scaled and size of the maps, method, images, scores, losses, ...
+    name : str
+        What its map is called.
+    value : (text width,) tensor of float32
+        What takes the place of a word's embedding.
+    bias : float
+        Added to its linear maps, so that its mask is where the map is above 0. Softmax maps do not use it.
+    background : Token, optional
+        Token that was learned together with it, for everything else in the images.
+    metadata : dict
+        How it was made: model, layers, heads, scaled and size of the maps, method, images, scores, losses, ...
     """
 
     name: str
@@ -55,19 +62,15 @@ class Token:
         return f"<Token {self.name!r} of {model}, text width {len(self.value)}>"
 
     def check(self, width: int, model: str | None, settings: Mapping | None = None) -> None:
-        """ValueError where it was made for another text width or model; a warning for maps with other settings."""
+        """Raise ValueError for another text width or model than the token's; warn where map settings differ."""
         made = self.metadata.get("model")
         if len(self.value) != width or not same_model(made, model):
             raise ValueError(
                 f"token {self.name!r} is of {made or 'an unknown model'}, text width {len(self.value)}: it does not "
                 f"fit {model or 'an unknown model'}, text width {width}"
             )
-        other = [
-            s
-            for s in SETTINGS
-            if settings and s in self.metadata and _plain(self.metadata[s]) != _plain(settings.get(s))
-        ]
-        if other:
+        compared = [name for name in MAP_SETTINGS if settings and name in self.metadata]
+        if other := [n for n in compared if _as_json(self.metadata[n]) != _as_json(settings.get(n))]:
             warnings.warn(
                 f"token {self.name!r} was learned on maps with other {', '.join(other)}: its zero level does not hold",
                 UserWarning,
@@ -84,9 +87,9 @@ class TokenLibrary(Mapping):
             self.add(token)
 
     def add(self, token: Token) -> None:
-        """Put in a token, in the place of one of its name. ValueError for one of another width or model."""
-        for known in self.tokens.values():
-            token.check(len(known.value), known.metadata.get("model"))
+        """Add a token; it replaces one of the same name. ValueError for one of another text width or model."""
+        for present in self.tokens.values():
+            token.check(len(present.value), present.metadata.get("model"))
         self.tokens[token.name] = token
 
     def __getitem__(self, name: str) -> Token:
@@ -104,15 +107,15 @@ class TokenLibrary(Mapping):
         return f"<TokenLibrary of {', '.join(map(repr, self.tokens)) or 'nothing'}>"
 
     def save(self, path: str | Path) -> Path:
-        """Write to a safetensors file: of each token its value, its bias, its background and what is known of it."""
+        """Write each token's value, bias, background and metadata to a safetensors file, and return its path."""
         tensors, metadata = {}, {}
         for name, token in self.tokens.items():
-            if name.endswith(BESIDE) and name.removesuffix(BESIDE) in self.tokens:
+            if name.endswith(_BACKGROUND) and name.removesuffix(_BACKGROUND) in self.tokens:
                 raise ValueError(f"{name!r} is how the file calls a token's background: give the token another name")
             tensors[name] = token.value
-            metadata[name] = {"bias": token.bias, "about": token.metadata}
+            metadata[name] = {"bias": token.bias, "about": token.metadata}  # "about": the key in files
             if token.background is not None:
-                tensors[name + BESIDE] = token.background.value
+                tensors[name + _BACKGROUND] = token.background.value
                 metadata[name]["background"] = {"name": token.background.name, "bias": token.background.bias}
         return storage.write(path, "TokenLibrary", tensors, metadata)
 
@@ -122,27 +125,36 @@ class TokenLibrary(Mapping):
 
         Parameters
         ----------
-        model : which the tokens are for, where the file does not say or says it by another name
+        path : str or Path
+            The file.
+        model : str, optional
+            Model of the tokens, where the file does not name it, or names it otherwise.
 
         Raises
         ------
-        FileNotFoundError : no such file
-        ValueError : a file that is cut short, is something else, or holds tensors that are no tokens
+        FileNotFoundError
+            No such file.
+        ValueError
+            A file that is cut short, is something else, or holds tensors that are no tokens.
         """
-        found = _read(path)
+        found = _read_plain(path) if storage.kind(path) is None else _read(path)
         if model is not None:
             found = [replace(token, metadata={**token.metadata, "model": model}) for token in found]
         return cls(found)
 
 
 def same_model(one: str | None, other: str | None) -> bool:
-    """Whether two names may mean one model: by their last part, hub id or folder; an unknown one may be any."""
+    """Return whether two names, hub ids or folders may mean one model: their last parts are equal, or one is None.
+
+    Parameters
+    ----------
+    one, other : str, optional
+        Names of models; None for an unknown one, which may be any.
+    """
     return None in (one, other) or Path(one).name == Path(other).name
 
 
 def _read(path):
-    if storage.kind(path) is None:
-        return _read_plain(path)
     file = storage.File(path, "TokenLibrary")
     return [_unpack(name, entry, file) for name, entry in file.metadata.items()]
 
@@ -150,23 +162,23 @@ def _read(path):
 def _unpack(name, entry, file):
     background = entry.get("background")
     if background is not None:
-        value = file.read(name + BESIDE)
+        value = file.read(name + _BACKGROUND)
         background = Token(background["name"], value, background["bias"], metadata=entry["about"])
     return Token(name, file.read(name), entry["bias"], background, entry["about"])
 
 
 def _read_plain(path):
-    """Embeddings by name, with the model and the source in the header."""
+    """Return the tokens of a file of embeddings by name, whose header may name the model and the source."""
     values = load_file(path)
     with safe_open(path, "pt") as file:
         header = file.metadata() or {}
     wrong = {name: tuple(value.shape) for name, value in values.items() if value.ndim != 1}
     if wrong or not values:
         raise ValueError(f"{path} holds {wrong or 'nothing'}: tokens are (text width,) each")
-    known = {name: header[name] for name in ("model", "source") if name in header}
-    return [Token(name, value, metadata=known) for name, value in values.items()]
+    metadata = {name: header[name] for name in ("model", "source") if name in header}
+    return [Token(name, value, metadata=metadata) for name, value in values.items()]
 
 
-def _plain(value):
-    """Tuples as a file gives them back."""
+def _as_json(value):
+    """Return a value as it comes back from a file: tuples as lists."""
     return list(value) if isinstance(value, tuple) else value

@@ -69,7 +69,7 @@ def test_layers_of_stable_diffusion(pipe):
 
 def test_large_recordings_are_taken_in_groups(recording, monkeypatch):
     whole = al.daam(recording).values
-    monkeypatch.setattr("attnlab.maps.softmax.CHUNK", 1)
+    monkeypatch.setattr("attnlab.maps.softmax._SCORES_AT_ONCE", 1)
     np.testing.assert_allclose(al.daam(recording).values, whole, rtol=1e-6)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from ..maps.heatmaps import upscale
 from ..maps.linear import Images, LinearMap, linear_daam, linear_maps
 from ..metrics import iou
-from ..tokens import SETTINGS, Token, TokenLibrary, same_model
+from ..tokens import MAP_SETTINGS, Token, TokenLibrary, same_model
 from . import targets
 from .logistic import Cells, left_out, solve
 
@@ -200,7 +200,7 @@ def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibr
     u, bias, result = solve(cells, directions, best)
     values = whitening.scale @ u.T
     biases = bias - whitening.mean @ values
-    metadata = {"method": method, "model": stack.model, **{name: stack.metadata.get(name) for name in SETTINGS}}
+    metadata = {"method": method, "model": stack.model, **{name: stack.metadata.get(name) for name in MAP_SETTINGS}}
     metadata |= {"size": list(stack.size[1:]), "images": stack.size[0], "ridge": best}
     metadata |= {name: result[name] for name in ("gradient", "iterations")}
     metadata |= {"left out": compared} if compared else {}

@@ -21,7 +21,7 @@ from .. import metrics
 from ..maps.heatmaps import minmax, resize
 from ..maps.linear import Images, LinearMap, linear_maps
 from ..recording.layers import attention
-from ..tokens import SETTINGS, Token
+from ..tokens import MAP_SETTINGS, Token
 from . import targets
 
 
@@ -122,7 +122,7 @@ class _Matrix:
         self.biases = stack.bias.unflatten(0, (stack.size[0], -1))
         self.size, self.model, self.encoder = stack.size[1:], stack.model, stack.encoder
         self.width = stack.matrix.shape[1]
-        self.settings = {name: stack.metadata.get(name) for name in SETTINGS if name != "size"}
+        self.settings = {name: stack.metadata.get(name) for name in MAP_SETTINGS if name != "size"}
 
     def __len__(self):
         return len(self.images)

@@ -1,18 +1,7 @@
 """Maps of words from a recording: by softmax (`daam`, `ovam`) or linear in the text embedding (`linear_daam`)."""
 
 from .heatmaps import HeatMaps, minmax, std, upscale
-from .linear import LinearMap, linear_daam, linear_maps
+from .linear import LinearMap, linear_daam
 from .softmax import daam, ovam, propagate
 
-__all__ = [
-    "HeatMaps",
-    "LinearMap",
-    "daam",
-    "linear_daam",
-    "linear_maps",
-    "minmax",
-    "ovam",
-    "propagate",
-    "std",
-    "upscale",
-]
+__all__ = ["HeatMaps", "LinearMap", "daam", "linear_daam", "minmax", "ovam", "propagate", "std", "upscale"]

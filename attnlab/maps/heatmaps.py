@@ -7,22 +7,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .. import plots
 from ..recording import words
 from ..tokens import Token
 
+__all__ = ["HeatMaps", "minmax", "resize", "std", "upscale"]
+
 
 class HeatMaps:
-    """The heat maps of a text: `maps["smoke"]` is float32 (row, column), a share of attention in 0..1.
+    """The heat maps of a text: `maps["smoke"]` is float32 (row, column), an attention probability in 0..1.
 
     A word is asked for by name, `maps["red car"]` by phrase, `maps["car", 1]` as the second "car", `maps[3]` as the
     fourth word; each is the mean over its tokens. Iterating gives the words.
 
     Attributes
     ----------
-    values : float32 (token, row, column): start token, the text's tokens, the first end token; see `special`
-    words : the text's words, each with its positions on the token axis
-    special : whether the first and the last map are those of the start and the end token
+    values : (token, row, column) array of float32
+        Maps of the start token, the text's tokens and the first end token; see `special`.
+    words : list of Word
+        The text's words, each with its positions on the token axis.
+    special : bool
+        Whether the first and the last map are those of the start and the end token.
     """
 
     def __init__(self, values: np.ndarray, text: Sequence[words.Word], special: bool = True):
@@ -55,7 +59,7 @@ class HeatMaps:
 
     @property
     def start(self) -> np.ndarray:
-        """Map of the start token (row, column), where models put what no word claims."""
+        """Map of the start token (row, column): models give it the attention that no word gets."""
         return self._special(0)
 
     @property
@@ -69,16 +73,28 @@ class HeatMaps:
         return self.values[position]
 
     def upscale(self, size: int | tuple[int, int], mode: str = "bicubic") -> "HeatMaps":
-        """The same maps resized to (height, width), `mode` "bicubic" (clamped at 0) or "bilinear"."""
+        """Resize all maps to (height, width), `mode` "bicubic" (clamped at 0) or "bilinear"."""
         return HeatMaps(upscale(self.values, size, mode), self.words, self.special)
 
     def overlay(self, image, query: words.Query) -> np.ndarray:
-        """`image` under the heat map of a word, uint8 (row, column, rgb) of the image's size."""
+        """Blend an image with the heat map of a word: uint8 (row, column, rgb) of the image's size."""
+        from .. import plots  # here, so that making maps does not load matplotlib
+
         return plots.overlay(image, self[query])
 
 
 def upscale(maps: np.ndarray, size: int | tuple[int, int], mode: str = "bilinear") -> np.ndarray:
-    """Maps (row, column), or several along a first axis, resized to (height, width); "bicubic" ones clamped at 0."""
+    """Resize one map, or several along a first axis, to (height, width).
+
+    Parameters
+    ----------
+    maps : ([map,] row, column) array of float32
+        Any maps.
+    size : int or (int, int)
+        (height, width), or the side of a square.
+    mode : str
+        "bilinear", or "bicubic", which is clamped at 0.
+    """
     size = (size, size) if isinstance(size, int) else tuple(size)
     values = torch.from_numpy(maps)
     resized = resize(values.reshape(1, -1, *values.shape[-2:]), size, mode)
@@ -86,9 +102,14 @@ def upscale(maps: np.ndarray, size: int | tuple[int, int], mode: str = "bilinear
 
 
 def minmax(maps: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Maps as `upscale` takes them, resized bilinear and then each moved and scaled to 0..1; 0 where it is flat.
+    """Resize maps bilinearly, then rescale each to 0..1 by its minimum and maximum; a flat map becomes 0.
 
-    Makes shares of linear maps, which have no zero: a threshold on them is a share of a map's range.
+    Linear maps need it before a threshold in 0..1, as their scores have no unit.
+
+    Parameters
+    ----------
+    maps, size
+        As in `upscale`.
     """
     maps = upscale(maps, size)
     low, high = (f(maps, axis=(-2, -1), keepdims=True) for f in (np.min, np.max))
@@ -96,7 +117,7 @@ def minmax(maps: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 
 def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = True) -> torch.Tensor:
-    """Maps (n, token, row, column) to another size, pixel centers aligned; `clamp` keeps bicubic results from 0 up."""
+    """Resize maps (n, token, row, column) with aligned pixel centers; `clamp` sets negative bicubic results to 0."""
     if mode not in ("bicubic", "bilinear"):
         raise ValueError(f"mode={mode!r}: choose 'bicubic' or 'bilinear'")
     if tuple(maps.shape[-2:]) == tuple(size):
@@ -106,10 +127,10 @@ def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = T
 
 
 def std(maps: Iterable[HeatMaps]) -> HeatMaps:
-    """Standard deviation of several maps of one text, over steps, heads or seeds: float32 (token, row, column).
+    """Return the standard deviation over several maps of one text, of different steps, heads or seeds for example.
 
-    What `per=` gives, for example: ``std(daam(recording, per="step").values())``. ValueError for maps of different
-    texts or sizes, or fewer than two.
+    It takes what `per=` gives: ``std(daam(recording, per="step").values())``. ValueError for maps of different texts or
+    sizes, or fewer than two.
     """
     maps = list(maps)
     if len(maps) < 2 or len({(m.values.shape, tuple(m.words), m.special) for m in maps}) > 1:

@@ -1,4 +1,4 @@
-"""Linear DAAM: all steps, layers and heads of a recording in one matrix, and any word's map one product with it."""
+"""Linear DAAM: one matrix for all steps, layers and heads of a recording; a word's map is a product with it."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,29 +14,39 @@ from ..recording.texts import TextEncoder
 from ..tokens import Token
 from .heatmaps import resize, upscale
 
+__all__ = ["Images", "LinearMap", "linear_daam", "linear_maps"]
+
+_ALIKE = ("model", "layers", "heads", "scaled")  # metadata that maps of one stack have in common
+
 
 class LinearMap:
     """Scores of any text embedding: `linear["smoke"]`, `linear[token]`, `linear @ embedding`: float32 (row, column).
 
-    Scores are no shares: they have no unit, can be negative, and those of different words do not add up to anything.
+    Scores are not probabilities: they have no unit, can be negative, and do not add up to 1 over words.
 
     Attributes
     ----------
-    matrix : float32 (row x column, text width)
-    bias : float32 (row x column,), 0 where the model's keys have none
-    size : (row, column); (image, row, column) of a stack
-    encoder : the text encoder that turns words into embeddings, or None
-    metadata : how it was made: model, prompt, seed, layers, steps, heads, scaled, ...
+    matrix : (row x column, text width) tensor of float32
+        A map is the product of this matrix and a text embedding, plus `bias`.
+    bias : (row x column,) tensor of float32
+        0 where the model's keys have no bias.
+    size : (int, int) or (int, int, int)
+        (row, column); (image, row, column) of a stack.
+    encoder : TextEncoder, optional
+        Turns words into embeddings.
+    metadata : dict
+        How it was made: model, prompt, seed, layers, steps, heads, scaled, ...
     """
 
     def __init__(self, matrix, bias, size, encoder: TextEncoder | None = None, metadata: dict | None = None):
-        self.matrix, self.bias, self.size = matrix, bias, tuple(size)
+        self.matrix, self.bias = matrix, bias
+        self.size = tuple(size)
         self.encoder, self.metadata = encoder, dict(metadata or {})
 
     def __getitem__(self, word: str | Token) -> np.ndarray:
-        """Map of a word or phrase by itself, in [start, word, end, padding], mean over its tokens; or of a learned one.
+        """Return the map of a token, or of a word or phrase encoded by itself, mean over its tokens.
 
-        Where the map of a fitted token is above 0 is its mask. ValueError for a token of another model.
+        The mask of a fitted token is where its map is above 0. ValueError for a token of another model.
         """
         if isinstance(word, Token):
             word.check(self.matrix.shape[1], self.model, {**self.metadata, "size": self.size[-2:]})
@@ -44,29 +54,30 @@ class LinearMap:
         return self @ self.embed(word)
 
     def embed(self, word: str) -> torch.Tensor:
-        """Embedding (text width,) of a word by itself; ValueError where there is no text encoder."""
+        """Return the embedding (text width,) of a word by itself; ValueError where there is no text encoder."""
         if self.encoder is None:
             raise ValueError("this LinearMap has no text encoder: load it with one, or multiply it with an embedding")
         return self.encoder.embed(word)
 
     @property
     def model(self) -> str | None:
+        """Name of the recorded model, or None."""
         return self.metadata.get("model")
 
     def upscaled(self, word: str | Token, size: int | tuple[int, int]) -> np.ndarray:
-        """`self[word]` resized to (height, width), bilinear: (row, column), or (image, row, column) of a stack."""
+        """Return `self[word]` resized bilinearly to (height, width), for each image of a stack."""
         return upscale(self[word], size)
 
     def labels(self, tokens: Mapping[str, Token], size: int | tuple[int, int]) -> np.ndarray:
-        """Which token's map is highest at each pixel: uint8 (row, column) or (image, row, column).
+        """Return which token's map is highest at each pixel: uint8 (row, column) or (image, row, column).
 
-        0 where none is above its zero level, 1 for the first token, and so on.
+        0 where no map is above its zero level, 1 for the first token, and so on.
         """
         maps = np.stack([self.upscaled(token, size) for token in tokens.values()])
         return np.where(maps.max(0) > 0, maps.argmax(0) + 1, 0).astype(np.uint8)
 
     def __matmul__(self, embedding: torch.Tensor | np.ndarray) -> np.ndarray:
-        """Map (row, column) of one embedding (text width,), or maps (token, row, column) of several (token, width)."""
+        """Return the map (row, column) of an embedding (text width,), or maps (token, row, column) of several."""
         x = torch.as_tensor(embedding).detach().to("cpu", torch.float32)
         if x.ndim not in (1, 2) or x.shape[-1] != self.matrix.shape[1]:
             width = self.matrix.shape[1]
@@ -78,18 +89,15 @@ class LinearMap:
 
     @classmethod
     def stack(cls, maps: Sequence["LinearMap"]) -> "LinearMap":
-        """Several images' maps as one of `size` (image, row, column): a word's maps of all of them in one product.
+        """Join the maps of several images into one of `size` (image, row, column), for one product per word.
 
-        ValueError where they differ in how they were made.
+        ValueError where they were not made in one way.
         """
-        alike = ("model", "layers", "heads", "scaled")
-        kinds = {(m.size, m.matrix.shape[1], *(str(m.metadata.get(name)) for name in alike)) for m in maps}
+        kinds = {str((m.size, m.matrix.shape[1], *(m.metadata.get(name) for name in _ALIKE))) for m in maps}
         if len(kinds) != 1:
-            raise ValueError(
-                f"stack wants maps of one size, text width, model, layers, heads and scale: {sorted(map(str, kinds))}"
-            )
+            raise ValueError(f"stack wants one size, text width, model, layers, heads and scale: {sorted(kinds)}")
         matrix, bias = torch.cat([m.matrix for m in maps]), torch.cat([m.bias for m in maps])
-        metadata = {name: maps[0].metadata.get(name) for name in alike} | {"images": [m.metadata for m in maps]}
+        metadata = {name: maps[0].metadata.get(name) for name in _ALIKE} | {"images": [m.metadata for m in maps]}
         return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, metadata)
 
     def __repr__(self) -> str:
@@ -98,20 +106,20 @@ class LinearMap:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the matrix and the bias."""
         return self.matrix.nbytes + self.bias.nbytes
 
     def save(self, path: str | Path) -> Path:
-        """Write to a safetensors file in half precision, with all that is known of how it was made."""
-        scale = float(self.matrix.abs().max()) or 1.0  # keeps small scores off half precision's denormals
+        """Write to a safetensors file in half precision, with the metadata, and return its path."""
+        scale = float(self.matrix.abs().max()) or 1.0  # small scores would lose digits in half precision
         tensors = {"matrix": (self.matrix / scale).half(), "bias": (self.bias / scale).half()}
         return storage.write(path, "LinearMap", tensors, {**self.metadata, "size": self.size, "scale": scale})
 
     @classmethod
     def load(cls, path: str | Path, encoder: TextEncoder | None = None) -> "LinearMap":
-        """Read what `save` wrote; ValueError or FileNotFoundError where that cannot be.
+        """Read what `save` wrote; FileNotFoundError or ValueError where that fails.
 
-        `encoder` turns words into embeddings: `TextEncoder.of(pipe)`, or the recorded model's own, loaded when it is
-        first needed.
+        `encoder` is a `TextEncoder.of(pipe)`; unless given, the recorded model's own is loaded when first needed.
         """
         file = storage.File(path, "LinearMap")
         metadata = dict(file.metadata)
@@ -122,11 +130,11 @@ class LinearMap:
 
 
 Images = Recording | LinearMap | Iterable[Recording | LinearMap]
-"""Recorded images, of which linear maps can be made, or those maps."""
+"""Recorded images, or their linear maps: one or several."""
 
 
 def linear_maps(recordings: Images) -> LinearMap:
-    """The LinearMaps of images as one stack, made by `linear_daam` where they are recordings.
+    """Return the linear maps of all images as one stack; `linear_daam` makes those of recordings.
 
     ValueError where there are none, or they differ in size, model, layers, heads or scale.
     """
@@ -150,27 +158,36 @@ def linear_daam(
     scaled: bool = True,
     mode: str = "bilinear",
 ) -> LinearMap:
-    """Linear DAAM: query-key products without a softmax, so that all steps, layers and heads add up to one matrix.
+    """Compute Linear DAAM: query-key products without a softmax, so that one matrix holds all steps, layers and heads.
 
     A(pixel, :) = mean over step, layer, head of resize(q W_k) / sqrt(d); a text embedding x has the map A x (+ b where
     the model's keys have a bias).
 
     Parameters
     ----------
-    recording : of one image; choose one with recording[i]
-    layers, steps, heads : as for `daam`
-    scaled : with 1 / sqrt(d), as the model's attention and OVAM have it; False is the thesis's form
-    mode : "bilinear" or "bicubic", not clamped: scores may be negative
+    recording, layers, steps, heads
+        As in `daam`.
+    scaled : bool
+        Whether products are divided by sqrt(d), as in the model's attention and OVAM; the thesis does not divide.
+    mode : str
+        "bilinear" or "bicubic", neither clamped: scores may be negative.
+
+    Returns
+    -------
+    LinearMap
+        Of the size of the largest chosen layer's maps.
 
     Raises
     ------
-    ValueError : several images, an unknown layer, step, head or mode, or keys that are normalized: those are not linear
+    ValueError
+        Several images, an unknown layer, step, head or mode, or keys that the model normalizes: those are not linear.
     """
-    trace, names, steps = recording.trace, recording.choose_layers(layers), recording.choose_steps(steps)
+    trace = recording.trace
+    names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     if not (trace.queries or trace.sums):
         raise ValueError("this recording kept no queries and no sum of them: record with keep='sum' or 'queries'")
     index = [trace.steps.index(step) for step in steps]
-    sums, count = {}, 0  # by map size: resizing is linear, so it can wait until all layers of a size are added up
+    sums, count = {}, 0  # by map size: resizing is linear, so all layers of one size are added before it
     for name in names:
         layer, size = trace.layers[name], trace.sizes[name]
         if layer.norm_k is not None:
@@ -191,14 +208,14 @@ def linear_daam(
 
 
 def _weight_and_bias(layer):
-    """Key weights with the bias as a last column, (head, width, text width + 1)."""
+    """Return key weights (head, width, text width + 1), the bias in the last column."""
     bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.float()
     return torch.cat([layer.weight.float(), bias[:, None]], 1).unflatten(0, (layer.heads, -1))
 
 
 def _sum_of_queries(trace, name, index):
-    """Sum over steps, float32 (head, pixel, width)."""
+    """Return the sum of a layer's queries over steps: float32 (head, pixel, width)."""
     layer = trace.layers[name]
-    if name in trace.sums and not trace.queries:
+    if name in trace.sums and not trace.queries:  # summed up while recording, normalized already
         return split_heads(trace.sums[name].cpu(), layer.heads, None)
     return sum(layer.queries(trace.queries[name][i].cpu()) for i in index)
