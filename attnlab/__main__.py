@@ -1,4 +1,4 @@
-"""`python -m attnlab` is `attnlab`."""
+"""Run `python -m attnlab` as `attnlab`."""
 
 import sys
 

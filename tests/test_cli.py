@@ -72,6 +72,15 @@ def sources(path):
     return [cell.source for cell in nbformat.read(path, 4).cells]
 
 
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [("list", "04_dbscan_masks  Where is the smoke?"), ("--version", f"attnlab {metadata.version('attnlab')}")],
+)
+def test_the_module_is_the_program(project, typed, says):
+    done = subprocess.run([sys.executable, "-m", "attnlab", typed], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and says in done.stdout.splitlines()
+
+
 def test_list_shows_name_title_and_parameters_in_columns(project, capsys):
     status, out, err = run(capsys, "list")
     assert (status, err) == (0, "")

@@ -1,4 +1,4 @@
-"""The command line: `attnlab list`, `run` and `check`."""
+"""The command line: `attnlab list`, `run` and `check`; also `python -m attnlab`."""
 
 from .commands import main
 

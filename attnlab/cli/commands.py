@@ -1,4 +1,4 @@
-"""The command line of attnlab: list the notebooks, run them with parameters, check the installation.
+"""List the notebooks of attnlab, run them with parameters, check the installation.
 
 attnlab list
 attnlab run 04 -p prompt "forest fire with smoke" -p word smoke -p seed 3
@@ -13,16 +13,18 @@ import sys
 from importlib import metadata, util
 from pathlib import Path
 
-from . import runner as notebooks
+from . import runner
 
-CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
+__all__ = ["list_files", "main"]
+
+_CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 
 
-def show_list(paths: list[Path]) -> int:
-    """Print each notebook with its parameters: name, type, default, help. Returns 0."""
+def _list(paths):
+    """Print each notebook with its parameters: name, type, default, help; return 0."""
     for path in paths:
-        print(f"{path.stem}  {notebooks.read_title(path)}")
-        parameters = notebooks.read_parameters(path).items()
+        print(f"{path.stem}  {runner.read_title(path)}")
+        parameters = runner.read_parameters(path).items()
         rows = [(f"  {name}", each.kind, each.literal, each.help) for name, each in parameters]
         widths = [min(max(len(row[column]) for row in rows), 44) for column in range(3)] if rows else []
         for *cells, text in rows:
@@ -31,15 +33,15 @@ def show_list(paths: list[Path]) -> int:
     return 0
 
 
-def run(paths: list[Path], typed: list[tuple[str, str]], runs: Path) -> int:
-    """Run notebooks one after another, all that was typed checked first. Returns how many failed."""
-    jobs = [(path, notebooks.check_parameters(path, typed)) for path in paths]
+def _run(paths, typed, runs):
+    """Run notebooks one after another and return how many failed; all that was typed is checked first."""
+    jobs = [(path, runner.check_parameters(path, typed)) for path in paths]
     failed = 0
     for path, values in jobs:
         print(f"{path.stem}: running", flush=True)
         try:
-            folder = notebooks.run_notebook(path, values, runs)
-        except notebooks.RunFailed as error:
+            folder = runner.run_notebook(path, values, runs)
+        except runner.RunFailed as error:
             failed += 1
             print(f"attnlab: {error}", file=sys.stderr)
         else:
@@ -52,16 +54,16 @@ def run(paths: list[Path], typed: list[tuple[str, str]], runs: Path) -> int:
 
 
 def list_files(folder: Path, most: int | None = None) -> list[Path | str]:
-    """Files in a folder and those below it, sorted; of folders below with more than a dozen only how many there are."""
+    """List the files in a folder and in those below it, sorted; below it, only the number of more than a dozen."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     below = [entry for each in sorted(f for f in folder.iterdir() if f.is_dir()) for entry in list_files(each, 12)]
     return [*(files if most is None or len(files) <= most else [f"{folder}/ ({len(files)} files)"]), *below]
 
 
-def check(model: str) -> int:
-    """Print versions, device, model, and what is left for the user to do. Returns how many things that is."""
+def _check(model):
+    """Print versions, device, model, and what is left for the user to do; return how many things that is."""
     todo = []
-    tested = dict(re.findall(r"^(\S+)==(\S+)$", CONSTRAINTS.read_text(), re.M)) if CONSTRAINTS.exists() else {}
+    tested = dict(re.findall(r"^(\S+)==(\S+)$", _CONSTRAINTS.read_text(), re.M)) if _CONSTRAINTS.exists() else {}
     print(f"{'python':14} {sys.version.split()[0]}")
     required = "\n".join(line for found in metadata.distributions(name="attnlab") for line in found.requires or ())
     for name in ["attnlab", *re.findall(r"^[\w-]+(?=[^;\n]*$)", required, re.M)]:
@@ -96,28 +98,29 @@ def check(model: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; returns 0, 1 for a failed run or check, 2 for a line that cannot be run, 130 on Ctrl-C."""
+    """Run a command line; return 0, 1 for a failed run or check, 2 for a line that cannot be run, 130 on Ctrl-C."""
     parser = argparse.ArgumentParser("attnlab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"attnlab {sys.modules['attnlab'].__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | run | check")
     lister = commands.add_parser("list", help="the notebooks and their parameters, with defaults and help")
-    runner = commands.add_parser("run", help="run notebooks; results go to runs/NN/")
-    checker = commands.add_parser("check", help="versions, device, model: all well, or what to do")
-    runner.add_argument("notebook", nargs="+", help="number or name, as `attnlab list` shows them, or all")
-    runner.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
-    runner.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where results go (runs)")
-    for each in (lister, runner):
+    run = commands.add_parser("run", help="run notebooks; results go to runs/NN/")
+    check = commands.add_parser("check", help="versions, device, model: all well, or what to do")
+    run.add_argument("notebook", nargs="+", help="number or name, as `attnlab list` shows them, or all")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    run.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="where results go (runs)")
+    for each in (lister, run):
         each.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (notebooks)")
-    checker.add_argument("--model", default="tiny", help="the model to look for: name, folder or hub id (tiny)")
+    check.add_argument("--model", default="tiny", help="the model to look for: name, folder or hub id (tiny)")
     args = parser.parse_args(argv)
     try:
         if args.command == "check":
-            return min(check(args.model), 1)
-        found = notebooks.find_notebooks(args.notebooks)
+            return min(_check(args.model), 1)
+        found = runner.find_notebooks(args.notebooks)
         if args.command == "list":
-            return show_list(found)
+            return _list(found)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way to say Ctrl-C: keep what ran so far
-        chosen = found if args.notebook == ["all"] else [notebooks.pick(found, name) for name in args.notebook]
-        return min(run(chosen, args.p, args.runs), 1)
+        chosen = found if args.notebook == ["all"] else [runner.pick_notebook(found, name) for name in args.notebook]
+        return min(_run(chosen, args.p, args.runs), 1)
     except (ValueError, OSError, ImportError) as error:
         print(f"attnlab: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
-"""Notebooks as programs: find them, read their parameters, check what was typed for one, run one into runs/NN.
+"""Find notebooks, read their parameters, check what was typed for one, run one into runs/NN.
 
-path = pick(find_notebooks(), "04")
+path = pick_notebook(find_notebooks(), "04")
 values = check_parameters(path, [("word", "smoke"), ("seed", "3")])   # ValueError before anything starts
 folder = run_notebook(path, values, Path("runs"))                     # runs/04, whole, or RunFailed
 """
@@ -17,16 +17,14 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-BESIDE = Path(__file__).resolve().parents[2] / "notebooks"  # where an editable install has them
-KINDS = {
-    str: "a text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    list: "a JSON list",
-    dict: "a JSON object",
-    type(None): "anything",
-}
+__all__ = ["Parameter", "RunFailed", "check_parameters", "find_notebooks", "pick_notebook", "read_parameters"]
+__all__ += ["read_title", "run_notebook"]
+
+_PROJECT = Path(__file__).resolve().parents[2] / "notebooks"  # where an editable install has them
+_TYPES = {  # of a parameter, as they are called in help and errors
+    str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a JSON list",
+    dict: "a JSON object", type(None): "anything",
+}  # fmt: skip
 
 
 class Parameter(NamedTuple):
@@ -38,11 +36,11 @@ class Parameter(NamedTuple):
     @property
     def kind(self) -> str:
         """The type of its values, in words."""
-        return KINDS[type(self.default)]
+        return _TYPES[type(self.default)]
 
     @property
     def literal(self) -> str:
-        """The default as it is typed."""
+        """The default as it is typed in a shell."""
         return json.dumps(self.default, ensure_ascii=False)
 
 
@@ -51,16 +49,16 @@ class RunFailed(Exception):
 
 
 def find_notebooks(folder: str | None = None) -> list[Path]:
-    """Paths of the notebooks in `folder`, else in ./notebooks, else beside the package."""
-    for candidate in [Path(folder)] if folder else [Path("notebooks"), BESIDE]:
+    """Find the notebooks in `folder`; without one, those in ./notebooks, else those beside the package."""
+    for candidate in [Path(folder)] if folder else [Path("notebooks"), _PROJECT]:
         if found := sorted(candidate.glob("*.ipynb")):
             return found
     where = folder or "./notebooks"
     raise ValueError(f"no notebooks in {where}; go to the project's folder, or say where they are: --notebooks FOLDER")
 
 
-def pick(notebooks: list[Path], wanted: str) -> Path:
-    """The one notebook meant by `4`, `04`, `04_dbscan` or `notebooks/04_dbscan_masks.ipynb`."""
+def pick_notebook(notebooks: list[Path], wanted: str) -> Path:
+    """Return the one notebook meant by `4`, `04`, `04_dbscan` or `notebooks/04_dbscan_masks.ipynb`."""
     stem = wanted.zfill(2) if wanted.isdigit() else Path(wanted).name.removesuffix(".ipynb")
     meant = [path for path in notebooks if path.stem == stem]
     meant = meant or [path for path in notebooks if stem and path.stem.startswith(stem)]
@@ -70,8 +68,8 @@ def pick(notebooks: list[Path], wanted: str) -> Path:
     return meant[0]
 
 
-def read_cells(path: Path) -> list[tuple[list[str], str]]:
-    """(tags, source) of each cell."""
+def _read_cells(path):
+    """Read (tags, source) of each cell."""
     try:
         cells = json.loads(path.read_text("utf-8"))["cells"]
         return [(cell["metadata"].get("tags", []), "".join(cell["source"])) for cell in cells]
@@ -80,39 +78,37 @@ def read_cells(path: Path) -> list[tuple[list[str], str]]:
 
 
 def read_title(path: Path) -> str:
-    """The first heading, without its marks."""
-    return next((source.splitlines()[0].strip("# ") for _, source in read_cells(path) if source.startswith("#")), "")
+    """Return the first heading of a notebook, without its marks."""
+    return next((source.splitlines()[0].strip("# ") for _, source in _read_cells(path) if source.startswith("#")), "")
 
 
 def read_parameters(path: Path) -> dict[str, Parameter]:
-    """Name to `Parameter`, in order, without running a line.
+    """Read {name: Parameter} of a notebook, in order, without running a line.
 
-    Not `papermill.inspect_notebook`: that drops a parameter whose text or help holds a "=", with no error.
+    `papermill.inspect_notebook` silently drops a parameter whose text or help holds a "=".
     """
-    source = next((source for tags, source in read_cells(path) if "parameters" in tags), "")
+    source = next((source for tags, source in _read_cells(path) if "parameters" in tags), "")
     lines, found = source.encode().splitlines(), {}  # ast counts columns in bytes
     try:
         for node in ast.parse(source).body:
             name = node.targets[0].id if isinstance(node, ast.Assign) else node.target.id
             comment = lines[node.end_lineno - 1][node.end_col_offset :].decode()
             found[name] = Parameter(ast.literal_eval(node.value), comment.strip("# "))
-            if type(found[name].default) not in KINDS:
+            if type(found[name].default) not in _TYPES:
                 raise ValueError(f"{name} is a {type(found[name].default).__name__}, which JSON lacks")
     except (SyntaxError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: its parameters are not plain lines of `name = value  # help`: {error}") from None
     return found
 
 
-def convert(name: str, text: str, parameter: Parameter) -> object:
-    """What was typed for a parameter as a value of its default's type; a text is taken to the letter."""
+def _convert(name, text, parameter):
+    """Convert what was typed for a parameter to the type of its default; a text is taken to the letter."""
     default, kind = parameter.default, type(parameter.default)
     try:
         value = kind(text) if kind in (str, int, float) else json.loads(text.lower() if kind is bool else text)
     except ValueError:
         value = text
-    fits = default is None or type(value) is kind
-    if fits and kind is float:
-        fits = math.isfinite(value)
+    fits = default is None or (type(value) is kind and (kind is not float or math.isfinite(value)))
     if fits and kind is list and len(kinds := {type(item) for item in default}) == 1:  # a list of numbers stays one
         fits = {type(item) for item in value} <= kinds | ({int} if float in kinds else set())
     if not fits:
@@ -122,7 +118,7 @@ def convert(name: str, text: str, parameter: Parameter) -> object:
 
 
 def check_parameters(path: Path, typed: list[tuple[str, str]]) -> dict[str, object]:
-    """Values for the (name, text) pairs typed; ValueError for a name the notebook lacks or a text of another type."""
+    """Convert typed (name, text) to {name: value}; ValueError for an unknown name or a text of another type."""
     known = read_parameters(path)
     for name, _ in typed:
         if name == "out" and name in known:
@@ -132,16 +128,16 @@ def check_parameters(path: Path, typed: list[tuple[str, str]]) -> dict[str, obje
             has = ", ".join(other for other in known if other != "out") or "none"
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"{path.stem} has no parameter {name!r}{hint}\n  its parameters: {has}")
-    return {name: convert(name, text, known[name]) for name, text in typed}
+    return {name: _convert(name, text, known[name]) for name, text in typed}
 
 
 def run_notebook(path: Path, values: dict[str, object], runs: Path) -> Path:
-    """Run a notebook and return its folder, runs/NN: the executed notebook, its figures, metrics.json.
+    """Run a notebook and return its folder, runs/NN, with the executed notebook, its figures, metrics.json.
 
-    It works in a folder of its own, renamed when the last cell is through, so runs/NN is always one whole result: the
-    last good one. A run that fails becomes runs/NN.failed, where the notebook shows the error.
+    The notebook writes to a temporary folder, which is renamed after the last cell, so runs/NN is always one whole
+    result: the last good one. A run that fails becomes runs/NN.failed, where the notebook shows the error.
     """
-    import papermill  # late: to list notebooks or to refuse a parameter nobody should wait for it
+    import papermill  # late: listing notebooks and refusing a parameter must be quick
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
@@ -157,9 +153,7 @@ def run_notebook(path: Path, values: dict[str, object], runs: Path) -> Path:
     try:
         work.mkdir(parents=True)
     except OSError as error:
-        raise ValueError(
-            f"cannot write results to {runs}: {error.strerror}; name another place: --runs FOLDER"
-        ) from None
+        raise ValueError(f"cannot write results to {runs}: {error.strerror}; name another: --runs FOLDER") from None
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of lines that its own reader cannot parse
     if "out" in read_parameters(path):
         values = {**values, "out": work.as_posix()}
@@ -171,24 +165,24 @@ def run_notebook(path: Path, values: dict[str, object], runs: Path) -> Path:
     except (Exception, KeyboardInterrupt) as error:
         final = runs / f"{number}.failed"
         if not hasattr(error, "exec_count"):
-            mark(work / path.name, path, describe(error))
-        settle(work, final)
+            _mark(work / path.name, path, _describe(error))
+        _settle(work, final)
         kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunFailed
-        message = f"{path.stem} failed: {describe(error)}\n  the notebook, with the error marked: {final / path.name}"
+        message = f"{path.stem} failed: {_describe(error)}\n  the notebook, with the error marked: {final / path.name}"
         raise kind(message) from error
-    settle(work, final)
+    _settle(work, final)
     return final
 
 
-def describe(error: BaseException) -> str:
-    """What went wrong, whether in a cell, with the kernel, or by Ctrl-C."""
+def _describe(error):
+    """Say what went wrong: in a cell, with the kernel, or by Ctrl-C."""
     if hasattr(error, "exec_count"):  # papermill's account of an exception in a cell
         return f"In [{error.exec_count}]: {error.ename}: {error.evalue}"
     return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 
-def mark(executed: Path, original: Path, text: str) -> None:
-    """Say in the notebook where it stopped: papermill does so for an exception, not for a kernel that died."""
+def _mark(executed, original, text):
+    """Write into the notebook where it stopped: papermill does so for an exception, not for a kernel that died."""
     content = json.loads((executed if executed.exists() else original).read_text("utf-8"))
     started = [n for n, cell in enumerate(content["cells"]) if cell["metadata"].get("papermill", {}).get("start_time")]
     note = {"cell_type": "markdown", "id": "stopped-here", "metadata": {}, "source": f"## Stopped here: {text}"}
@@ -196,8 +190,8 @@ def mark(executed: Path, original: Path, text: str) -> None:
     executed.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def settle(work: Path, final: Path) -> None:
-    """Give a folder its final name, in the files that state it as well; what had that name goes only then."""
+def _settle(work, final):
+    """Give a folder its final name, also inside its files; only then delete the folder that had this name."""
     for file in [*work.glob("*.ipynb"), *work.glob("*.json")]:
         file.write_bytes(file.read_bytes().replace(work.as_posix().encode(), final.as_posix().encode()))
     old = final.with_name(f"{work.name}-old")
