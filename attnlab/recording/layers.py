@@ -72,23 +72,11 @@ def split_heads(x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Te
 
 
 def attention(queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Compute attention probabilities: the softmax of queries and keys over the tokens, at each pixel.
+    """Compute attention probabilities, the softmax over tokens: float32 (..., head, token, pixel), 0..1.
 
-    Tokens never stand on the last axis: with pixels there the softmax runs along rows of memory, several times faster.
-
-    Parameters
-    ----------
-    queries : (..., head, pixel, width) tensor
-        Queries of a layer.
-    keys : (head, token, width) tensor
-        Keys of a text, scaled.
-    attention_mask : (token,) bool tensor, optional
-        False for tokens that take no part.
-
-    Returns
-    -------
-    (..., head, token, pixel) tensor of float32
-        Probabilities, 0..1; they add up to 1 over the tokens.
+    Of queries (..., head, pixel, width) and scaled keys (head, token, width); tokens whose attention_mask, bool
+    (token,), is False take no part. Tokens never stand on the last axis: with pixels there the softmax runs along rows
+    of memory, several times faster.
     """
     scores = keys @ queries.mT
     if attention_mask is not None:
@@ -102,21 +90,10 @@ def as_list(choice) -> list:
 
 
 def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool]) -> list[str]:
-    """Choose layers by name, beginning of a name or map height.
+    """Choose layers by name, beginning of a name or map height; return names in the order of `sizes`.
 
-    Parameters
-    ----------
-    sizes : dict of str to (height, width) or None
-        The layers there are; None where a size is not yet known.
-    layers : Layers
-        What is asked for: "all", None for the default ones, or names and heights.
-    default : callable
-        Whether a layer, by its name, is one of the default ones.
-
-    Returns
-    -------
-    list of str
-        Names in the order of `sizes`.
+    `sizes` has the (height, width) of each layer there is, or None where it is not yet known; `default` says of a name
+    whether it is meant where nothing is asked for.
 
     Raises
     ------

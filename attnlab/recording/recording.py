@@ -42,47 +42,24 @@ class SelfAttentionSum(NamedTuple):
 
 @dataclass
 class Trace:
-    """What was recorded of one image. What `record` was not asked to keep is empty.
+    """What was recorded of one image, most of it by layer; what `record` was not asked to keep is empty."""
 
-    Attributes
-    ----------
-    text : (token, text width) tensor
-        The text as the denoiser saw it.
-    attention_mask : (token,) bool tensor or None
-        False for tokens that the model masks; None where it masks none.
-    words : list of Word or None
-        The text's words, each with its token positions; None where it came as embeddings (`prompt_embeds=`).
-    generation : Generation
-        How the image came about.
-    queries : dict of str to sequence of (pixel, head x width) tensors
-        For each layer, one tensor per recorded step.
-    sums : dict of str to (pixel, head x width) float32 tensor
-        For each layer, the sum of the steps' queries, normalized where the model does.
-    streamed : dict of (str or None) to dict of str to (head, token, pixel) float32 tensor
-        For each text and layer, the sum of the steps' softmax maps, tokens up to the first end token. None stands for
-        the prompt.
-    self_attention : dict of (height, width) to SelfAttentionSum
-        Self-attention by size of its maps.
-    sizes : dict of str to (height, width)
-        Size of each layer's maps.
-    layers : dict of str to Layer
-        What turns each layer's queries and a text into scores.
-    steps, timesteps : list of int
-        Which calls of the denoiser were recorded, from 0 on, and their timesteps.
-    """
-
-    text: torch.Tensor
-    attention_mask: torch.Tensor | None
-    words: list[Word] | None
+    text: torch.Tensor  # (token, text width), as the denoiser saw it
+    attention_mask: torch.Tensor | None  # bool (token,), False for tokens that the model masks; None: it masks none
+    words: list[Word] | None  # of the text, with their token positions; None where it came as embeddings
     generation: Generation
+    # per layer, one tensor (pixel, head x width) per recorded step
     queries: dict[str, Sequence[torch.Tensor]] = field(default_factory=dict)
+    # per layer, the sum of the steps' queries, float32 (pixel, head x width), normalized where the model does
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    # per text (None: the prompt) and layer, the sum of the steps' softmax maps, float32 (head, token, pixel), tokens up
+    # to the first end token
     streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
-    self_attention: dict[tuple[int, int], SelfAttentionSum] = field(default_factory=dict)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    self_attention: dict[tuple[int, int], SelfAttentionSum] = field(default_factory=dict)  # by (height, width)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (height, width) of each layer's maps
     layers: dict[str, Layer] = field(default_factory=dict)
-    steps: list[int] = field(default_factory=list)
-    timesteps: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)  # which calls of the denoiser were recorded, from 0 on
+    timesteps: list[int] = field(default_factory=list)  # of these calls
 
     @property
     def length(self) -> int | None:
@@ -236,24 +213,10 @@ class Recording(Sequence):
         return Recording(self.encoder, chosen)
 
     def self_attention(self, height: int | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Return the mean self-attention of the layers of one size, and that size.
+        """Return the mean self-attention of the layers of one size, and that size, (height, width).
 
-        Parameters
-        ----------
-        height : int, optional
-            Height of the maps; the largest recorded one unless given.
-
-        Returns
-        -------
-        attention : (pixel, pixel) tensor of float32
-            From each pixel (row) to each pixel (column); rows add up to 1.
-        size : (height, width)
-            Size of the maps.
-
-        Raises
-        ------
-        ValueError
-            If it was not recorded.
+        It is float32 (pixel, pixel), from each pixel (row) to each pixel (column), and rows add up to 1. `height` is
+        that of the maps, the largest recorded unless given. ValueError where it was not recorded.
         """
         trace = self.trace
         known = {size[0]: size for size in trace.self_attention}
@@ -266,7 +229,7 @@ class Recording(Sequence):
         return total.cpu() / count, size
 
     def choose_steps(self, steps: int | Collection[int] | None = None) -> list[int]:
-        """Number recorded steps: all (None), or the given ones; ValueError where one was not recorded, or summed up."""
+        """Choose recorded steps: all (None), or the given ones; ValueError where one was not recorded, or summed up."""
         recorded = self.trace.steps
         if not (steps is None or self.trace.queries):
             raise ValueError("this recording kept sums over its steps: leave steps= out, or record with keep='queries'")

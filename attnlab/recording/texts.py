@@ -11,36 +11,30 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from ..pipelines import load_parts
 from . import words
 
-NAMED = 5  # words beyond the window that an error tells
+__all__ = ["Text", "TextEncoder"]
+
+_PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+_NAMED = 5  # words beyond the window that an error names
 
 
 @dataclass(frozen=True)
 class Text:
-    """An encoded text, padded to the encoder's window.
+    """An encoded text, padded to the encoder's window."""
 
-    text : as it was given
-    ids : of its tokens, start, end and padding included
-    embedding : (token, width), as the denoiser reads it
-    words : its words, each with its token positions
-    """
-
-    text: str
-    ids: list[int]
-    embedding: torch.Tensor
-    words: list[words.Word]
+    text: str  # as it was given
+    ids: list[int]  # of its tokens, start, end and padding included
+    embedding: torch.Tensor  # (token, text width), as the denoiser reads it
+    words: list[words.Word]  # each with its token positions
 
     @property
     def length(self) -> int:
-        """Tokens up to the first end token, which is included."""
+        """Number of tokens up to the first end token, which is included."""
         return max(p for word in self.words for p in word.tokens) + 2
-
-
-PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 
 
 @lru_cache(maxsize=2)
 def _parts_of(model: str) -> dict[str, object]:
-    return load_parts(model, PARTS)
+    return load_parts(model, _PARTS)
 
 
 class TextEncoder:
@@ -64,22 +58,34 @@ class TextEncoder:
 
     @classmethod
     def of(cls, pipe) -> "TextEncoder | None":
-        """Of a diffusers pipeline; None where it has no text encoder and takes embeddings alone."""
-        parts = {name: pipe.components.get(name) for name in PARTS}
+        """Take a diffusers pipeline's own; None where it has no text encoder and reads embeddings alone."""
+        parts = {name: pipe.components.get(name) for name in _PARTS}
         if all(parts.get(name) is None for name in ("text_encoder", "text_encoder_2")):
             return None
         return cls(lambda: parts, getattr(pipe, "name_or_path", None) or None)
 
     @classmethod
     def named(cls, model: str | Path) -> "TextEncoder":
-        """Of a model by its name, as `load_pipeline` takes it."""
+        """Name a model as `load_pipeline` takes it; nothing is loaded yet."""
         return cls(lambda: _parts_of(str(model)), str(model))
 
     @classmethod
     def fitting(cls, encoder: "TextEncoder | None", models: Collection[str], path) -> "TextEncoder | None":
-        """The given encoder for a file made with these models, or the model's own; None where that is not known.
+        """Choose the text encoder for a file: the given one, or the model's own; None where the model is not known.
 
-        ValueError where the given one is of another model.
+        Parameters
+        ----------
+        encoder : TextEncoder or None
+            The one that was given.
+        models : collection of str
+            Models that the file was made with.
+        path : str or Path
+            The file, for the error.
+
+        Raises
+        ------
+        ValueError
+            If the given one is of another model.
         """
         if encoder is None:
             return cls.named(*models) if len(models) == 1 else None
@@ -93,11 +99,12 @@ class TextEncoder:
 
     @property
     def tokenizer(self):
+        """The first tokenizer, whose tokens words are told by."""
         return self._parts[0][0]
 
     @property
     def window(self) -> int:
-        """Most tokens of a text, start and end included."""
+        """Largest number of tokens in a text, start and end included."""
         return self.tokenizer.model_max_length
 
     @torch.no_grad()
@@ -106,7 +113,9 @@ class TextEncoder:
 
         Raises
         ------
-        ValueError : no word in it, or more tokens than the window holds; the message names the words that fall outside
+        ValueError
+            If there is no word in it, or more tokens than the window holds; the message names the words that fall
+            outside.
         """
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text={text!r}: give at least one word")
@@ -119,9 +128,9 @@ class TextEncoder:
         return Text(text, ids, torch.cat([part for _, part in parts], -1), found)
 
     def embed(self, word: str) -> torch.Tensor:
-        """Embedding, float32 (text width,), of a word or phrase by itself, in [start, word, end, padding].
+        """Embed a word or phrase by itself, in [start, word, end, padding]: float32 (text width,).
 
-        The mean over its tokens; errors as for a text.
+        The mean over its tokens. Raises the errors of a text.
         """
         text = self(word)
         return text.embedding[[p for w in text.words for p in w.tokens]].float().mean(0)
@@ -132,7 +141,7 @@ class TextEncoder:
         if len(ids) > self.window:
             inside = self.window - 1  # the end token takes the last place
             lost = [repr(w.text) for w in words.split(tokenizer, ids) if w.tokens[-1] >= inside]
-            named = lost if len(lost) <= NAMED else [*lost[:NAMED], f"{len(lost) - NAMED} more words"]
+            named = lost if len(lost) <= _NAMED else [*lost[:_NAMED], f"{len(lost) - _NAMED} more words"]
             raise ValueError(
                 f"the text has {len(ids)} tokens, the window {self.window}: {', '.join(named)} would fall outside"
             )

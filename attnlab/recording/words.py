@@ -1,11 +1,14 @@
-"""From a prompt's token ids to its words, and from a word to its tokens, by place and spelling, never by token id."""
+"""Map words to token positions by position and spelling, so that repeated words stay apart."""
 
 from collections.abc import Sequence
 from numbers import Integral
 from typing import NamedTuple
 
-END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
-Query = str | int | tuple[str, int]  # "smoke", "red car"; the n-th word; ("car", 1): the second "car"
+__all__ = ["Query", "Word", "find", "matches", "split", "text_span", "vocabulary"]
+
+Query = str | int | tuple[str, int]
+"""What asks for a word: "smoke", or a phrase, "red car"; a number, for the n-th word; ("car", 1), the second "car"."""
+_END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
 
 
 class Word(NamedTuple):
@@ -16,7 +19,7 @@ class Word(NamedTuple):
 
 
 def text_span(tokenizer, ids: Sequence[int]) -> range:
-    """Positions of the tokens that stand for text: behind the start token, before the first end token."""
+    """Find the positions of the tokens that stand for text: behind the start token, before the first end token."""
     start = 1 if len(ids) and ids[0] == tokenizer.bos_token_id else 0
     end = start
     while end < len(ids) and ids[end] != tokenizer.eos_token_id:
@@ -25,7 +28,7 @@ def text_span(tokenizer, ids: Sequence[int]) -> range:
 
 
 def split(tokenizer, ids: Sequence[int]) -> list[Word]:
-    """The words of tokenized text, in order, as the tokenizer writes them (CLIP's in lower case).
+    """Group the tokens of a text into words, in order, as the tokenizer writes them (CLIP's in lower case).
 
     Tokens are grouped in the order of the text by the word they are pieces of: pieces of a word stay together, equal
     words stay apart. A learned token (textual inversion) is a word, with all its vectors.
@@ -38,7 +41,7 @@ def split(tokenizer, ids: Sequence[int]) -> list[Word]:
         if (ended or piece in learned) and not (piece in learned and _follows(previous, piece)):
             groups.append([])
         groups[-1].append(position)
-        ended, previous = piece in learned or piece.endswith(END_OF_WORD), piece
+        ended, previous = piece in learned or piece.endswith(_END_OF_WORD), piece
     return [Word(_spell(tokenizer, [ids[p] for p in group], learned), tuple(group)) for group in groups]
 
 
@@ -49,19 +52,22 @@ def _follows(previous: str, piece: str) -> bool:
 
 
 def vocabulary(tokenizer) -> list[str]:
-    """The tokenizer's whole words of three letters and more, in alphabetical order."""
-    pieces = (piece.removesuffix(END_OF_WORD) for piece in tokenizer.get_vocab() if piece.endswith(END_OF_WORD))
+    """List the tokenizer's whole words of three letters and more, in alphabetical order."""
+    pieces = (piece.removesuffix(_END_OF_WORD) for piece in tokenizer.get_vocab() if piece.endswith(_END_OF_WORD))
     return sorted(word for word in pieces if len(word) > 2 and word.isalpha() and word.isascii())
 
 
 def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
-    """Token positions of a word, of a phrase of neighboring words, or of the n-th word.
+    """Find the token positions of a word, of a phrase of neighboring words, or of the n-th word.
 
     Raises
     ------
-    KeyError : no such word, or one that occurs more than once; the message names what can be asked for
-    IndexError : no n-th word
-    TypeError : not a word, a number, or a pair of both
+    KeyError
+        If there is no such word, or more than one; the message names what can be asked for.
+    IndexError
+        If there is no n-th word.
+    TypeError
+        If the query is no word, number, or pair of both.
     """
     found = matches(words, query)
     if isinstance(query, Integral):
@@ -81,7 +87,7 @@ def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
 
 
 def matches(words: Sequence[Word], query: Query) -> list[tuple[int, ...]]:
-    """Token positions of everything in the text that `query` could mean, none to several."""
+    """Find the token positions of everything in the text that a query could mean, none to several."""
     if isinstance(query, Integral):
         return [words[query].tokens] if -len(words) <= query < len(words) else []
     if isinstance(query, tuple):
@@ -111,7 +117,7 @@ def _spell(tokenizer, ids, learned) -> str:
     if first in learned:
         return first
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return text.replace(END_OF_WORD, "").strip()  # a copied tokenizer leaves the marks in
+    return text.replace(_END_OF_WORD, "").strip()  # a copied tokenizer leaves the marks in
 
 
 def _list(words):
