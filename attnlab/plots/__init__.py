@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib Axes out, in the style and the class colors of `attnlab.plots.styling`.
+"""Draw arrays on matplotlib Axes, in the style and the class colors of `attnlab.plots.styling`.
 
     fig, axes = grid(1, 3, column_titles=["image", "smoke", "mask"])
     show_image(axes[0, 0], image)

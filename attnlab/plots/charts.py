@@ -1,4 +1,4 @@
-"""Numbers as lines, bars and tables."""
+"""Draw numbers as lines, bars and tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import AutoLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from .styling import STYLE, as_plane, brightness, class_color, colorbar, style
+from .styling import STYLE, add_colorbar, as_2d, brightness, class_color, style
+
+__all__ = ["bars", "curves", "matrix"]
 
 
 @style()
@@ -25,11 +27,24 @@ def curves(
     legend: bool = True,
     log: bool = False,
 ) -> Axes:
-    """Lines over x, (point,) arrays by name; classes in their colors, a line named "all" black and dashed.
+    """Draw lines over x; classes in their colors, a line named "all" black and dashed.
 
-    `x` is shared, or by name as well; a line of one point is a star. `bands` shades from a lower to an upper (point,)
-    array, for any of the names. The legend stands beside the axes. `log`: x is logarithmic, with ticks at the points
-    where they are shared and few.
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw; returned. The legend stands beside it.
+    x : (point,) array, or mapping of str to such arrays
+        Positions, of all lines or by the name of the line.
+    ys : mapping of str to (point,) array
+        Heights by the name of the line. A line of one point is a star.
+    bands : mapping of str to two (point,) arrays, optional
+        Lower and upper edge of what is shaded around a line.
+    xlabel, ylabel, title : str
+        Texts at the axes.
+    legend : bool
+        Draw the legend.
+    log : bool
+        Make x logarithmic, with ticks at the points where `x` is one array of at most 8.
     """
     xs = x if isinstance(x, Mapping) else dict.fromkeys(ys, x)
     if unknown := set(bands or {}) - set(ys):
@@ -69,9 +84,20 @@ def bars(
     title: str = "",
     legend: bool = True,
 ) -> Axes:
-    """Bars side by side for each of `names`, one of each series: (name,) arrays by the name of the series.
+    """Draw bars side by side for each name, one per series.
 
-    `errors` draws lines from so much below to so much above, for any of the series; NaN leaves a bar out.
+    Parameters
+    ----------
+    ax
+        As in `curves`.
+    names : Sequence[str]
+        Names below the groups of bars.
+    values : mapping of str to (name,) array
+        Heights by the name of the series; NaN leaves a bar out.
+    errors : mapping of str to (name,) array, optional
+        Half lengths of the error bars of a series.
+    ylabel, title, legend
+        As in `curves`.
     """
     for series, found in values.items():
         if len(found) != len(names):
@@ -104,13 +130,26 @@ def matrix(
     fmt: str | None = ".2f",
     limits: tuple[float | None, float | None] = (None, None),
 ) -> Axes:
-    """Table of numbers, (row, column), as colored cells; NaN stays gray, `highlight` frames one (row, column).
+    """Draw a table of numbers as colored cells.
 
-    `fmt` writes the number into each cell; None writes none and adds a color bar, for large tables. A label that is
-    an empty string leaves its tick out. `limits` are the values of the first and the last color, to compare matrices;
-    by default the least and the largest.
+    Parameters
+    ----------
+    ax
+        As in `curves`.
+    values : (row, column) array
+        Numbers; NaN stays gray.
+    row_labels, column_labels : Sequence[object]
+        Labels; an empty string leaves its tick out.
+    xlabel, ylabel, title
+        As in `curves`.
+    highlight : tuple of two int, optional
+        (row, column) of a cell to frame.
+    fmt : str, optional
+        Format of the number in each cell. None writes none and adds a color bar, for large tables.
+    limits : tuple of two float
+        Values of the first and the last color, to compare matrices. None: the least and the largest value.
     """
-    values = as_plane(values, "matrix").astype(float)
+    values = as_2d(values, "matrix").astype(float)
     if values.shape != (len(row_labels), len(column_labels)):
         raise ValueError(f"a {values.shape} matrix has {len(row_labels)} row and {len(column_labels)} column labels")
     drawn = ax.imshow(values, cmap="viridis", aspect="auto", interpolation="nearest", vmin=limits[0], vmax=limits[1])
@@ -120,7 +159,7 @@ def matrix(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if fmt is None:
-        colorbar(ax, drawn)
+        add_colorbar(ax, drawn)
     else:
         for i, j in np.argwhere(np.isfinite(values)):
             ink = "black" if brightness(drawn.to_rgba(values[i, j])) > 0.5 else "white"
@@ -132,7 +171,7 @@ def matrix(
 
 
 def _with_labels(ax: Axes, xlabel: str, ylabel: str, title: str) -> Axes:
-    """Texts in the project's sizes, also on axes made in another style; an empty one leaves what `grid` wrote."""
+    """Write texts in the project's sizes, also on axes of another style; an empty one leaves what `grid` wrote."""
     for text, label in ((xlabel, ax.xaxis.label), (ylabel, ax.yaxis.label), (title, ax.title)):
         label.set(text=text or label.get_text(), size=STYLE["axes.labelsize"])
     ax.tick_params(labelsize=STYLE["xtick.labelsize"])

@@ -1,4 +1,4 @@
-"""Images, and maps, masks, labels and clusters over them."""
+"""Draw images, and maps, masks, labels and clusters over them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,33 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from .styling import as_plane, class_color, color_of, grid, no_frame, style
+from .styling import add_colorbar, as_2d, class_color, color_of, grid, no_frame, style
+
+__all__ = [
+    "MASK_COLOR", "ImageLike", "outline", "overlay", "pair_sheet", "show_clusters", "show_heat", "show_image",
+    "show_labels", "show_mask",
+]  # fmt: skip
 
 ImageLike = ArrayLike | Image.Image
 
 _HEAT_COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in gray
 MASK_COLOR = "#ff1fd1"  # a color that neither fire nor sky nor grass has
-_BLEND = 0.5  # share of the heat map's color where it lies over an image
+_BLEND = 0.5  # weight of the heat map's color where it lies over an image
 
 
 @style()
 def show_image(ax: Axes, image: ImageLike, title: str | None = None) -> Axes:
-    """Image without ticks."""
+    """Show an image without ticks.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw; returned.
+    image : (row, column, rgb) array, (row, column) array or PIL image
+        uint8, or float in 0..1.
+    title : str, optional
+        Text above.
+    """
     ax.imshow(_as_rgb(image), interpolation="nearest")
     return no_frame(ax, title)
 
@@ -39,12 +54,23 @@ def show_heat(
     vmax: float | None = None,
     colorbar: bool = False,
 ) -> Axes:
-    """Heat map: pixel by pixel when alone, smooth and see-through over an image.
+    """Show a heat map: pixel by pixel when alone, smooth and see-through over an image.
 
-    Colors run from 0 to `vmax`, by default the map's maximum (from its minimum where no value is positive, as in
-    linear maps). Give several maps one `vmax` to compare them; `colorbar` tells the numbers, in the map's unit.
+    Parameters
+    ----------
+    ax
+        As in `show_image`.
+    heat : (row, column) array
+        The map.
+    title, image
+        As in `show_image`.
+    vmax : float, optional
+        Value of the last color, by default the map's maximum; give several maps the same to compare them. The first
+        color is 0, or the map's minimum where no value is positive, as may be in linear maps.
+    colorbar : bool
+        Draw a color bar, in the map's unit.
     """
-    heat = as_plane(heat, "heat map")
+    heat = as_2d(heat, "heat map")
     if image is not None:
         show_image(ax, image)
     alpha, interpolation = (None, "nearest") if image is None else (_BLEND, "bilinear")
@@ -57,14 +83,26 @@ def show_heat(
         interpolation=interpolation,
     )
     if colorbar:
-        colorbar(ax, drawn)
+        add_colorbar(ax, drawn)
     return no_frame(ax, title)
 
 
 @style()
 def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = MASK_COLOR, title: str | None = None) -> Axes:
-    """Image with the pixels of a mask tinted and outlined."""
-    mask = as_plane(mask, "mask").astype(bool)
+    """Show an image with the pixels of a mask tinted and outlined.
+
+    Parameters
+    ----------
+    ax, image
+        As in `show_image`.
+    mask : (row, column) array of bool
+        The mask.
+    color : str
+        Name of a class in `CLASS_COLORS`, or a color of matplotlib.
+    title
+        As in `show_image`.
+    """
+    mask = as_2d(mask, "mask").astype(bool)
     show_image(ax, image, title)
     ax.imshow(_painted(mask, {1: color_of(color)}, alpha=0.45), extent=_extent(ax, mask), interpolation="nearest")
     return outline(ax, mask, color)
@@ -72,8 +110,16 @@ def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = MASK_COL
 
 @style()
 def outline(ax: Axes, mask: ArrayLike, color: str = MASK_COLOR, linewidth: float = 1.2) -> Axes:
-    """Border of a mask, along the edges of its own pixels, over the picture that the axes show already."""
-    mask = as_plane(mask, "mask").astype(bool)
+    """Draw the border of a mask, along the edges of its own pixels, over what the axes show already.
+
+    Parameters
+    ----------
+    ax, mask, color
+        As in `show_mask`.
+    linewidth : float
+        In points, without the white line around it.
+    """
+    mask = as_2d(mask, "mask").astype(bool)
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])  # edges between neighbors in a row: upright lines
     upright = np.stack([[x, y], [x, y + 1]]).transpose(2, 0, 1)  # (edge, end, xy), in mask pixels from its corner
@@ -92,8 +138,22 @@ def outline(ax: Axes, mask: ArrayLike, color: str = MASK_COLOR, linewidth: float
 def show_labels(
     ax: Axes, labels: ArrayLike, names: Sequence[str], legend: bool = True, title: str | None = None
 ) -> Axes:
-    """Label map in the colors of its classes, ``names[label]``; the legend lists those that occur."""
-    labels = as_plane(labels, "label map").astype(int)
+    """Show a label map in the colors of its classes.
+
+    Parameters
+    ----------
+    ax
+        As in `show_image`.
+    labels : (row, column) array of int
+        Class numbers.
+    names : Sequence[str]
+        Names of the classes, by number.
+    legend : bool
+        List the classes that occur.
+    title
+        As in `show_image`.
+    """
+    labels = as_2d(labels, "label map").astype(int)
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but names has {len(names)} entries")
     palette = {i: class_color(names[i], i) for i in np.unique(labels)}
@@ -106,9 +166,20 @@ def show_labels(
 def pair_sheet(
     images: ArrayLike, labels: ArrayLike, names: Sequence[str], columns: int = 6, cell: float = 1.0
 ) -> Figure:
-    """Figure of pairs, image (pair, row, column, rgb) beside labels (pair, row, column), with the colors of all names.
+    """Make a figure of pairs, each image beside its labels, with the colors of all names.
 
-    `columns` pairs stand in a row; `cell` is the width of an image in inches.
+    Parameters
+    ----------
+    images : (pair, row, column, rgb) array
+        As in `show_image`.
+    labels : (pair, row, column) array of int
+        Class numbers.
+    names
+        As in `show_labels`.
+    columns : int
+        Pairs in a row.
+    cell : float
+        Width of an image in inches.
     """
     rows = -(-len(images) // columns)
     fig, axes = grid(rows, 2 * columns, cell)
@@ -124,8 +195,22 @@ def pair_sheet(
 def show_clusters(
     ax: Axes, clusters: ArrayLike, image: ImageLike | None = None, legend: bool = True, title: str | None = None
 ) -> Axes:
-    """Clusters as `attnlab.masks.dbscan_clusters` numbers them: 0 nothing, -1 noise (gray), 1..n one color each."""
-    clusters = as_plane(clusters, "cluster map").astype(int)
+    """Show clusters: noise in gray, each other cluster in a color.
+
+    Parameters
+    ----------
+    ax
+        As in `show_image`.
+    clusters : (row, column) array of int
+        As `attnlab.masks.dbscan_clusters` numbers them: 0 nothing, -1 noise, from 1 on the clusters.
+    image : (row, column, rgb) array, optional
+        What lies below, by default light gray.
+    legend : bool
+        List the clusters.
+    title
+        As in `show_image`.
+    """
+    clusters = as_2d(clusters, "cluster map").astype(int)
     found = np.unique(clusters)
     palette = {n: class_color("", n - 1) for n in found[found > 0]} | {n: (0.6, 0.6, 0.6) for n in found[found < 0]}
     show_image(ax, np.full((*clusters.shape, 3), 0.95) if image is None else image, title)
@@ -143,21 +228,31 @@ def overlay(
     opacity: float = _BLEND,
     colormap: str = _HEAT_COLORMAP,
 ) -> np.ndarray:
-    """Image under a see-through heat map as (row, column, rgb) uint8 pixels, in the colors of `show_heat`.
+    """Blend an image with a heat map in the colors of `show_heat`: uint8 (row, column, rgb).
 
-    `size` is (rows, columns) of the result, by default the image's; image and map are both stretched to it. `opacity`,
-    0..1, is the share of the map's color.
+    Parameters
+    ----------
+    image, heat
+        As in `show_heat`.
+    size : tuple of two int, optional
+        (rows, columns) of the result, by default the image's; image and map are both resized to it.
+    vmax
+        As in `show_heat`.
+    opacity : float in 0..1
+        Weight of the map's color.
+    colormap : str
+        A colormap of matplotlib.
     """
-    pixels, heat = _as_rgb(image), as_plane(heat, "heat map").astype(np.float32)
+    pixels, heat = _as_rgb(image), as_2d(heat, "heat map").astype(np.float32)
     rows, columns = pixels.shape[:2] if size is None else size
-    picture = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
+    below = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
     stretched = np.asarray(Image.fromarray(heat).resize((columns, rows), Image.Resampling.BILINEAR))
     colored = 255 * plt.colormaps[colormap](_heat_scale(heat, vmax)(stretched))[..., :3]
-    return np.rint((1 - opacity) * picture + opacity * colored).astype(np.uint8)
+    return np.rint((1 - opacity) * below + opacity * colored).astype(np.uint8)
 
 
 def _as_rgb(image: ImageLike) -> np.ndarray:
-    """Image as a (row, column, rgb) uint8 array."""
+    """Return an image as a (row, column, rgb) array of uint8."""
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     image = np.asarray(image)
@@ -179,12 +274,12 @@ def _extent(ax: Axes, plane: np.ndarray) -> tuple[float, float, float, float]:
     return (-0.5, plane.shape[1] - 0.5, plane.shape[0] - 0.5, -0.5)
 
 
-def _painted(plane: np.ndarray, palette: Mapping[int, tuple], alpha: float = 1.0) -> np.ndarray:
-    """(row, column, rgba) picture of an integer plane; numbers without a color stay transparent."""
-    picture = np.zeros((*plane.shape, 4))
+def _painted(numbers: np.ndarray, palette: Mapping[int, tuple], alpha: float = 1.0) -> np.ndarray:
+    """Color each number (row, column): (row, column, rgba). Numbers without a color stay transparent."""
+    pixels = np.zeros((*numbers.shape, 4))
     for number, color in palette.items():
-        picture[plane == number] = (*color, alpha)
-    return picture
+        pixels[numbers == number] = (*color, alpha)
+    return pixels
 
 
 def _heat_scale(heat: np.ndarray, vmax: float | None) -> colors.Normalize:

@@ -1,4 +1,4 @@
-"""Figures of the project: one style, one color for each class, equal cells, files with the same bytes every time."""
+"""The style of all figures: one look, one color per class, equal cells, files with the same bytes every time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+
+from ..storage import replacing
+
+__all__ = [
+    "CLASS_COLORS", "STYLE", "add_colorbar", "as_2d", "brightness", "class_color", "color_of", "grid",
+    "no_frame", "save_figure", "style",
+]  # fmt: skip
 
 STYLE = {
     "font.size": 9,
@@ -54,7 +61,7 @@ CLASS_COLORS = {  # dark to light, even steps of brightness, so that a gray prin
 
 @contextmanager
 def style():
-    """`STYLE` within the block. Unlike `plt.rc_context` it leaves alone what else changes: a notebook's backend."""
+    """Set `STYLE` within the block. Unlike `plt.rc_context` it leaves alone what else changes: a notebook's backend."""
     before = {name: plt.rcParams[name] for name in STYLE}
     plt.rcParams.update(STYLE)
     try:
@@ -73,16 +80,26 @@ def grid(
     row_titles: Sequence[str] = (),
     title: str = "",
 ) -> tuple[Figure, np.ndarray]:
-    """Figure of equal cells without ticks, and its (row, column) array of Axes, two-dimensional also for one cell.
+    """Make a figure of equal cells without ticks; return it and its Axes, (row, column) also for one cell.
 
-    A cell is `cell` inches wide and `cell` times `aspect` high. Titles stand above the first row and left of the
-    first column, broken into lines where they are longer than a cell; `title` stands above the whole figure.
+    Parameters
+    ----------
+    rows, columns : int
+        Numbers of cells.
+    cell : float
+        Width of a cell in inches.
+    aspect : float
+        Height of a cell by its width.
+    column_titles, row_titles : Sequence[str]
+        Titles above the first row and left of the first column, broken into lines where they are too long for a cell.
+    title : str
+        Title above the whole figure.
     """
     for name, titles, count in (("column_titles", column_titles, columns), ("row_titles", row_titles, rows)):
         if len(titles) not in (0, count):
             raise ValueError(f"{name} has {len(titles)} entries for {count} {name.split('_')[0]}s")
     column_titles, row_titles = (
-        [textwrap.fill(str(title), max(8, int(12 * inches))) for title in titles]  # 9 points: 12 characters an inch
+        [textwrap.fill(str(title), max(8, int(12 * inches))) for title in titles]  # 9 points: 12 characters per inch
         for titles, inches in ((column_titles, cell), (row_titles, cell * aspect))
     )
     lines_above, lines_left = (
@@ -104,11 +121,22 @@ def grid(
 
 @style()
 def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150, caption: str = "", pdf: bool = False) -> Path:
-    """Write a figure as .png or .pdf, with the same bytes every time, and return where it is.
+    """Write a figure, with the same bytes every time, and return where it is.
 
-    The file carries its caption, in its metadata, but no date and no program version. It is written beside its place
-    and then renamed, so that an interrupted run leaves the old figure. Missing folders are made. `dpi` is in pixels an
-    inch; `pdf` writes a .pdf of the same name as well.
+    The file has no date and no version of a program.
+
+    Parameters
+    ----------
+    fig : Figure
+        The figure.
+    path : str or Path
+        A .png or .pdf file. Missing folders are made; an interrupted run leaves the old file.
+    dpi : float
+        Pixels per inch.
+    caption : str
+        Text in the file's metadata.
+    pdf : bool
+        Write a .pdf of the same name as well.
     """
     path = Path(path)
     metadata = {
@@ -120,17 +148,13 @@ def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150, caption:
     if pdf and path.suffix != ".pdf":
         save_figure(fig, path.with_suffix(".pdf"), dpi, caption)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        fig.savefig(unfinished, dpi=dpi, bbox_inches="tight", pad_inches=0.05, metadata=metadata[path.suffix])
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as part:
+        fig.savefig(part, dpi=dpi, bbox_inches="tight", pad_inches=0.05, metadata=metadata[path.suffix])
     return path
 
 
 def no_frame(ax: Axes, title: str | None = None) -> Axes:
-    """Without ticks and frame, but with axis labels, which `set_axis_off` would hide."""
+    """Take ticks and frame away, but leave axis labels, which `set_axis_off` would hide."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     if title is not None:
@@ -139,25 +163,27 @@ def no_frame(ax: Axes, title: str | None = None) -> Axes:
 
 
 def color_of(color: str) -> tuple[float, float, float]:
+    """Return a color (red, green, blue), 0..1, by the name of a class or as matplotlib takes it."""
     return colors.to_rgb(CLASS_COLORS.get(color, color))
 
 
 def class_color(name: str, index: int) -> tuple[float, float, float]:
+    """Return the color of a class, by its number where its name has none."""
     return color_of(name) if name in CLASS_COLORS else plt.colormaps["tab10"](index % 10)[:3]
 
 
 def brightness(color: Sequence[float]) -> float:
-    """How bright a color (red, green, blue, ...) is in a gray print, 0..1 (ITU-R BT.601)."""
+    """Return how bright a color (red, green, blue, ...) is in a gray print, 0..1 (ITU-R BT.601)."""
     return float(np.dot(colors.to_rgb(color), (0.299, 0.587, 0.114)))
 
 
-def colorbar(ax: Axes, drawn: plt.cm.ScalarMappable) -> None:
-    """What the colors of a map or table beside it mean."""
+def add_colorbar(ax: Axes, drawn: plt.cm.ScalarMappable) -> None:
+    """Draw a color bar beside a map or table."""
     ax.figure.colorbar(drawn, ax=ax, aspect=20, pad=0.02).outline.set_visible(False)
 
 
-def as_plane(values: ArrayLike, name: str) -> np.ndarray:
-    """As a (row, column) array; ValueError, with its name, for another shape."""
+def as_2d(values: ArrayLike, name: str) -> np.ndarray:
+    """Return values as a (row, column) array, or raise a ValueError that has their name."""
     values = np.asarray(values)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"a {name} is (row, column), got shape {values.shape}")
