@@ -16,18 +16,12 @@ from importlib.util import find_spec
 __version__ = "0.1.0"
 
 _NAMES = {
-    "pipelines": ("load_oracle", "load_pipeline", "seed"),
+    "pipelines": ("load_pipeline", "seed"),
     "recording": ("Recording", "record", "record_image"),
     "maps": ("HeatMaps", "LinearMap", "daam", "linear_daam", "ovam", "propagate", "std"),
     "tokens": ("Token", "TokenLibrary"),
-    "learning": (
-        "best_words",
-        "fit_token",
-        "fit_tokens",
-        "nearest_words",
-        "optimize_token",
-        "transfer_matrix",
-    ),
+    "learning": ("best_words", "fit_token", "fit_tokens", "nearest_words", "optimize_token", "transfer_matrix"),
+    "segmentation": ("load_segmenter",),
     "masks": ("dbscan_clusters", "dbscan_mask", "otsu_mask", "random_walker_mask", "threshold_mask", "vote_mask"),
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names}
