@@ -1,16 +1,16 @@
-"""Load a pipeline: the bundled model by name, a folder, or a model of the Hugging Face hub; and the bundled oracle."""
+"""Load a pipeline: the bundled model by name, a folder, or a model of the Hugging Face hub."""
 
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
+
+__all__ = ["BUNDLED", "best_device", "bundled", "load_parts", "load_pipeline", "seed"]
 
 BUNDLED = Path(__file__).parent / "models"
 
@@ -22,20 +22,26 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     **options,
 ) -> DiffusionPipeline:
-    """A diffusers pipeline, ready to generate.
+    """Load a diffusers pipeline, ready to generate.
 
     Parameters
     ----------
-    name : a bundled model ("tiny"), a folder saved by `save_pretrained`, or the hub id of a model
-        ("stable-diffusion-v1-5/stable-diffusion-v1-5"). A bundled name goes before a folder: write "./tiny" for that
-    device : a GPU if there is one, else the CPU, unless given
-    dtype : float16 on a GPU and float32 on the CPU, unless given
-    options : passed on to `DiffusionPipeline.from_pretrained`, for example `revision=`, `safety_checker=None`
+    name : str or Path
+        A bundled model ("tiny"), a folder saved by `save_pretrained`, or the hub id of a model
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5"). A bundled name goes before a folder: write "./tiny" for that.
+    device : str or torch.device, optional
+        Default: a GPU if there is one, else the CPU.
+    dtype : torch.dtype, optional
+        Default: float16 on a GPU, float32 on the CPU.
+    **options
+        As in `DiffusionPipeline.from_pretrained`, for example `revision=`, `safety_checker=None`.
 
     Raises
     ------
-    FileNotFoundError : no such folder, or a folder that holds no pipeline
-    ConnectionError : the hub could not be reached and the model is not in the local cache
+    FileNotFoundError
+        If there is no such folder, or it holds no pipeline.
+    ConnectionError
+        If the hub could not be reached and the model is not in the local cache.
     """
     device = torch.device(device or best_device())
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
@@ -53,9 +59,14 @@ def load_pipeline(
 
 
 def load_parts(name: str | Path, parts: Sequence[str]) -> dict[str, object]:
-    """Some parts of a pipeline, those of them that it has, on the CPU in float32: {"tokenizer": ..., ...}.
+    """Load some parts of a pipeline on the CPU in float32, and nothing else: {"tokenizer": ..., ...}.
 
-    `name` and the errors are those of `load_pipeline`; nothing else is loaded.
+    Parameters
+    ----------
+    name
+        As in `load_pipeline`, whose errors are raised.
+    parts : sequence of str
+        Their names; a part that the pipeline does not have is None.
     """
     source = _source(name)
     try:
@@ -69,70 +80,28 @@ def load_parts(name: str | Path, parts: Sequence[str]) -> dict[str, object]:
     return {part: getattr(pipe, part, None) for part in parts}
 
 
-class Oracle:
-    """A segmenter of the rendered world: what an image shows, class by class.
-
-    Attributes
-    ----------
-    classes : names behind the numbers of its labels
-    """
-
-    def __init__(self, model: UNet2DModel, classes: tuple[str, ...]):
-        self.model, self.classes = model.eval(), classes
-
-    @torch.no_grad()
-    def segment(self, images, batch: int = 50) -> np.ndarray:
-        """Labels uint8 (image, row, column) of images uint8 (image, row, column, rgb), or of PIL images, of one size.
-
-        Raises
-        ------
-        ValueError : images of another form
-        """
-        pixels = np.stack([np.asarray(image) for image in images])
-        if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
-            raise ValueError(f"images are uint8 (image, row, column, rgb), not {pixels.dtype} {pixels.shape}")
-        device, labels = self.model.device, []
-        for i in range(0, len(pixels), batch):
-            x = torch.from_numpy(pixels[i : i + batch]).to(device, self.model.dtype).permute(0, 3, 1, 2) / 127.5 - 1
-            labels.append(self.model(x, 0).sample.argmax(1).byte().cpu())
-        return torch.cat(labels).numpy()
-
-
-def load_oracle(device: str | torch.device | None = None) -> Oracle:
-    """The bundled segmenter of rendered street scenes, for judging generated images and as a stand-in for their truth.
-
-    `device`: a GPU if there is one, else the CPU, unless given. FileNotFoundError where its weights are missing.
-    """
-    folder = BUNDLED / "oracle"
-    if not (folder / "classes.json").exists():
-        raise FileNotFoundError(
-            f"{folder} holds no oracle: install attnlab again, or train it: "
-            "python -m experiments.bundled.train_street oracle"
-        )
-    with _quiet(bars=False):
-        model = UNet2DModel.from_pretrained(folder, dtype=torch.float32)
-    return Oracle(model.to(device or best_device()), tuple(json.loads((folder / "classes.json").read_text())))
-
-
 def seed(number: int) -> torch.Generator:
-    """A generator that repeats: `pipe(..., generator=seed(7))`; on the CPU, so that every device draws the same."""
+    """Return a seeded generator, as in `pipe(..., generator=seed(7))`.
+
+    It is one of the CPU, so that every device draws the same.
+    """
     return torch.Generator().manual_seed(number)
 
 
 def best_device() -> str:
-    """ "cuda", "mps" or "cpu": the first that works here."""
+    """Return "cuda", "mps" or "cpu": the first that works here."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def bundled() -> dict[str, Path]:
-    """Folders of the bundled pipelines by name."""
+    """Return the folders of the bundled pipelines by name."""
     return {path.name: path for path in BUNDLED.glob("*/") if (path / "model_index.json").exists()}
 
 
 def _source(name: str | Path) -> Path | str:
-    """A folder that holds a pipeline, or a hub id as it is."""
+    """Return the folder that holds a pipeline, or the hub id as it is."""
     known = bundled()
     if name in known:
         return known[name]
@@ -162,7 +131,7 @@ def _unreachable(name):
 
 @contextmanager
 def _quiet(bars: bool):
-    """No word of torchvision, which is not wanted here; without `bars`, no progress bars either."""
+    """Silence the warning of transformers that torchvision is missing and, without `bars`, progress bars."""
     logger = logging.getLogger("transformers")
     before = logger.level
     shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled() and not bars]

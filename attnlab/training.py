@@ -1,4 +1,4 @@
-"""One training loop: cosine schedule with restarts, moving average, curve, checkpoints, resume, early stop.
+"""Train a model: cosine schedule with restarts, moving average, curve, checkpoints, resume, early stop.
 
 A batch depends on the seed and the step number alone, so a run that was stopped and resumed draws the same batches.
 """
@@ -10,60 +10,75 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from .storage import replacing
+
+__all__ = ["Schedule", "checks", "run_training", "seeded"]
+
 
 @dataclass(frozen=True)
 class Schedule:
+    """How long a model is trained, and at which learning rates."""
+
     steps: int  # optimizer steps in all
     lr: float  # highest learning rate
     cycles: int = 1  # of the cosine, which restarts at the highest rate (Loshchilov and Hutter, ICLR 2017)
     warmup: int = 100  # steps of linear rise at the beginning of a cycle
-    ema: float = 0.998  # decay of the moving average that is shipped
+    ema: float = 0.998  # decay of the moving average that is returned
     weight_decay: float = 0.01
     clip: float = 1.0  # largest gradient norm
     checkpoint: int = 250  # steps between checkpoints
     seed: int = 0
 
     def factor(self, step: int) -> float:
-        """Share of the highest rate at a step."""
+        """Return the learning rate at a step as a fraction of the highest one."""
         length = self.steps / self.cycles
         within = step % length
         rise = min(1.0, (within + 1) / self.warmup)
         return rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * within / length)))
 
 
-Loss = Callable[[torch.nn.Module, torch.Generator], dict[str, torch.Tensor]]
-
-
 @contextmanager
 def seeded(seed: int):
-    """Within the block PyTorch's own randomness, which starting weights come from, follows from `seed`."""
+    """Seed PyTorch's global generator, which draws starting weights, within the block."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
-def train(
+def run_training(
     model: torch.nn.Module,
-    loss: Loss,
+    loss: Callable[[torch.nn.Module, torch.Generator], dict[str, torch.Tensor]],
     schedule: Schedule,
     folder: Path,
     check: Callable[[torch.nn.Module], float] | None = None,
     patience: int = 5,
 ) -> torch.nn.Module:
-    """Train `model` in place and return its moving average.
+    """Train a model in place, or go on from the checkpoint in `folder`, and return its moving average.
 
-    `loss(model, generator)` draws a batch with the generator and returns named terms; "loss" is minimized, all are
-    written to `folder/curve.csv`. A checkpoint in `folder` is continued from.
+    Parameters
+    ----------
+    model : torch.nn.Module
+        What is trained.
+    loss : callable
+        Draws a batch with a generator and returns named terms, given (model, generator). "loss" is minimized; all are
+        written to curve.csv.
+    schedule : Schedule
+        Steps and learning rates.
+    folder : Path
+        Where checkpoint.pt and curve.csv are written; with `check` also checks.csv and best.pt.
+    check : callable, optional
+        Returns the error, on held-out data, of the moving average, at every checkpoint. The best average is returned.
+    patience : int
+        Training ends after so many checks in a row without a lower error.
 
-    `check` judges the moving average on held-out data at every checkpoint, the lower the better: then the best one is
-    returned, and training ends when `patience` checks in a row were no better. They are written to `folder/checks.csv`.
-
-    FloatingPointError where the loss is not finite: the last checkpoint stays.
+    Raises
+    ------
+    FloatingPointError
+        If the loss is not finite: the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
@@ -74,7 +89,8 @@ def train(
     first = _resume(state, folder)
     model.train()
     device = next(model.parameters()).device
-    for step in (bar := tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name)):
+    bar = tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name)
+    for step in bar:
         if check and _is_over(folder, patience):
             break
         generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
@@ -105,20 +121,19 @@ def train(
 
 
 def checks(folder: Path) -> list[tuple[int, float]]:
-    """(steps done, held-out error) of each check so far."""
+    """Return (steps done, held-out error) of each check so far."""
     path = folder / "checks.csv"
     rows = list(csv.reader(path.read_text().splitlines()))[1:] if path.exists() else []
     return [(int(step), float(error)) for step, error in rows]
 
 
 def _compare(check, model, step, folder):
-    """Judge a moving average, and keep it if it is the best so far."""
+    """Check a moving average, and keep it if it is the best so far."""
     earlier = [error for at, error in checks(folder) if at < step]
     error = check(model.eval())
     if not earlier or error < min(earlier):
-        part = folder / "best.part"
-        torch.save(model.state_dict(), part)
-        part.replace(folder / "best.pt")
+        with replacing(folder / "best.pt") as part:
+            torch.save(model.state_dict(), part)
     _log(folder / "checks.csv", step, {"error": error})
 
 
@@ -128,13 +143,12 @@ def _is_over(folder, patience):
 
 
 def _save(state, step, folder):
-    part = folder / "checkpoint.part"
-    torch.save({"step": step} | {name: part_.state_dict() for name, part_ in state.items()}, part)
-    part.replace(folder / "checkpoint.pt")
+    with replacing(folder / "checkpoint.pt") as part:
+        torch.save({"step": step} | {name: value.state_dict() for name, value in state.items()}, part)
 
 
 def _resume(state, folder) -> int:
-    """Load the checkpoint, if any; drop the curve's lines behind it; return the step to begin with."""
+    """Load the checkpoint, if any, drop later lines of the curve, and return the step to begin with."""
     path, curve = folder / "checkpoint.pt", folder / "curve.csv"
     if not path.exists():
         for stale in (curve, folder / "checks.csv"):
@@ -153,9 +167,8 @@ def _cut(path, last):
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= last]
     if kept != lines:  # a finished run is only read, so that several processes can load it
-        part = path.with_suffix(".part")
-        part.write_text("".join(kept))
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text("".join(kept))
 
 
 def _log(path, step, values):
@@ -165,20 +178,3 @@ def _log(path, step, values):
         if new:
             writer.writerow(["step", *values])
         writer.writerow([step, *(f"{v:.5f}" for v in values.values())])
-
-
-def averaged(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
-    """Steps done and the moving average's parameters in the checkpoint in `folder`."""
-    saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-    average = {k.removeprefix("module."): v for k, v in saved["average"].items() if k.startswith("module.")}
-    return saved["step"], average
-
-
-def thin_curve(source: Path, target: Path, rows: int = 200) -> None:
-    """Copy a curve, mean values of blocks of steps, `rows` of them at most."""
-    curve = np.genfromtxt(source, delimiter=",", names=True)
-    blocks = np.array_split(np.stack([curve[n] for n in curve.dtype.names], 1), min(rows, len(curve)))
-    with target.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(curve.dtype.names)
-        writer.writerows([round(float(v), 5) for v in block.mean(0)] for block in blocks)

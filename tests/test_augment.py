@@ -14,23 +14,23 @@ def batch(count=8, size=12, seed=0):
     return COLORS[labels], labels.astype(np.uint8)
 
 
-@pytest.mark.parametrize("way", ["flip", "turn", "crop", "cutmix", "copy-paste"])
-def test_labels_go_with_their_pixels(way):
+@pytest.mark.parametrize("name", ["flip", "rotate90", "crop", "cutmix", "copy-paste"])
+def test_labels_go_with_their_pixels(name):
     images, labels = batch()
     before = images.copy(), labels.copy()
-    found = augment.WAYS[way](images, labels, np.random.default_rng(1))
+    found = augment.AUGMENTATIONS[name](images, labels, np.random.default_rng(1))
     np.testing.assert_array_equal(found[0], COLORS[found[1]])
     assert (found[1] != labels).any() and found[0].dtype == found[1].dtype == np.uint8
     assert (images == before[0]).all() and (labels == before[1]).all()  # what was given is as it was
-    again = augment.WAYS[way](images, labels, np.random.default_rng(1))
+    again = augment.AUGMENTATIONS[name](images, labels, np.random.default_rng(1))
     np.testing.assert_array_equal(found[1], again[1])
 
 
 def test_flips_and_turns_are_those_of_the_square():
     images, labels = batch(200)
-    for way, count in (("flip", 2), ("turn", 4)):
-        found = augment.WAYS[way](images, labels, np.random.default_rng(0))[1]
-        turns = [np.rot90(labels, k, (1, 2)) for k in range(4)] if way == "turn" else [labels, labels[:, :, ::-1]]
+    for name, count in (("flip", 2), ("rotate90", 4)):
+        found = augment.AUGMENTATIONS[name](images, labels, np.random.default_rng(0))[1]
+        turns = [np.rot90(labels, k, (1, 2)) for k in range(4)] if name == "rotate90" else [labels, labels[:, :, ::-1]]
         which = [[(one == turned[i]).all() for turned in turns].index(True) for i, one in enumerate(found)]
         assert len(set(which)) == count and min(np.bincount(which)) > 200 / count / 2
 
@@ -59,16 +59,16 @@ def test_cutmix_moves_one_rectangle():
 
 def test_copied_regions_are_whole_and_small():
     labels = np.zeros((2, 16, 16), np.uint8)
-    labels[0, 2:5, 2:5], labels[0, 8:, :], labels[0, 0, 15] = 1, 2, 255  # small, half of the image, undecided
+    labels[0, 2:5, 2:5], labels[0, 8:, :], labels[0, 0, 15] = 1, 2, 255  # small, half of the image, ignored
     images = np.repeat(labels[..., None], 3, axis=-1)
     seen = set()
     for seed in range(40):
         found = augment.copy_paste(images, labels, np.random.default_rng(seed))[1][1]
         seen.add(tuple(np.bincount(found.ravel(), minlength=256).nonzero()[0]))
         assert (found == 1).sum() in (0, 9)
-    assert seen == {(0,), (0, 1)}  # never the half, never what is undecided
+    assert seen == {(0,), (0, 1)}  # never the half, never what is ignored
 
 
-def test_unknown_ways():
-    with pytest.raises(ValueError, match="no augmentation 'blur'; there are flip, turn, crop"):
-        augment.check(["flip", "blur"])
+def test_unknown_augmentations():
+    with pytest.raises(ValueError, match="no augmentation 'blur'; there are flip, rotate90, crop"):
+        augment.check_augmentations(["flip", "blur"])

@@ -83,11 +83,11 @@ def test_patches_cover_all_of_an_image():
     image, labels = photo(10, 7), np.zeros((10, 7), np.uint8)
     labels[:4, :4] = 255
     found, marked = patches([(image, labels)], 4)
-    corners = [(0, 3), (4, 0), (4, 3), (6, 0), (6, 3)]  # rows 0, 4, 6; columns 0, 3; at (0, 0) nothing is decided
+    corners = [(0, 3), (4, 0), (4, 3), (6, 0), (6, 3)]  # rows 0, 4, 6; columns 0, 3; at (0, 0) no pixel has a class
     assert len(found) == 5 and found.shape[1:] == (4, 4, 3) and marked.dtype == np.uint8
     for patch, (row, column) in zip(found, corners, strict=True):
         np.testing.assert_array_equal(patch, image[row : row + 4, column : column + 4])
-    assert len(patches([(image, labels)], 4, stride=2, decided=0)[0]) == 4 * 3
+    assert len(patches([(image, labels)], 4, stride=2, valid=0)[0]) == 4 * 3
 
 
 def test_bad_input(tmp_path):

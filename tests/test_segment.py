@@ -5,9 +5,12 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from attnlab.joint.quality import frechet_distance
-from attnlab.segmentation import augment
-from attnlab.segmentation import model as segment
+from attnlab.metrics import class_ious
+from attnlab.segmentation import Segmenter, augment, learn, train_segmenter
+from attnlab.segmentation.model import ARCHITECTURES
+from experiments.studies.pair_quality import features, frechet_distance
+
+CLASSES = ("ground", "red", "green")
 
 
 def squares(count, seed=0, size=32):
@@ -25,28 +28,27 @@ def squares(count, seed=0, size=32):
     return images, labels
 
 
-@pytest.mark.parametrize("kind", segment.KINDS)
-def test_it_learns_and_repeats(kind, tmp_path):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_learns_and_repeats(architecture, tmp_path):
     images, labels = squares(40)
     before = torch.get_rng_state()
-    model = segment.train(images, labels, 3, kind=kind, steps=60, seed=1)
+    segmenter = train_segmenter(images, labels, CLASSES, architecture=architecture, steps=60, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     tests = squares(10, seed=9)
-    ious = segment.class_ious(segment.evaluate(model, *tests, 3))
-    assert ious.min() > 0.6
-    again = segment.train(images, labels, 3, kind=kind, steps=60, seed=1)
-    np.testing.assert_array_equal(segment.predict(model, tests[0]), segment.predict(again, tests[0]))
-    other = segment.new_model(3, seed=2, kind=kind).eval()
-    assert not np.array_equal(segment.predict(other, tests[0]), segment.predict(model, tests[0]))
-    model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path).eval()
-    np.testing.assert_array_equal(segment.predict(loaded, tests[0]), segment.predict(model, tests[0]))
+    assert class_ious(segmenter.evaluate(*tests)).min() > 0.6
+    found = segmenter.segment(tests[0])
+    again = train_segmenter(images, labels, CLASSES, architecture=architecture, steps=60, seed=1)
+    np.testing.assert_array_equal(again.segment(tests[0]), found)
+    assert not np.array_equal(Segmenter.new(CLASSES, architecture, seed=2).segment(tests[0]), found)
+    loaded = Segmenter.from_pretrained(segmenter.save_pretrained(tmp_path))
+    assert type(loaded.model) is type(segmenter.model) and loaded.classes == CLASSES
+    np.testing.assert_array_equal(loaded.segment(tests[0]), found)
 
 
 def test_extra_pairs_are_half_of_every_batch():
     images, labels = squares(4)
     extra = np.zeros_like(images), np.full_like(labels, 2)
-    x, y = segment._draw([(images, labels), extra], 10, (), np.random.default_rng(0))
+    x, y = learn.draw_batch([(images, labels), extra], 10, (), np.random.default_rng(0))
     assert x.shape == (10, 3, 32, 32) and (y.flatten(1) == 2).all(1).sum() == 5
     flipped = [any(np.array_equal(one, other[:, ::-1]) for other in labels) for one in y[:5].numpy()]
     assert 0 < sum(flipped) < 5  # images and labels are turned together
@@ -61,13 +63,12 @@ def test_scores_are_scikit_learns():
         rng.integers(0, 3, (5, 16, 16), dtype=np.uint8),
     )
     truth[:, :2] = 255
-    model = segment.new_model(4, seed=0).eval()
-    confusion = segment.evaluate(model, images, truth, 4)
-    known, found = truth != 255, segment.predict(model, images)
-    assert confusion.sum() == known.sum() and confusion.shape == (5, 4, 4)
-    expected = jaccard_score(truth[known], found[known], labels=range(4), average=None, zero_division=0)
-    np.testing.assert_allclose(np.nan_to_num(segment.class_ious(confusion)), expected)
-    assert np.isnan(segment.class_ious(np.zeros((1, 2, 2), int))).all()
+    segmenter = Segmenter.new("abcd", seed=0)
+    confusion = segmenter.evaluate(images, truth)
+    valid, found = truth != 255, segmenter.segment(images)
+    assert confusion.sum() == valid.sum() and confusion.shape == (5, 4, 4)
+    expected = jaccard_score(truth[valid], found[valid], labels=range(4), average=None, zero_division=0)
+    np.testing.assert_allclose(np.nan_to_num(class_ious(confusion)), expected)
 
 
 def test_pairs_have_to_fit():
@@ -78,7 +79,7 @@ def test_pairs_have_to_fit():
         ((images, labels + 7), "labels are 0 to 2 or 255"),
     ]:
         with pytest.raises(ValueError, match=message):
-            segment.train(*wrong, 3, steps=1)
+            train_segmenter(*wrong, CLASSES, steps=1)
 
 
 def test_ways_of_mixing(monkeypatch):
@@ -86,38 +87,41 @@ def test_ways_of_mixing(monkeypatch):
     labels, seen = np.zeros((30, 16, 16), np.uint8), []
     labels[:, :8] = 1
     black, white = (np.full((30, 16, 16, 3), value, np.uint8) for value in (0, 255))
-    whole = segment.as_input
-    monkeypatch.setattr(segment, "as_input", lambda x: seen.append(x[:, 0, 0, 0] > 0) or whole(x))
-    for mix in segment.MIXES:
-        segment.train(black[:10], labels[:10], 2, extra=(white, labels), mix=mix, steps=4, batch=8, progress=False)
+    whole = learn.as_input
+    monkeypatch.setattr(learn, "as_input", lambda x: seen.append(x[:, 0, 0, 0] > 0) or whole(x))
+    options = {"extra": (white, labels), "steps": 4, "batch": 8, "progress": False}
+    for mix in learn.MIXES:
+        train_segmenter(black[:10], labels[:10], "ab", mix=mix, **options)
     half, pool, pretrain = (np.stack(seen[i : i + 4]) for i in (0, 4, 8))
     assert (half.sum(1) == 4).all()
     assert 0.5 < pool.mean() < 0.95  # three of four pairs are white
     assert pretrain[:2].all() and not pretrain[2:].any()
     with pytest.raises(ValueError, match="mix='third': choose one of half, pool, pretrain"):
-        segment.train(black, labels, 2, mix="third")
-    with pytest.raises(ValueError, match="kind='forest': choose one of segformer, unet"):
-        segment.train(black, labels, 2, kind="forest")
+        train_segmenter(black, labels, "ab", mix="third")
+    with pytest.raises(ValueError, match="architecture='forest': choose one of segformer, unet"):
+        train_segmenter(black, labels, "ab", architecture="forest")
     with pytest.raises(ValueError, match="no augmentation 'blur'"):
-        segment.train(black, labels, 2, ways=["blur"])
+        train_segmenter(black, labels, "ab", augmentations=["blur"])
 
 
-def test_ways_of_varying_are_applied_in_order(monkeypatch):
+def test_augmentations_are_applied_in_order(monkeypatch):
     images, labels = squares(4)
     calls = []
-    for way in ("turn", "color"):
-        whole = augment.WAYS[way]
-        monkeypatch.setitem(augment.WAYS, way, lambda *a, way=way, whole=whole: calls.append(way) or whole(*a))
-    segment.train(images, labels, 3, ways=["color", "turn"], steps=2, batch=4, progress=False)
-    assert calls == ["color", "turn"] * 2
+    table = augment.AUGMENTATIONS
+    for name in ("rotate90", "color"):
+        whole = table[name]
+        monkeypatch.setitem(table, name, lambda *a, name=name, whole=whole: calls.append(name) or whole(*a))
+    options = {"augmentations": ["color", "rotate90"], "steps": 2, "batch": 4, "progress": False}
+    train_segmenter(images, labels, CLASSES, **options)
+    assert calls == ["color", "rotate90"] * 2
 
 
-@pytest.mark.parametrize("kind", segment.KINDS)
-def test_features_tell_worlds_apart(kind):
-    model = segment.new_model(3, kind=kind).eval()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_features_tell_worlds_apart(architecture):
+    segmenter = Segmenter.new(CLASSES, architecture)
     (a, _), (b, _), (dark, _) = squares(60), squares(60, seed=1), squares(60, seed=2)
-    of = [segment.features(model, x) for x in (a, b, dark // 4)]
-    assert of[0].shape == (60, 128 if kind == "segformer" else 96) and of[0].dtype == np.float64
+    of = [features(segmenter, x) for x in (a, b, dark // 4)]
+    assert of[0].shape == (60, 128 if architecture == "segformer" else 96) and of[0].dtype == np.float64
     assert frechet_distance(of[0], of[2]) > 2 * frechet_distance(of[0], of[1])
-    again = segment.features(model, a, batch=7)
+    again = features(segmenter, a, batch=7)
     np.testing.assert_allclose(again, of[0], atol=0.02 * np.abs(of[0]).max())  # other batches round otherwise

@@ -21,13 +21,13 @@ from experiments.bundled.text_to_image import grounding_loss
 @pytest.mark.parametrize("preset", train.PRESETS)
 def test_every_stage_of_every_preset(preset, tmp_path):
     """Two steps each, from scenes to a folder that loads as a pipeline and draws an image of the preset's size."""
-    steps = dict.fromkeys(("vae", "denoiser", "oracle"), training.Schedule(steps=2, lr=1e-3))
+    steps = dict.fromkeys(("vae", "denoiser", "segmenter"), training.Schedule(steps=2, lr=1e-3))
     short = replace(train.PRESETS[preset], scenes=20, recipe=denoiser.Recipe(batch=4), **steps)
     run = train.Run(short, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
     run.vae()
     for stage in train.DENOISERS:
         run.train_denoiser(stage)
-    run.oracle()
+    run.segmenter()
     run.export()
     for name in train.DENOISERS.values():
         pipe = al.load_pipeline(tmp_path / "models" / name, device="cpu")
@@ -39,7 +39,7 @@ def test_every_stage_of_every_preset(preset, tmp_path):
     curves = [np.genfromtxt(tmp_path / "work" / s / "curve.csv", delimiter=",", names=True) for s in train.DENOISERS]
     assert curves[0]["diffusion"][0] == curves[1]["diffusion"][0]  # the same start and the same batch
     assert (curves[0]["loss"] > curves[0]["diffusion"]).all() and (curves[1]["loss"] == curves[1]["diffusion"]).all()
-    assert (tmp_path / "models/oracle/diffusion_pytorch_model.safetensors").exists()
+    assert (tmp_path / "models/street-segmenter/diffusion_pytorch_model.safetensors").exists()
 
 
 def test_unfinished_models_are_not_exported(tmp_path):
@@ -124,7 +124,7 @@ def test_every_word_of_a_caption_is_one_token(pipe):
 
 def test_steering(pipe):
     """Every class has its row, and two rough images of each already show most of what was asked."""
-    result = steer.steering(pipe, al.load_oracle(device="cpu"), images=2, scenes=60, steps=6)
+    result = steer.steering(pipe, al.load_segmenter("street", "cpu"), images=2, scenes=60, steps=6)
     assert tuple(result["classes"]) == street.CLASSES
     mean, least = steer.share(result["classes"], thin=False)
     assert 0.6 < mean <= 1 and least <= mean
@@ -158,10 +158,10 @@ def test_tables_and_card(tmp_path):
         cards.write_card(tmp_path, "new")
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-plain", "oracle"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-plain", "street-segmenter"])
 def test_cards_hold_what_was_measured(name):
     """The tables in a card are those of its measured.json: nothing was typed in by hand."""
     found = {p.parent.name: json.loads(p.read_text()) for p in train.MODELS.glob("*/measured.json")}
-    tables = cards.oracle_tables if name == "oracle" else cards.pipeline_tables
+    tables = cards.segmenter_tables if name == "street-segmenter" else cards.pipeline_tables
     card = (train.MODELS / name / "README.md").read_text()
     assert tables(name, found) in card and "@" not in card

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from attnlab import training
+from experiments.bundled.shipping import thin_curve
 
 SCHEDULE = training.Schedule(steps=30, lr=0.05, warmup=5, checkpoint=10)
 
@@ -31,7 +32,7 @@ def fit_line(folder, stop_at=None, nan_at=None, schedule=SCHEDULE, **options):
         factor = math.nan if len(calls) - 1 == nan_at else 1.0
         return {"loss": factor * ((model(x) - 2 * x + 1) ** 2).mean()}
 
-    return training.train(model, loss, schedule, folder, **options)
+    return training.run_training(model, loss, schedule, folder, **options)
 
 
 def test_schedule_restarts():
@@ -112,6 +113,6 @@ def test_checks_go_on_after_an_interruption(tmp_path):
 
 def test_a_curve_is_thinned_to_means(tmp_path):
     (tmp_path / "long.csv").write_text("step,loss\n" + "".join(f"{i},{i % 2}\n" for i in range(1000)))
-    training.thin_curve(tmp_path / "long.csv", tmp_path / "short.csv", rows=100)
+    thin_curve(tmp_path / "long.csv", tmp_path / "short.csv", rows=100)
     curve = np.genfromtxt(tmp_path / "short.csv", delimiter=",", names=True)
     assert len(curve) == 100 and (curve["loss"] == 0.5).all() and curve["step"][0] == 4.5

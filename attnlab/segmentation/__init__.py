@@ -1,21 +1,8 @@
-"""Train and test segmentation models on image and mask pairs: folders of pairs, augmentations, models."""
+"""Train and test segmenters on pairs of image and labels: folders of pairs, augmentations, models."""
 
-from .folders import ISAID, LOVEDA, OPEN_EARTH_MAP, Layout, PairFolder, checked, patches, shrink
-from .model import class_ious, evaluate, features, new_model, predict, train
+from .folders import ISAID, LOVEDA, OPEN_EARTH_MAP, Layout, PairFolder, patches, shrink
+from .learn import train_segmenter
+from .model import Segmenter, load_segmenter
 
-__all__ = [
-    "ISAID",
-    "LOVEDA",
-    "OPEN_EARTH_MAP",
-    "Layout",
-    "PairFolder",
-    "checked",
-    "class_ious",
-    "evaluate",
-    "features",
-    "new_model",
-    "patches",
-    "predict",
-    "shrink",
-    "train",
-]
+__all__ = ["ISAID", "LOVEDA", "OPEN_EARTH_MAP", "Layout", "PairFolder", "Segmenter"]
+__all__ += ["load_segmenter", "patches", "shrink", "train_segmenter"]

@@ -1,6 +1,6 @@
-"""Varied pairs for training: functions of a batch and a generator that return new arrays.
+"""Augmentations: functions of a batch of pairs and a random generator that return new arrays.
 
-Images are uint8 (image, row, column, rgb), labels uint8 (image, row, column) with 255 where undecided.
+Images are uint8 (image, row, column, rgb), labels uint8 (image, row, column) with 255 where a pixel is ignored.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,24 +9,25 @@ import numpy as np
 from skimage.measure import label
 
 from ..masks import IGNORE
+from .folders import Pairs
 
-Batch = tuple[np.ndarray, np.ndarray]
+__all__ = ["AUGMENTATIONS", "check_augmentations", "color", "copy_paste", "crop", "cutmix", "flip", "rotate90"]
 
 
-def flip(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-    """Each pair left-right or as it is."""
+def flip(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
+    """Flip each pair left-right with probability 1/2."""
     flips = rng.random(len(images)) < 0.5
     return tuple(np.stack([x[:, ::-1] if f else x for x, f in zip(xs, flips, strict=True)]) for xs in (images, labels))
 
 
-def turn(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-    """Each pair turned by a number of quarters, for squares seen from above."""
+def rotate90(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
+    """Rotate each pair by 0, 90, 180 or 270 degrees: for squares seen from above."""
     quarters = rng.integers(4, size=len(images))
     return tuple(np.stack([np.rot90(x, k) for x, k in zip(xs, quarters, strict=True)]) for xs in (images, labels))
 
 
-def crop(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-    """Each pair cut to a square of two thirds of its side or more, and stretched back; nearest pixels."""
+def crop(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
+    """Crop each pair to a square of 2/3 of its side or more, and resize it back by nearest pixels."""
     found = [], []
     for image, one in zip(images, labels, strict=True):
         height, width = one.shape
@@ -39,8 +40,8 @@ def crop(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Ba
     return np.stack(found[0]), np.stack(found[1])
 
 
-def color(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-    """Brightness and contrast by a factor of 0.75 to 1.25, each color channel by one of 0.9 to 1.1."""
+def color(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
+    """Scale brightness and contrast by factors of 0.75 to 1.25, and each color channel by one of 0.9 to 1.1."""
     shape = (len(images), 1, 1, 1)
     x, mean = images.astype(np.float32), images.mean((1, 2, 3), keepdims=True)
     x = mean + (x - mean) * rng.uniform(0.75, 1.25, shape)
@@ -48,10 +49,14 @@ def color(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> B
     return x.round().clip(0, 255).astype(np.uint8), labels
 
 
-def cutmix(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-    """Into half of the pairs a rectangle of another one of the batch (Yun et al., ICCV 2019), half of it at most."""
-    images, labels, (height, width) = images.copy(), labels.copy(), labels.shape[1:]
+def cutmix(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
+    """Paste a rectangle of another pair of the batch into half of the pairs (Yun et al., ICCV 2019).
+
+    The rectangle covers at most half of the image.
+    """
+    images, labels = images.copy(), labels.copy()
     before = images.copy(), labels.copy()
+    height, width = labels.shape[1:]
     for i in np.flatnonzero(rng.random(len(images)) < 0.5):
         side = np.sqrt(rng.uniform(0, 0.5))
         rows, columns = max(1, int(side * height)), max(1, int(side * width))
@@ -61,11 +66,11 @@ def cutmix(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> 
     return images, labels
 
 
-def copy_paste(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-    """Into half of the pairs some connected regions of another one of the batch, where they were.
+def copy_paste(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
+    """Paste some connected regions of another pair of the batch, where they were, into half of the pairs.
 
-    As Ghiasi et al., CVPR 2021, with the regions of classes for instances. Regions of more than an eighth of the image,
-    which things stand on, are not copied.
+    As Ghiasi et al., CVPR 2021, with connected regions of a class for instances. Regions of more than 1/8 of the
+    image, which things stand on, are not copied.
     """
     images, labels = images.copy(), labels.copy()
     before = images.copy(), labels.copy()
@@ -81,9 +86,9 @@ def copy_paste(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
     return images, labels
 
 
-WAYS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], Batch]] = {
+AUGMENTATIONS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], Pairs]] = {
     "flip": flip,
-    "turn": turn,
+    "rotate90": rotate90,
     "crop": crop,
     "color": color,
     "cutmix": cutmix,
@@ -91,7 +96,7 @@ WAYS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], Batch]] 
 }
 
 
-def check(ways: Sequence[str]) -> None:
-    """ValueError where there is no such way."""
-    if unknown := [way for way in ways if way not in WAYS]:
-        raise ValueError(f"no augmentation {', '.join(map(repr, unknown))}; there are {', '.join(WAYS)}")
+def check_augmentations(names: Sequence[str]) -> None:
+    """Raise ValueError if a name is not in `AUGMENTATIONS`."""
+    if unknown := [name for name in names if name not in AUGMENTATIONS]:
+        raise ValueError(f"no augmentation {', '.join(map(repr, unknown))}; there are {', '.join(AUGMENTATIONS)}")

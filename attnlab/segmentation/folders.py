@@ -1,11 +1,11 @@
-"""Folders of images and masks, as people have them, read as pairs: `PairFolder`, and patches cut from them.
+"""Read folders of images and masks, in any layout, as pairs, and cut patches from them.
 
     pairs = PairFolder("LoveDA/Train", LOVEDA)             # or ISAID, OPEN_EARTH_MAP
     pairs = PairFolder("mine", Layout(("sky", "roof"), images="photos/*.jpg", masks="masks/{name}.png"))
     image, labels = pairs[0]                               # uint8 (row, column, rgb), uint8 (row, column)
     images, labels = patches(pairs, 128)                   # (patch, ...)
 
-Labels are 0, 1.. in the order of the classes, and 255 where a pixel is not to be counted.
+Labels are 0, 1, ... in the order of the classes, and 255 where a pixel is ignored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,19 +18,29 @@ from tqdm.auto import tqdm
 
 from ..masks import IGNORE
 
+__all__ = ["ISAID", "LOVEDA", "OPEN_EARTH_MAP", "Layout", "PairFolder", "Pairs", "checked", "patches", "shrink"]
+
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Images uint8 (image, row, column, rgb) and their labels uint8 (image, row, column)."""
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images and masks lie below a folder, and what the masks' values mean.
+    """Where images and masks lie below a folder, and what the values of masks mean.
 
     Attributes
     ----------
-    classes : names, in the order of their labels
-    images : glob pattern
-    masks : path of an image's mask, with {name} for the image's name without its ending and {parent} for the folder,
-        relative to the one above the image's own
-    values : class of each value: numbers, of an index or palette mask, or colors (r, g, b); 0, 1.. unless given
-    ignore : values, or colors, of pixels that are not to be counted
+    classes : tuple of str
+        Names, in the order of their labels.
+    images : str
+        Glob pattern.
+    masks : str
+        Path of the mask of an image, with {name} for the image's name without its ending and {parent} for the folder,
+        relative to the one above the image's own.
+    values : mapping, optional
+        Class of each value: numbers, of an index or palette mask, or colors (r, g, b). Default: 0, 1, ...
+    ignore : tuple
+        Values, or colors, of pixels that are ignored.
     """
 
     classes: tuple[str, ...]
@@ -41,7 +51,7 @@ class Layout:
 
     @property
     def table(self) -> dict:
-        """Label of each value."""
+        """Label of each value of a mask."""
         values = {i: name for i, name in enumerate(self.classes)} if self.values is None else self.values
         return {value: self.classes.index(name) for value, name in values.items()} | dict.fromkeys(self.ignore, IGNORE)
 
@@ -59,7 +69,7 @@ LOVEDA = Layout(
 _OPEN_EARTH_MAP = ("bareland", "rangeland", "developed space", "road", "tree", "water", "agriculture land", "building")
 OPEN_EARTH_MAP = Layout(
     _OPEN_EARTH_MAP,
-    images="*/images/*.tif",  # a folder each region
+    images="*/images/*.tif",  # one folder per region
     masks="{parent}/labels/{name}.tif",
     values=dict(enumerate(_OPEN_EARTH_MAP, 1)),
     ignore=(0,),  # unlabeled
@@ -83,28 +93,34 @@ ISAID = Layout(
 """iSAID (Waqas Zamir et al., CVPR Workshops 2019): color masks, background a class of its own."""
 
 
-def checked(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs as arrays, uint8 (image, row, column, rgb) and uint8 (image, row, column).
-
-    ValueError where they are no pairs, or hold labels other than 0 to `count` - 1 and 255.
-    """
+def checked(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Pairs:
+    """Return pairs as uint8 arrays; ValueError if they are none, or labels are not 0 to `num_classes` - 1, or 255."""
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
         raise ValueError(f"images are uint8 (image, row, column, rgb), not {images.dtype} {images.shape}")
     if labels.shape != images.shape[:3]:
         raise ValueError(f"labels are {labels.shape}, images {images.shape}: a label map has its image's size")
-    if other := sorted(set(np.unique(labels).tolist()) - {*range(count), IGNORE}):
-        raise ValueError(f"labels are 0 to {count - 1} or {IGNORE}, undecided; there is {other[:5]}")
+    if other := sorted(set(np.unique(labels).tolist()) - {*range(num_classes), IGNORE}):
+        raise ValueError(f"labels are 0 to {num_classes - 1} or {IGNORE}, ignored; there is {other[:5]}")
     return images, labels.astype(np.uint8)
 
 
 class PairFolder(Sequence):
     """Images and masks below a folder, read when they are asked for.
 
+    Attributes
+    ----------
+    folder, layout : Path, Layout
+        Where images and masks lie, and how.
+    paths : list of (Path, Path)
+        Image and mask of each pair.
+
     Raises
     ------
-    FileNotFoundError : no such folder, no image in it, or images without a mask: all of them are named
-    ValueError : (when a pair is read) an image and a mask of two sizes, or values that no class has
+    FileNotFoundError
+        If there is no such folder, no image in it, or images have no mask.
+    ValueError
+        When a pair is read, if an image and a mask differ in size, or a value belongs to no class.
     """
 
     def __init__(self, folder: str | Path, layout: Layout):
@@ -125,6 +141,7 @@ class PairFolder(Sequence):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their labels."""
         return self.layout.classes
 
     def __len__(self) -> int:
@@ -134,7 +151,7 @@ class PairFolder(Sequence):
         path, mask_path = self.paths[i]
         with Image.open(path) as image:
             image = np.asarray(image.convert("RGB"))
-        labels = read_labels(mask_path, self.layout)
+        labels = _read_labels(mask_path, self.layout)
         if labels.shape != image.shape[:2]:
             rows, columns = image.shape[:2]
             raise ValueError(
@@ -146,8 +163,8 @@ class PairFolder(Sequence):
         return f"<PairFolder {self.folder}: {len(self)} pairs of {', '.join(self.classes)}>"
 
 
-def read_labels(path: str | Path, layout: Layout) -> np.ndarray:
-    """Labels uint8 (row, column) of a mask file; ValueError where it has a value of no class."""
+def _read_labels(path: str | Path, layout: Layout) -> np.ndarray:
+    """Return the labels uint8 (row, column) of a mask file; ValueError if a value belongs to no class."""
     table = layout.table
     with Image.open(path) as picture:
         if isinstance(next(iter(table)), tuple):
@@ -166,13 +183,18 @@ def read_labels(path: str | Path, layout: Layout) -> np.ndarray:
     return labels[np.searchsorted(found, values)]
 
 
-def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (image, row, column, ...) of which each square of `factor` pixels a side becomes one.
+def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> Pairs:
+    """Downsample pairs: each square of `factor` x `factor` pixels becomes one pixel.
 
-    Colors are averaged; of labels the most frequent one stays, of equals the higher number, so that where classes are
-    in the order of their size small things do.
-
-    ValueError for a size that `factor` does not divide.
+    Parameters
+    ----------
+    images : (image, row, column, rgb) array of uint8
+        Colors, which are averaged.
+    labels : (image, row, column) array of uint8
+        Labels: the most frequent one of a square is kept, of equally frequent ones the highest number. So small things
+        stay where classes are in the order of their size.
+    factor : int
+        Side of the squares in pixels; ValueError if it does not divide the size.
     """
     count, height, width = labels.shape
     if factor < 1 or height % factor or width % factor:
@@ -185,18 +207,25 @@ def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> tuple[np.ndar
 
 
 def patches(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int, *, stride: int | None = None, decided: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
-    """Squares cut from pairs: images uint8 (patch, row, column, rgb), labels uint8 (patch, row, column).
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int, *, stride: int | None = None, valid: float = 0.5
+) -> Pairs:
+    """Cut pairs into squares: images (patch, row, column, rgb) and labels (patch, row, column), both uint8.
 
     Parameters
     ----------
-    stride : between patches, their side unless given; the last of a row or column ends at the image's edge
-    decided : least share of pixels with a class; others are left out
+    pairs : iterable of (image, labels)
+        uint8 (row, column, rgb) and uint8 (row, column) each, as a `PairFolder` gives them.
+    size : int
+        Side of a square in pixels.
+    stride : int, optional
+        Pixels between squares; the last one of a row or column ends at the image's edge. Default: `size`.
+    valid : float in 0..1
+        Least fraction of pixels with a class; other squares are left out.
 
     Raises
     ------
-    ValueError : no patch: images smaller than `size`, or too much without a class
+    ValueError
+        If there is no patch: images are smaller than `size`, or too few pixels have a class.
     """
     stride = size if stride is None else stride
     if size < 1 or stride < 1:
@@ -207,16 +236,18 @@ def patches(
         for row in _starts(image.shape[0], size, stride):
             for column in _starts(image.shape[1], size, stride):
                 part = one[row : row + size, column : column + size]
-                if (part != IGNORE).mean() >= decided:
+                if (part != IGNORE).mean() >= valid:
                     images.append(image[row : row + size, column : column + size])
                     labels.append(part)
     if not images:
-        raise ValueError(f"no patch of {size} x {size} in {seen} images: they are smaller, or less is decided")
+        raise ValueError(
+            f"no patch of {size} x {size} in {seen} images: they are smaller, or fewer pixels have a class"
+        )
     return np.stack(images), np.stack(labels)
 
 
 def _starts(length, size, stride):
-    """First pixels of patches along one side; none where it is too short."""
+    """Return the first pixel of each patch along one side; none if the side is too short."""
     if length < size:
         return []
     return sorted({*range(0, length - size + 1, stride), length - size})

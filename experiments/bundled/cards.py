@@ -42,10 +42,10 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
         "over scenes with 95% bootstrap intervals.",
         table(["model", "map", "mean IoU", "pointing game"], rows),
         f"Steering: {steer['images a class']} images a class from single-object prompts ({steer['steps']} steps, "
-        f"guidance {steer['guidance']:g}). Whether an image shows a class is said by the oracle, whose own recall on "
-        f"{maps['scenes']} rendered scenes stands beside it; 95% Wilson intervals. Unasked: in the images of all other "
-        f"prompts but those that it comes with ({', '.join(f'{a} with {b}' for a, b in COMPANIONS.items())}). The "
-        "columns about maps are means over maps.",
+        f"guidance {steer['guidance']:g}). Whether an image shows a class is said by the reference segmenter, whose "
+        f"own recall on {maps['scenes']} rendered scenes stands beside it; 95% Wilson intervals. Unasked: in the "
+        "images of all other prompts but those that it comes with "
+        f"({', '.join(f'{a} with {b}' for a, b in COMPANIONS.items())}). The columns about maps are means over maps.",
     ]
     for thin, title in ((False, "class"), (True, "thin class")):
         mean, least = share(steer["classes"], thin)
@@ -54,7 +54,7 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
             for c in steer["classes"]
             if (c in street.THIN) == thin
         ]
-        head = [title, "maps", "mean IoU", "pointing", "shown when asked", "shown unasked", "oracle's recall"]
+        head = [title, "maps", "mean IoU", "pointing", "shown when asked", "shown unasked", "segmenter's recall"]
         parts.append(table(head, [*rows, ["mean; least", "", "", "", f"{mean:.3f}; {least:.2f}", "", ""]]))
     parts.append(
         f"Autoencoder: {found[name]['PSNR']:.1f} dB PSNR on those scenes. An image of 20 steps with guidance: "
@@ -68,8 +68,8 @@ def _class_row(name, maps, steer):
     return [name, *own, _between(steer["asked"], steer["interval"]), steer["unasked"], steer["oracle recall"]]
 
 
-def oracle_tables(name: str, found: dict[str, dict]) -> str:
-    """What was measured of the oracle, as the text between the marks of its card."""
+def segmenter_tables(name: str, found: dict[str, dict]) -> str:
+    """What was measured of the street segmenter, as the text between the marks of its card."""
     sharp, restored = found[name]["sharp"], found[name]["restored"]
     rows = []
     for c, iou in sharp["IoU"].items():
@@ -92,21 +92,21 @@ def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, st
     head = ["labels", *classes, "mean without vehicles", "mean"]
     rows = [_ious("held-out scenes", held_out, classes), *(_ious(*kind, classes) for kind in kinds)]
     agreement = (
-        f"IoU of labels with what the judge sees in their images, {of[-1]['samples']} samples of each joint model, "
-        f"{of[-1]['tests']} held-out scenes."
+        f"IoU of labels with what the reference segmenter sees in their images, {of[-1]['samples']} samples of each "
+        f"joint model, {of[-1]['tests']} held-out scenes."
     )
     scores = (
         "Class shares: the largest difference between samples and the scenes learned from, of classes above 5%: of "
         "samples that are told the shares of these scenes, and that are told nothing. Held-out shares: mean difference "
         "from a held-out scene's, asked for or not. Distance: median over samples to the nearest scene learned from, "
-        "over the same of held-out scenes. Fréchet: of the judge's encoder, to the held-out scenes."
+        "over the same of held-out scenes. Fréchet: of the segmenter's encoder, to the held-out scenes."
     )
     names = ["scenes", "steps", "held-out error", "class shares off, told", "its standard error"]
     names += ["not told", "its standard error", "held-out shares off, asked", "not asked", "distance"]
     names += ["Fréchet distance", "the same, other scenes", "pixels with margin below 0.9"]
     parts = [agreement, table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
     cards = {"aerial": "\n\n".join([*parts, scores, table(names, [_scores(one) for one in of])])}
-    cards["aerial-judge"] = "\n\n".join([agreement.split(",")[0] + ".", table(head, rows[:1])])
+    cards["aerial-segmenter"] = "\n\n".join([agreement.split(",")[0] + ".", table(head, rows[:1])])
     for one in (one for key, one in found.items() if key.startswith("enlarge ")):
         kinds = {kind: one[kind] for kind in ("enlarged", "pixels repeated")}
         rows = [[kind, *values.values()] for kind, values in kinds.items()]

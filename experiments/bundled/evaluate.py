@@ -1,11 +1,11 @@
 """Measure the bundled models, and write what was found into their folders and cards.
 
 Of a pipeline: how well its words' maps find their objects (`localize`), whether prompts steer it (`steer`), its
-autoencoder's PSNR, the time an image takes on the CPU. Of the oracle: its IoU and its recall of small objects, on
-scenes as rendered and as the autoencoder restores them. All on seeds that no model was trained on.
+autoencoder's PSNR, the time one image takes on the CPU. Of the reference segmenter: its IoU and its recall of small
+objects, on scenes as rendered and as the autoencoder restores them. All on seeds that no model was trained on.
 
-    python -m experiments.bundled.evaluate tiny oracle     # these only
-    python -m experiments.bundled.evaluate --tables        # write the tables again from what was measured before
+    python -m experiments.bundled.evaluate tiny street-segmenter  # these only
+    python -m experiments.bundled.evaluate --tables                # write the tables again from earlier measurements
 """
 
 import argparse
@@ -17,17 +17,16 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from attnlab import load_oracle, load_pipeline, seed
+from attnlab import load_pipeline, load_segmenter, seed
 from attnlab.scenes import street
 
-from . import cards, vae
-from . import street_segmenter as oracle
+from . import cards, street_segmenter, vae
 from .localize import localization
 from .steer import steering
 from .train_street import MODELS
 
 log = logging.getLogger(__name__)
-NAMES = ("oracle", "tiny", "tiny-plain")
+NAMES = ("street-segmenter", "tiny", "tiny-plain")
 
 
 def measure_pipeline(name: str, scenes: int, images: int) -> dict:
@@ -36,19 +35,19 @@ def measure_pipeline(name: str, scenes: int, images: int) -> dict:
     held_out = _held_out(pipe.unet.config.sample_size * pipe.vae_scale_factor, scenes)
     return {
         "maps": localization(pipe, scenes),
-        "steering": steering(pipe, load_oracle("cpu"), images, scenes),
+        "steering": steering(pipe, load_segmenter("street", "cpu"), images, scenes),
         "PSNR": vae.psnr(pipe.vae, np.stack([s.image for s in held_out])),
         "seconds an image": _seconds(pipe),
         "cores": torch.get_num_threads(),
     }
 
 
-def measure_oracle(name: str, scenes: int, images: int) -> dict:
-    judge, autoencoder = load_oracle("cpu"), load_pipeline("tiny", device="cpu").vae
-    held_out = _held_out(judge.model.config.sample_size, scenes)
+def measure_segmenter(name: str, scenes: int, images: int) -> dict:
+    segmenter, autoencoder = load_segmenter("street", "cpu"), load_pipeline("tiny", device="cpu").vae
+    held_out = _held_out(segmenter.model.config.sample_size, scenes)
     pictures, labels = np.stack([s.image for s in held_out]), np.stack([s.labels for s in held_out])
-    restored = oracle.restore(autoencoder, pictures)
-    return {kind: oracle.measure(judge, x, labels) for kind, x in (("sharp", pictures), ("restored", restored))}
+    sets = {"sharp": pictures, "restored": street_segmenter.restore(autoencoder, pictures)}
+    return {kind: street_segmenter.measure(segmenter, x, labels) for kind, x in sets.items()}
 
 
 def _held_out(size, count):
@@ -76,11 +75,13 @@ def main() -> None:
         parser.error(f"no model {', '.join(wrong)}; there are {', '.join(NAMES)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in () if given.tables else given.names or NAMES:
-        found = (measure_oracle if name == "oracle" else measure_pipeline)(name, given.scenes, given.images)
+        found = (measure_segmenter if name == "street-segmenter" else measure_pipeline)(
+            name, given.scenes, given.images
+        )
         (MODELS / name / "measured.json").write_text(json.dumps(found, indent=1) + "\n")
     found = {n: json.loads(p.read_text()) for n in NAMES if (p := MODELS / n / "measured.json").exists()}
     for name in found:
-        text = (cards.oracle_tables if name == "oracle" else cards.pipeline_tables)(name, found)
+        text = (cards.segmenter_tables if name == "street-segmenter" else cards.pipeline_tables)(name, found)
         cards.write_card(MODELS / name, text)
         log.info("%s\n\n%s\n", name, text)
 

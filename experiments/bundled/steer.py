@@ -1,7 +1,7 @@
-"""Whether prompts steer a model: images from single-object prompts of each class, and what an oracle sees in them.
+"""Measure whether prompts steer a model: what the reference segmenter sees in images of single-object prompts.
 
 Beside the share of images that show the class that was asked for: the share of other images that show it unasked, and
-the oracle's own recall on rendered scenes that do show it.
+the segmenter's own recall on rendered scenes that do show it.
 """
 
 import numpy as np
@@ -32,25 +32,25 @@ def shown(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def steering(
-    pipe, oracle, images: int = 50, scenes: int = 500, batch: int = 10, steps: int = 20, guidance: float = 4.0
+    pipe, segmenter, images: int = 50, scenes: int = 500, batch: int = 10, steps: int = 20, guidance: float = 4.0
 ) -> dict:
-    """Share of images that show the asked class, by class, with intervals; unasked share; the oracle's recall."""
+    """Share of images that show the asked class, by class, with intervals; unasked share; the segmenter's recall."""
     found = {}
-    for c, name in enumerate(tqdm(oracle.classes, desc="classes")):
+    for c, name in enumerate(tqdm(segmenter.classes, desc="classes")):
         prompt, pictures = NOUNS.get(name, f"a {name}"), []
         for first in range(0, images, batch):
             generators = [seed(1000 * c + k) for k in range(first, min(first + batch, images))]
             call = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators}
             pictures += pipe([prompt] * len(generators), **call).images
-        found[name] = shown(oracle.segment(pictures), len(oracle.classes))
+        found[name] = shown(segmenter.segment(pictures), len(segmenter.classes))
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     rendered = [street.render(s, size) for s in range(street.HELD_OUT, street.HELD_OUT + scenes)]
-    true = shown(np.stack([s.labels for s in rendered]), len(oracle.classes))
-    judged = shown(oracle.segment([s.image for s in rendered]), len(oracle.classes))
+    true = shown(np.stack([s.labels for s in rendered]), len(segmenter.classes))
+    judged = shown(segmenter.segment([s.image for s in rendered]), len(segmenter.classes))
     rows = {}
-    for c, name in enumerate(oracle.classes):
+    for c, name in enumerate(segmenter.classes):
         asked = found[name][:, c]
-        others = [found[other][:, c] for other in oracle.classes if other not in (name, COMPANIONS.get(name))]
+        others = [found[other][:, c] for other in segmenter.classes if other not in (name, COMPANIONS.get(name))]
         rows[name] = {
             "asked": float(asked.mean()),
             "interval": list(binomtest(int(asked.sum()), len(asked)).proportion_ci(method="wilson")),

@@ -1,17 +1,19 @@
-"""The oracle: a small segmenter of the rendered world, which says what a generated image shows and where."""
+"""Train and measure the reference segmenter of street scenes, which says what a generated image shows and where."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DModel
+from diffusers import AutoencoderKL
 from skimage.measure import label, regionprops
 from tqdm.auto import tqdm
 
 from attnlab import training
-from attnlab.pipelines import Oracle
+from attnlab.metrics import class_ious, confusion
 from attnlab.scenes import street
+from attnlab.segmentation import Segmenter
+from attnlab.segmentation.model import UNet
 
 from . import vae
 from .data import Scenes
@@ -19,30 +21,15 @@ from .data import Scenes
 SMALL = 100 / 64**2  # an object below this share of the image is small
 
 
-def new_segmenter(size: int) -> UNet2DModel:
-    """A U-Net without attention; its timestep is always 0."""
-    return UNet2DModel(
-        sample_size=size,
-        in_channels=3,
-        out_channels=len(street.CLASSES),
-        down_block_types=("DownBlock2D",) * 3,
-        up_block_types=("UpBlock2D",) * 3,
-        block_out_channels=(24, 48, 80),
-        layers_per_block=1,
-        norm_num_groups=8,
-        add_attention=False,
-    )
-
-
-def train_oracle(
+def train_street_segmenter(
     scenes: Scenes,
     blurred: np.ndarray,
     schedule: training.Schedule,
     folder: Path,
     device: torch.device,
     batch: int = 32,
-) -> UNet2DModel:
-    """Cross-entropy, rare classes weighted up by the root of their rarity.
+) -> UNet:
+    """Minimize cross-entropy, rare classes weighted up by the root of their rarity; return the trained model.
 
     `blurred` holds the first scenes as the VAE restores them, uint8 (image, row, column, rgb): half of every batch, for
     generated images have its look.
@@ -59,12 +46,13 @@ def train_oracle(
         flip = torch.rand(1, generator=generator) < 0.5
         if flip:
             images, labels = images.flip(-1), labels.flip(-1)
-        logits = model(images.to(device).contiguous(memory_format=torch.channels_last), 0).sample
-        return {"loss": F.cross_entropy(logits.float(), labels.to(device), weight)}
+        logits = model(images.to(device).contiguous(memory_format=torch.channels_last)).logits
+        return {"loss": F.cross_entropy(logits, labels.to(device), weight)}
 
     with training.seeded(schedule.seed):
-        model = new_segmenter(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
-    return training.train(model, loss, schedule, folder)
+        model = UNet.new(len(street.CLASSES), channels=(24, 48, 80), shuffle=1, size=scenes.images.shape[1])
+        model = model.to(device, memory_format=torch.channels_last)
+    return training.run_training(model, loss, schedule, folder)
 
 
 @torch.no_grad()
@@ -79,24 +67,21 @@ def restore(autoencoder: AutoencoderKL, images: np.ndarray, batch: int = 100) ->
     return np.concatenate(restored)
 
 
-def measure(oracle: Oracle, images: np.ndarray, labels: np.ndarray) -> dict:
-    """IoU of each class over all pixels of all images, their mean, and recall of small objects.
+def measure(segmenter: Segmenter, images: np.ndarray, labels: np.ndarray) -> dict:
+    """Return the IoU of each class over all pixels of all images, their mean, and recall of small objects.
 
     A small object is a connected region of one class; it is found where most of its pixels have the class.
     """
-    found = oracle.segment(images)
-    classes = range(len(oracle.classes))
-    matrix = np.bincount(labels.ravel().astype(int) * len(classes) + found.ravel(), minlength=len(classes) ** 2)
-    matrix = matrix.reshape(len(classes), len(classes))
-    iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
+    found = segmenter.segment(images)
+    iou = class_ious(confusion(labels, found, len(segmenter.classes)))
     result = {
         "mIoU": float(iou.mean()),
         "images": len(labels),
-        "IoU": dict(zip(oracle.classes, iou.tolist(), strict=True)),
+        "IoU": dict(zip(segmenter.classes, iou.tolist(), strict=True)),
     }
     result["recall of small objects"] = {
-        oracle.classes[c]: {"objects": len(hits), "recall": float(np.mean(hits))}
-        for c in classes
+        name: {"objects": len(hits), "recall": float(np.mean(hits))}
+        for c, name in enumerate(segmenter.classes)
         if (hits := _small_hits(labels == c, found == c))
     }
     return result

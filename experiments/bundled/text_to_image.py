@@ -218,4 +218,4 @@ def train_denoiser(
         total = diffusion + recipe.grounding * grounding if recipe.grounding else diffusion
         return {"loss": total, "diffusion": diffusion, "grounding": grounding}
 
-    return training.train(model, loss, schedule, folder)
+    return training.run_training(model, loss, schedule, folder)

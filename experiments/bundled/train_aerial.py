@@ -1,14 +1,14 @@
-"""Train joint models of aerial scenes and the segmenter that judges them; an interrupted stage is continued.
+"""Train joint models of aerial scenes and their reference segmenter; an interrupted stage is continued.
 
-    python -m experiments.bundled.train_aerial judge           # a segmenter that saw 6,000 scenes
+    python -m experiments.bundled.train_aerial segmenter       # the reference segmenter that saw 6,000 scenes
     python -m experiments.bundled.train_aerial joint 25 100    # joint models of exactly 25 and of 100 scenes
     python -m experiments.bundled.train_aerial enlarge 100     # one that makes pairs twice as large
     python -m experiments.bundled.train_aerial compare 100     # predictions and codes, trained for a short time
     python -m experiments.bundled.train_aerial measure 25 100  # draw pairs and say how good they are
     python -m experiments.bundled.train_aerial ship 100        # the models of 100 scenes become the bundled ones
 
-A joint model of n scenes saw the seeds 0 to n - 1. When to stop is decided on validation scenes, of which the judge and
-the joint models saw none.
+A joint model of n scenes saw the seeds 0 to n - 1. When to stop is decided on validation scenes, of which the
+segmenter and the joint models saw none.
 """
 
 import argparse
@@ -24,17 +24,18 @@ import torch
 from scipy import stats
 
 from attnlab import training
-from attnlab.joint import JointDiffusion, class_shares, quality
+from attnlab.joint import JointDiffusion, class_shares
 from attnlab.pipelines import BUNDLED, seed
 from attnlab.scenes import aerial
-from attnlab.segmentation import model as segment
-from attnlab.segmentation.folders import shrink
+from attnlab.segmentation import Segmenter, shrink, train_segmenter
+from attnlab.segmentation.folders import Pairs
 
-from . import cards
+from ..studies import pair_quality
+from . import cards, shipping
 
 log = logging.getLogger(__name__)
 COUNT = len(aerial.CLASSES)
-JUDGED = 100_000  # first seeds: of the judge's scenes
+JUDGED = 100_000  # first seeds: of the segmenter's scenes
 VALIDATION = aerial.HELD_OUT + 100_000
 TESTS = aerial.HELD_OUT + 200_000
 VARIANTS = {  # none of them is told shares of classes
@@ -49,7 +50,7 @@ TIMES = (100, 300, 500, 700, 900)  # of 1000, at which guesses of variants are c
 
 @dataclass(frozen=True)
 class Preset:
-    """How large a joint model is, and for how long it and the judge are trained."""
+    """How large a joint model is, and for how long it and the segmenter are trained."""
 
     size: int = 64
     channels: tuple[int, ...] = (64, 96, 160)
@@ -57,7 +58,7 @@ class Preset:
     enlarging: tuple[int, ...] = (32, 64, 96)  # channels of the model that makes pairs twice as large
     batch: int = 16
     judged: int = 6000  # scenes
-    steps: int = 5000  # of the judge
+    steps: int = 5000  # of the segmenter
     short: int = 200  # steps of each variant that is compared
     checked: int = 100  # validation scenes that say when a joint model has learned enough
     enlarged: int = 1500  # steps of the model that makes pairs twice as large
@@ -68,11 +69,6 @@ class Preset:
     def steps_of(self, count: int) -> int:
         """Steps of a joint model of so many scenes: more scenes bear longer training before it learns them by heart."""
         return max(1, round(self.schedule.steps * (count / 100) ** 0.75))
-
-
-def load_judge(folder: str | Path = "") -> segment.UNet:
-    """The judge of a folder, or the bundled one, which says what an image of `attnlab.scenes.aerial` shows."""
-    return segment.UNet.from_pretrained(folder or BUNDLED / "aerial-judge", dtype=torch.float32).eval()
 
 
 def measured() -> dict:
@@ -101,19 +97,20 @@ class Run:
     work: Path
     device: torch.device
 
-    def scenes(self, first: int, count: int, scale: int = 1) -> segment.Pairs:
+    def scenes(self, first: int, count: int, scale: int = 1) -> Pairs:
         """Images and labels of seeds first, first + 1, ..., so many times as large."""
         found = [aerial.render(s, self.preset.size * scale) for s in range(first, first + count)]
         return np.stack([s.image for s in found]), np.stack([s.labels for s in found])
 
-    def judge(self) -> segment.UNet:
-        """The judge, trained if it is not there yet."""
-        folder = self.work / "judge"
-        if not (folder / "config.json").exists():
+    def segmenter(self) -> Segmenter:
+        """Return the reference segmenter, trained if it is not there yet."""
+        folder = self.work / "segmenter"
+        if not (folder / "classes.json").exists():
             pairs = self.scenes(JUDGED, self.preset.judged)
-            options = {"kind": "unet", "ways": ("turn", "color"), "lr": 2e-3, "steps": self.preset.steps}
-            segment.train(*pairs, COUNT, device=self.device, **options).save_pretrained(folder)
-        return load_judge(folder).to(self.device)
+            options = {"architecture": "unet", "augmentations": ("rotate90", "color"), "lr": 2e-3}
+            options |= {"steps": self.preset.steps, "device": self.device}
+            train_segmenter(*pairs, aerial.CLASSES, **options).save_pretrained(folder)
+        return Segmenter.from_pretrained(folder, self.device)
 
     def joint(self, count: int, variant: str = "") -> JointDiffusion:
         """A joint model of so many scenes, trained to its end; of VARIANTS, for a short time."""
@@ -140,7 +137,7 @@ class Run:
         return model.fit(*pairs, self.work / name, schedule, batch=self.preset.batch, check=check)
 
     def compare(self, count: int, samples: int = 100) -> dict:
-        """Of each variant: how far its guesses of clean validation scenes are off at TIMES, and the judge on samples.
+        """Measure each variant: errors of its x0 predictions of validation scenes at TIMES, IoU of its samples.
 
         Colors as root mean square error in 0..1, labels as the share of pixels with another class.
         """
@@ -155,7 +152,7 @@ class Run:
                 off["colors"].append(float(np.sqrt(((colors / 255.0 - images / 255.0) ** 2).mean())))
                 off["labels"].append(float((classes != labels).mean()))
             drawn, classes, _ = model.sample(samples, seed(0))
-            found[name] = off | {"judge on samples": quality.agreement(self.judge(), drawn, classes, COUNT).tolist()}
+            found[name] = off | {"judge on samples": pair_quality.agreement(self.segmenter(), drawn, classes).tolist()}
         return {"scenes": count, "steps": self.preset.short, "times": TIMES, "variants": found}
 
     def enlarge(self, count: int, tests: int = 50) -> dict:
@@ -177,24 +174,25 @@ class Run:
 
         `asked` pairs are asked for the class shares of held-out scenes, and as many without a word about shares.
         """
-        judge, (images, labels), real = self.judge(), self.scenes(TESTS, tests), self.scenes(0, count)
+        segmenter, real = self.segmenter(), self.scenes(0, count)
+        images, labels = self.scenes(TESTS, tests)
         model = self.joint(count)
         drawn, found, margins = model.sample(samples, seed(0))
         wanted = class_shares(labels[:asked], COUNT)
         told, untold = (
             class_shares(model.sample(asked, seed(1), shares=x)[1], COUNT) for x in (wanted, np.full(COUNT, np.nan))
         )
-        of_found = class_shares(found, COUNT)
-        of_tests, of_drawn = (segment.features(judge, x) for x in (images, drawn))
-        half = segment.features(judge, self.scenes(VALIDATION, samples)[0])
+        of_found, shuffled = class_shares(found, COUNT), pair_quality.shuffled(found)
+        of_tests, of_drawn = (pair_quality.features(segmenter, x) for x in (images, drawn))
+        half = pair_quality.features(segmenter, self.scenes(VALIDATION, samples)[0])
         return {
             "scenes": count,
             "samples": samples,
             "tests": tests,
             "IoU of the judge": {
-                "held-out scenes": quality.agreement(judge, images, labels, COUNT).tolist(),
-                "samples": quality.agreement(judge, drawn, found, COUNT).tolist(),
-                "samples, shuffled masks": quality.agreement(judge, drawn, quality.shuffled(found), COUNT).tolist(),
+                "held-out scenes": pair_quality.agreement(segmenter, images, labels).tolist(),
+                "samples": pair_quality.agreement(segmenter, drawn, found).tolist(),
+                "samples, shuffled masks": pair_quality.agreement(segmenter, drawn, shuffled).tolist(),
             },
             "class shares": {
                 "scenes learned from": class_shares(real[1], COUNT).mean(0).tolist(),
@@ -208,24 +206,24 @@ class Run:
                 "not asked for": abs(untold - wanted).mean(0).tolist(),
             },
             "median distance to the nearest scene learned from": {
-                "held-out scenes": float(np.median(quality.nearest(images, real[0])[0])),
-                "samples": float(np.median(quality.nearest(drawn, real[0])[0])),
+                "held-out scenes": float(np.median(pair_quality.nearest(images, real[0])[0])),
+                "samples": float(np.median(pair_quality.nearest(drawn, real[0])[0])),
             },
             "Fréchet distance to held-out scenes, the judge's encoder": {
-                "other scenes": quality.frechet_distance(of_tests, half),
-                "samples": quality.frechet_distance(of_tests, of_drawn),
+                "other scenes": pair_quality.frechet_distance(of_tests, half),
+                "samples": pair_quality.frechet_distance(of_tests, of_drawn),
             },
             "pixels with margin below 0.9": float((margins < 0.9).mean()),
             "held-out error": training.checks(self.work / f"joint{count}"),
         }
 
     def ship(self, count: int) -> None:
-        """The models of so many scenes, the judge and all measures so far, in half precision, as bundled models."""
+        """The models of so many scenes, the segmenter and all measures so far, in half precision, as bundled models."""
         kept = {"aerial": self.joint(count), "aerial-x2": self.enlarger(count)}
         for name, model in kept.items():
             model.save_pretrained(BUNDLED / name)
-        self.judge().half().save_pretrained(BUNDLED / "aerial-judge")
-        training.thin_curve(self.work / f"joint{count}/curve.csv", BUNDLED / "aerial/curve.csv")
+        self.segmenter().save_pretrained(BUNDLED / "aerial-segmenter", torch.float16)
+        shipping.thin_curve(self.work / f"joint{count}/curve.csv", BUNDLED / "aerial/curve.csv")
         shutil.copy(self.work / "measured.json", BUNDLED / "aerial")
         for name, text in cards.joint_tables(measured(), aerial.CLASSES).items():
             cards.write_card(BUNDLED / name, text)
@@ -233,18 +231,18 @@ class Run:
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("judge", "joint", "enlarge", "compare", "measure", "ship"))
+    parser.add_argument("stage", choices=("segmenter", "joint", "enlarge", "compare", "measure", "ship"))
     parser.add_argument("counts", nargs="*", type=int, help="scenes of each joint model")
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--work", default="runs/aerial", type=Path, help="folder of checkpoints and results")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(given)
-    if (given.stage == "judge") == bool(given.counts):
-        parser.error("judge takes no numbers of scenes, the other stages one or more")
+    if (given.stage == "segmenter") == bool(given.counts):
+        parser.error("segmenter takes no numbers of scenes, the other stages one or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run = Run(PRESETS[given.preset], given.work, torch.device(given.device))
-    if given.stage == "judge":
-        run.judge()
+    if given.stage == "segmenter":
+        run.segmenter()
     for count in given.counts:
         found = getattr(run, given.stage)(count)
         if isinstance(found, dict):

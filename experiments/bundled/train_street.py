@@ -3,7 +3,7 @@
     python -m experiments.bundled.train_street vae              # images to latents of a quarter of their side
     python -m experiments.bundled.train_street denoiser         # words that are drawn towards their masks: `tiny`
     python -m experiments.bundled.train_street denoiser-plain   # the same by the diffusion loss alone: `tiny-plain`
-    python -m experiments.bundled.train_street oracle           # a segmenter
+    python -m experiments.bundled.train_street segmenter        # the reference segmenter
     python -m experiments.bundled.train_street export           # half-precision weights, curves: attnlab/models
 
 With `--preset gpu`, scenes of 128 pixels and larger batches, exported to the run's own folder.
@@ -11,7 +11,6 @@ On 2 cores set GOMP_CPU_AFFINITY="0 1" OMP_PROC_BIND=true.
 """
 
 import argparse
-import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -24,9 +23,9 @@ from transformers import CLIPTokenizer
 from attnlab import training
 from attnlab.pipelines import BUNDLED
 from attnlab.scenes import street
+from attnlab.segmentation import Segmenter
 
-from . import data, vae
-from . import street_segmenter as oracle
+from . import data, shipping, street_segmenter, vae
 from . import text_encoder as text
 from . import text_to_image as denoiser
 
@@ -45,7 +44,7 @@ class Preset:
     recipe: denoiser.Recipe
     vae: training.Schedule
     denoiser: training.Schedule
-    oracle: training.Schedule
+    segmenter: training.Schedule
 
 
 PRESETS = {
@@ -56,7 +55,7 @@ PRESETS = {
         recipe=denoiser.Recipe(batch=32),
         vae=training.Schedule(steps=3_500, lr=2e-3, weight_decay=0.0),
         denoiser=training.Schedule(steps=10_000, lr=1e-3, cycles=2, ema=0.9985),
-        oracle=training.Schedule(steps=1_200, lr=2e-3),
+        segmenter=training.Schedule(steps=1_200, lr=2e-3),
     ),
     "gpu": Preset(
         size=128,
@@ -65,7 +64,7 @@ PRESETS = {
         recipe=denoiser.Recipe(batch=256),
         vae=training.Schedule(steps=12_000, lr=1e-3, weight_decay=0.0),
         denoiser=training.Schedule(steps=20_000, lr=1e-3, ema=0.9995),
-        oracle=training.Schedule(steps=3_000, lr=2e-3),
+        segmenter=training.Schedule(steps=3_000, lr=2e-3),
     ),
 }
 
@@ -106,26 +105,24 @@ class Run:
             model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels).to(self.device)
         denoiser.train_denoiser(model, batches, recipe, self.preset.denoiser, self.work / stage)
 
-    def oracle(self) -> None:
-        scenes = self.scenes
-        restored = oracle.restore(self.autoencoder, scenes.images[:6000])
-        model = oracle.train_oracle(scenes, restored, self.preset.oracle, self.work / "oracle", self.device)
-        model.save_pretrained(self.work / "oracle" / "model")
+    def segmenter(self) -> None:
+        scenes, folder = self.scenes, self.work / "segmenter"
+        restored = street_segmenter.restore(self.autoencoder, scenes.images[:6000])
+        model = street_segmenter.train_street_segmenter(scenes, restored, self.preset.segmenter, folder, self.device)
+        Segmenter(model, street.CLASSES).save_pretrained(folder / "model")
 
     def export(self) -> None:
         """Write every model that is trained to its end in half precision, and the curves of its training beside it."""
         for stage, name in DENOISERS.items():
             if (self.work / stage / "checkpoint.pt").exists():
                 self._export_pipeline(stage, self.models / name)
-        if (self.work / "oracle" / "model").exists():
-            folder = self.models / "oracle"
-            model = oracle.UNet2DModel.from_pretrained(self.work / "oracle" / "model")
-            model.to(torch.float16).save_pretrained(folder)
-            (folder / "classes.json").write_text(json.dumps(street.CLASSES) + "\n")
-            training.thin_curve(self.work / "oracle" / "curve.csv", folder / "curve.csv")
+        if (self.work / "segmenter" / "model").exists():
+            folder = self.models / "street-segmenter"
+            Segmenter.from_pretrained(self.work / "segmenter" / "model").save_pretrained(folder, torch.float16)
+            shipping.thin_curve(self.work / "segmenter" / "curve.csv", folder / "curve.csv")
 
     def _export_pipeline(self, stage: str, folder: Path) -> None:
-        steps, average = training.averaged(self.work / stage)
+        steps, average = shipping.averaged(self.work / stage)
         if steps < self.preset.denoiser.steps:
             log.warning("%s is at step %d of %d: not exported", stage, steps, self.preset.denoiser.steps)
             return
@@ -147,13 +144,13 @@ class Run:
         pipe.save_pretrained(folder)
         for name in ("vocab.json", "merges.txt"):  # for readers that do not know tokenizer.json
             shutil.copy(self.work / "tokenizer" / name, folder / "tokenizer" / name)
-        training.thin_curve(self.work / stage / "curve.csv", folder / "curve.csv")
-        training.thin_curve(self.work / "vae" / "curve.csv", folder / "vae" / "curve.csv")
+        shipping.thin_curve(self.work / stage / "curve.csv", folder / "curve.csv")
+        shipping.thin_curve(self.work / "vae" / "curve.csv", folder / "vae" / "curve.csv")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("vae", *DENOISERS, "oracle", "export"))
+    parser.add_argument("stage", choices=("vae", *DENOISERS, "segmenter", "export"))
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--work", type=Path, help="scenes, checkpoints and curves go here; default runs/tiny-PRESET")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -58,7 +58,7 @@ def train_vae(
 
     with training.seeded(schedule.seed):
         vae = new_vae(scenes.images.shape[1]).to(device, memory_format=torch.channels_last)
-    vae = training.train(vae, loss, schedule, folder)
+    vae = training.run_training(vae, loss, schedule, folder)
     latents = encode(vae, scenes.images[:2000])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     return vae

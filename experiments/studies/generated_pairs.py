@@ -20,12 +20,14 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from attnlab import LinearMap, TokenLibrary, fit_tokens, linear_daam, load_oracle, load_pipeline, record_image
+from attnlab import LinearMap, TokenLibrary, fit_tokens, linear_daam, load_pipeline, load_segmenter, record_image
 from attnlab import seed as seeded
 from attnlab.dataset import Dataset, Filters, Recipe, generate_dataset, label
+from attnlab.metrics import class_ious, confusion
 from attnlab.recording.recorder import record
 from attnlab.scenes import street
-from attnlab.segmentation import model as segment
+from attnlab.segmentation import Segmenter, train_segmenter
+from attnlab.segmentation.folders import Pairs
 
 from ..bundled.localize import TIMESTEPS
 from .jobs import claim, mean_and_interval, run_arms
@@ -53,7 +55,7 @@ log = logging.getLogger(__name__)
 RECORD = Path(__file__).parents[1] / "results" / "generated_pairs.json"
 
 
-def scenes(count: int, first: int, classes: Sequence[str] = CLASSES, size: int = 64) -> segment.Pairs:
+def scenes(count: int, first: int, classes: Sequence[str] = CLASSES, size: int = 64) -> Pairs:
     """Rendered scenes, from a seed on, that show at least one of the classes: images, and labels 0, 1.. of them."""
     images, labels, number = [], [], first
     while len(images) < count:
@@ -66,21 +68,21 @@ def scenes(count: int, first: int, classes: Sequence[str] = CLASSES, size: int =
     return np.stack(images), np.stack(labels)
 
 
-def pairs_of(dataset: Dataset) -> segment.Pairs:
+def pairs_of(dataset: Dataset) -> Pairs:
     """A data set as arrays."""
     pairs = list(dataset)
     return np.stack([np.asarray(p.image) for p in pairs]), np.stack([p.labels for p in pairs])
 
 
-def with_truth(pairs: segment.Pairs, oracle, classes: Sequence[str] = CLASSES) -> segment.Pairs:
-    """The same images with the oracle's labels: what better masks would be worth."""
-    found, labels = oracle.segment(pairs[0]), np.zeros(pairs[1].shape, np.uint8)
+def with_truth(pairs: Pairs, segmenter: Segmenter, classes: Sequence[str] = CLASSES) -> Pairs:
+    """Return the same images with the labels of a reference segmenter: what better masks would be worth."""
+    found, labels = segmenter.segment(pairs[0]), np.zeros(pairs[1].shape, np.uint8)
     for number, name in enumerate(classes, 1):
-        labels[found == oracle.classes.index(name)] = number
+        labels[found == segmenter.classes.index(name)] = number
     return pairs[0], labels
 
 
-def learned(pipe, few: segment.Pairs) -> TokenLibrary:
+def learned(pipe, few: Pairs) -> TokenLibrary:
     """A token of each class that few real pairs show; the model is told the names of the classes in each."""
     images, labels = few
     present = [[name for i, name in enumerate(CLASSES, 1) if (one == i).any()] for one in labels]
@@ -95,7 +97,7 @@ def learned(pipe, few: segment.Pairs) -> TokenLibrary:
     return tokens
 
 
-def relabeled(looked: Sequence[tuple[np.ndarray, LinearMap]], tokens: TokenLibrary, recipe: Recipe) -> segment.Pairs:
+def relabeled(looked: Sequence[tuple[np.ndarray, LinearMap]], tokens: TokenLibrary, recipe: Recipe) -> Pairs:
     """Pairs of generated images by learned tokens: what generate_dataset makes of them, without generating again."""
     made = [(x, label({n: maps.upscaled(tokens[n], x.shape[:2]) for n in tokens}, x, recipe)) for x, maps in looked]
     kept = [(x, one.labels) for x, one in made if one.rejected is None]
@@ -131,7 +133,7 @@ class Study:
         arms = [(n, kind) for n in self.sizes for kind in ADDED] + [(0, kind) for kind in alone]
         return [(*arm, s) for s in range(self.seeds) for arm in arms]
 
-    def few(self, n: int, s: int) -> segment.Pairs:
+    def few(self, n: int, s: int) -> Pairs:
         """The n real pairs of a seed."""
         images, labels = _real(max(self.sizes))
         some = np.random.default_rng([s, n]).permutation(len(images))[:n]
@@ -147,7 +149,7 @@ class Study:
         sets, arms = self.make_sets(out), self.arms()
         confusions = run_arms(partial(self.train, out), arms, out / "arms", workers)
         found = [
-            {"real": n, "added": kind, "seed": s, "iou": segment.class_ious(np.array(one)[None]).round(4).tolist()}
+            {"real": n, "added": kind, "seed": s, "iou": class_ious(one).round(4).tolist()}
             for (n, kind, s), one in zip(arms, confusions, strict=True)
         ]
         result = {"study": settings, "sets": sets, "arms": found}
@@ -156,11 +158,11 @@ class Study:
 
     def make_sets(self, out: Path) -> dict[str, dict]:
         """Every set of pairs that is added; how many pairs each has, and the IoU of its labels with the oracle's."""
-        oracle = load_oracle("cpu")
+        segmenter = load_segmenter("street", "cpu")
         made = {"rendered": scenes(len(self.recipe("tiny")), MORE)}
         for model in ("tiny", "tiny-plain"):
             made[model] = pairs_of(generate_dataset(self.recipe(model), out / model))
-            made[f"{model}, oracle"] = with_truth(made[model], oracle)
+            made[f"{model}, oracle"] = with_truth(made[model], segmenter)
         wanted = [(n, s) for s in range(self.seeds) for n in self.sizes]
         names = {(n, s): f"tiny-plain, tokens {n} {s}" for n, s in wanted}
         if not all(_pairs_file(out, name).exists() for name in names.values()):
@@ -170,8 +172,8 @@ class Study:
         metadata = {}
         for name in [*list(ADDED)[1:4], *names.values()]:
             pairs = _load_pairs(_pairs_file(out, name))
-            agreement = _class_ious(with_truth(pairs, oracle)[1], pairs[1])
-            metadata[name] = {"pairs": len(pairs[0]), "iou with the oracle": agreement}
+            counts = confusion(pairs[1], with_truth(pairs, segmenter)[1], len(CLASSES) + 1)
+            metadata[name] = {"pairs": len(pairs[0]), "iou with the oracle": class_ious(counts)[1:].round(4).tolist()}
         return metadata
 
     def _token_sets(self, names):
@@ -184,12 +186,12 @@ class Study:
 
     def train(self, out: Path, n: int, kind: str, s: int) -> list[list[int]]:
         """Train the segmenter of an arm: its confusion (class, class), pixels of all tests."""
-        count = len(CLASSES) + 1
         name = f"{kind} {n} {s}" if kind == "tiny-plain, tokens" else kind
         more = _load_pairs(_pairs_file(out, name)) if kind else None
         first, extra = (self.few(n, s), more) if n else (more, None)
-        model = segment.train(*first, count, extra=extra, steps=self.steps, seed=s, progress=False)
-        return segment.evaluate(model, *_tests(self.tests), count).sum(0).tolist()
+        options = {"extra": extra, "steps": self.steps, "seed": s, "progress": False}
+        segmenter = train_segmenter(*first, ("background", *CLASSES), **options)
+        return segmenter.evaluate(*_tests(self.tests)).sum(0).tolist()
 
 
 def ious(record: dict, real: int, added: str) -> np.ndarray:
@@ -242,12 +244,6 @@ def _real(count):
 @lru_cache(maxsize=1)
 def _tests(count):
     return scenes(count, TESTS)
-
-
-def _class_ious(truth, found):
-    count = len(CLASSES) + 1
-    pairs = np.bincount((truth.astype(int) * count + found)[found < count], minlength=count**2)
-    return segment.class_ious(pairs.reshape(1, count, count))[1:].round(4).tolist()
 
 
 def _pairs_file(out, name):

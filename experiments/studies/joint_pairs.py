@@ -19,18 +19,20 @@ import torch
 from scipy import stats
 
 from attnlab.masks import IGNORE
+from attnlab.metrics import class_ious
 from attnlab.pipelines import seed
-from attnlab.segmentation import model as segment
+from attnlab.scenes import aerial
+from attnlab.segmentation import train_segmenter
 
-from ..bundled.train_aerial import COUNT, PRESETS, TESTS, VALIDATION, Run
+from ..bundled.train_aerial import PRESETS, TESTS, VALIDATION, Run
 from .jobs import claim, run_arms
 
 MORE = 200_000  # first seed of further scenes, which nobody has but the arms that say so
 FIRST = "geometry and color"  # augmentation while ways of mixing are compared
 MIXES = ("half", "pool", "pretrain", "half, ignore band")
 BAND = 0.9  # pixels of drawn pairs with a smaller margin do not count, where the mix says so
-OPTIONS = {"kind": "unet", "batch": 8, "lr": 2e-3, "progress": False}  # of every segmenter
-BASIC = ("turn", "crop", "color")
+OPTIONS = {"architecture": "unet", "batch": 8, "lr": 2e-3, "progress": False}  # of every segmenter
+BASIC = ("rotate90", "crop", "color")
 WAYS = {"flips": (), "geometry and color": BASIC, "CutMix": (*BASIC, "cutmix"), "Copy-Paste": (*BASIC, "copy-paste")}
 ADDED = {
     "": "nothing",
@@ -81,7 +83,7 @@ class Study:
             self.draw(work, n)
             found |= self._trained(work, workers, self.finals(n, mix, way))
         arms = [dict(zip(("scenes", "added", "ratio", "mix", "way", "seed"), arm, strict=True)) | {
-            kind: segment.class_ious(np.array(confusion)[None]).tolist() for kind, confusion in one.items()
+            kind: class_ious(confusion).tolist() for kind, confusion in one.items()
         } for arm, one in found.items()]  # fmt: skip
         record = {"study": settings, "mix": mix, "way": way, "arms": arms}
         (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -112,8 +114,8 @@ class Study:
             return
         run = Run(PRESETS["cpu"], work, torch.device("cpu"))
         images, labels, margins = run.joint(n).sample(n * max(self.ratios), seed(n))
-        own = segment.train(*_scenes(0, n), COUNT, ways=BASIC, steps=self.steps, **OPTIONS)
-        masks = {"segmented": segment.predict(own, images), "judged": segment.predict(run.judge(), images)}
+        own = train_segmenter(*_scenes(0, n), aerial.CLASSES, augmentations=BASIC, steps=self.steps, **OPTIONS)
+        masks = {"segmented": own.segment(images), "judged": run.segmenter().segment(images)}
         part = path.with_name("drawn.part.npz")
         np.savez(part, images=images, labels=labels, margins=margins, **masks)
         part.replace(path)
@@ -121,10 +123,10 @@ class Study:
     def train(self, work: Path, n: int, added: str, ratio: int, mix: str, way: str, s: int) -> dict:
         """Confusions (class, class), pixels of all validation and of all test scenes, of the segmenter of an arm."""
         extra = _extra(work, n, added, n * ratio, BAND if "band" in mix else None) if added else None
-        options = OPTIONS | {"mix": mix.split(",")[0], "ways": WAYS[way], "steps": self.steps, "seed": s}
-        model = segment.train(*_scenes(0, n), COUNT, extra=extra, **options)
+        options = OPTIONS | {"mix": mix.split(",")[0], "augmentations": WAYS[way], "steps": self.steps, "seed": s}
+        segmenter = train_segmenter(*_scenes(0, n), aerial.CLASSES, extra=extra, **options)
         sets = {"validation": _scenes(VALIDATION, self.validation), "test": _scenes(TESTS, self.tests)}
-        return {kind: segment.evaluate(model, *pairs, COUNT).sum(0).tolist() for kind, pairs in sets.items()}
+        return {kind: segmenter.evaluate(*pairs).sum(0).tolist() for kind, pairs in sets.items()}
 
     def _trained(self, work, workers, arms):
         return dict(zip(arms, run_arms(partial(self.train, work), arms, work / "study" / "arms", workers), strict=True))
@@ -195,7 +197,7 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
 
 
 def _miou(confusion):
-    return np.nanmean(segment.class_ious(np.array(confusion)[None]))
+    return np.nanmean(class_ious(confusion))
 
 
 def _extra(work, n, added, count, band):

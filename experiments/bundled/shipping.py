@@ -1,0 +1,24 @@
+"""What a finished training leaves in the folder of a bundled model: averaged weights and a short curve."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def averaged(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """Return the number of steps done and the moving average's parameters, of the checkpoint in `folder`."""
+    saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    average = {k.removeprefix("module."): v for k, v in saved["average"].items() if k.startswith("module.")}
+    return saved["step"], average
+
+
+def thin_curve(source: Path, target: Path, rows: int = 200) -> None:
+    """Copy a curve (CSV), averaged over blocks of steps, at most `rows` of them."""
+    curve = np.genfromtxt(source, delimiter=",", names=True)
+    blocks = np.array_split(np.stack([curve[n] for n in curve.dtype.names], 1), min(rows, len(curve)))
+    with target.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(curve.dtype.names)
+        writer.writerows([round(float(v), 5) for v in block.mean(0)] for block in blocks)
