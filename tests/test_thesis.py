@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from attnlab import metrics, plots
 from attnlab.learning.optimize import PRESETS
 from experiments import thesis
 from experiments.studies.random_weights import stable_diffusion_2_base
-from experiments.thesis import findings, pages, tables
+from experiments.thesis import cache, findings, pages, tables
 
 CALL = {"num_inference_steps": 4, "guidance_scale": 4.0}
 THESIS = "stabilityai/stable-diffusion-2-base"
@@ -23,7 +24,8 @@ THESIS = "stabilityai/stable-diffusion-2-base"
 
 @pytest.fixture(scope="module")
 def gallery(pipe, tmp_path_factory):
-    return thesis.Gallery(pipe, tmp_path_factory.mktemp("gallery"), oracle=al.load_oracle("cpu"), **CALL)
+    segmenter = al.load_segmenter("street", "cpu")
+    return thesis.Gallery(pipe, tmp_path_factory.mktemp("gallery"), segmenter=segmenter, **CALL)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_the_main_object_is_the_largest_region():
 
 
 def test_images_are_those_of_their_seeds(pipe, cars):
-    """Whatever the batch: one noise a seed, shared by all classes."""
+    """Whatever the batch: one noise per seed, shared by all classes."""
     alone = pipe(thesis.PROMPT.format("car"), generator=al.seed(2), **CALL).images[0]
     assert [e.number for e in cars] == [0, 1, 2, 3]
     assert np.abs(np.asarray(cars[2].image, int) - np.asarray(alone, int)).max() <= 2
@@ -61,13 +63,13 @@ def test_rendered_scenes_have_exact_masks(scenes):
         np.testing.assert_array_equal(e.truth, thesis.main_object(scene.mask("car")))
         np.testing.assert_array_equal(e.mask("sky"), scene.mask("sky"))
         np.testing.assert_array_equal(e.image, scene.image)
-        assert e.shown and e.truth.mean() >= thesis.SHOWN
+        assert e.shown and e.truth.mean() >= thesis.MIN_OBJECT_AREA
 
 
-def test_the_truth_of_generated_images_is_the_oracles(gallery, cars):
-    labels = gallery.oracle.segment([e.image for e in cars])
+def test_the_truth_of_generated_images_is_the_segmenters(gallery, cars):
+    labels = gallery.segmenter.segment([e.image for e in cars])
     for e, label in zip(cars, labels, strict=True):
-        np.testing.assert_array_equal(e.truth, thesis.main_object(label == gallery.oracle.classes.index("car")))
+        np.testing.assert_array_equal(e.truth, thesis.main_object(label == gallery.segmenter.classes.index("car")))
 
 
 @pytest.mark.parametrize("track", thesis.TRACKS)
@@ -88,28 +90,51 @@ def test_what_is_kept_is_what_recordings_answer(gallery, cars, scenes, track):
 
 
 def test_what_is_in_the_folder_is_not_made_again(gallery, cars, tmp_path, monkeypatch):
-    again = thesis.Gallery(gallery.pipe, tmp_path, oracle=gallery.oracle, **CALL)
-    assert again.folder.name == gallery.folder.name
-    shutil.copytree(gallery.folder, again.folder)
-    lost = again.folder / cars[1].path.relative_to(gallery.folder)
+    again = thesis.Gallery(gallery.pipe, tmp_path, segmenter=gallery.segmenter, **CALL)
+    assert again.cache.folder.name == gallery.cache.folder.name
+    shutil.copytree(gallery.cache.folder, again.cache.folder)
+    lost = again.cache.folder / cars[1].path.relative_to(gallery.cache.folder)
     lost.unlink()
     made = again.generated("car", range(4))[1]
     np.testing.assert_array_equal(made.image, cars[1].image)
     np.testing.assert_array_equal(made.maps.values, cars[1].maps.values)
     np.testing.assert_array_equal(made.linear["car"], cars[1].linear["car"])
     monkeypatch.setattr(again, "_generate", None)
-    monkeypatch.setattr(again, "_look", None)
+    monkeypatch.setattr(again, "_record_existing", None)
     assert [e.number for e in again.generated("car", range(4))] == [0, 1, 2, 3]
 
 
 def test_another_call_or_other_weights_are_kept_elsewhere(gallery, pipe, tmp_path):
-    names = {gallery.folder.name, thesis.Gallery(pipe, tmp_path, **CALL | {"num_inference_steps": 5}).folder.name}
+    longer = thesis.Gallery(pipe, tmp_path, **CALL | {"num_inference_steps": 5})
+    names = {gallery.cache.folder.name, longer.cache.folder.name}
     bias = pipe.unet.conv_out.bias
     with torch.no_grad():
         bias[0] += 1
-        names.add(thesis.Gallery(pipe, tmp_path, **CALL).folder.name)
+        names.add(thesis.Gallery(pipe, tmp_path, **CALL).cache.folder.name)
         bias[0] -= 1
     assert len(names) == 3
+
+
+def test_the_code_in_all_folders_is_hashed(tmp_path):
+    """A change where results come from makes a new cache, one in what only draws or asks does not."""
+    package = Path(al.__file__).parent
+    for path in package.rglob("*.py"):
+        copy = tmp_path / path.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    whole = cache.hash_code(tmp_path)
+    assert whole == cache.hash_code()
+    counts = {"maps/softmax.py", "recording/adapters/unet.py", "learning/fit.py", "scenes/street.py", "storage.py"}
+    counts |= {"segmentation/model.py", "pipelines.py"}
+    only_draws = {"plots/charts.py", "widgets/explore.py", "cli/runner.py", "dataset/recipe.py", "joint/denoiser.py"}
+    for name in counts | only_draws:
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(before + b"# changed\n")
+        assert (cache.hash_code(tmp_path) != whole) == (name in counts), name
+        (tmp_path / name).write_bytes(before)
+    (tmp_path / "maps/new").mkdir()
+    (tmp_path / "maps/new/file.py").write_text("new = 1\n")
+    assert cache.hash_code(tmp_path) != whole
 
 
 def test_masks_from_a_folder(gallery, cars, tmp_path):
@@ -120,7 +145,7 @@ def test_masks_from_a_folder(gallery, cars, tmp_path):
     mask = np.zeros((128, 128), np.uint8)  # any size: masks are often drawn on larger copies
     mask[32:96, 64:] = 255
     Image.fromarray(mask).save(masks / "car_0002.png")
-    own = thesis.Gallery(gallery.pipe, gallery.folder.parent, masks=masks, **CALL)
+    own = thesis.Gallery(gallery.pipe, gallery.cache.folder.parent, masks=masks, **CALL)
     found = own.generated("car", range(4))
     assert [e.truth is not None for e in found] == [e.shown for e in found] == [False, False, True, False]
     np.testing.assert_array_equal(found[2].truth, mask[::2, ::2] > 0)
@@ -142,7 +167,7 @@ def test_learned_tokens_are_kept(gallery, scenes, monkeypatch):
         gallery.learn(scenes[:1], short)
 
 
-def test_an_interrupted_descent_is_not_kept(gallery, scenes, monkeypatch):
+def test_an_interrupted_optimization_is_not_kept(gallery, scenes, monkeypatch):
     settings = replace(PRESETS["thesis"], epochs=7)
     whole = thesis.gallery.optimize_token
     cut = replace(settings, epochs=3)  # what the stop button makes of it
@@ -167,10 +192,10 @@ def test_who_is_learned_from_and_who_is_tested(experiment, gallery):
         shown = [e for e in examples if e.shown]
         assert len(examples) == 5
         if len(shown) > 2:
-            assert [*experiment.lessons[key], *experiment.tests[key]] == shown and len(experiment.lessons[key]) == 2
+            assert [*experiment.train[key], *experiment.tests[key]] == shown and len(experiment.train[key]) == 2
         else:
             assert key not in experiment.tests
-    assert experiment.names("rendered") == list(thesis.WORDS)
+    assert experiment.names("rendered") == list(thesis.PROMPT_WORDS)
 
 
 def test_maps_are_those_of_the_class_at_the_images_size(experiment):
@@ -189,15 +214,15 @@ def test_maps_are_those_of_the_class_at_the_images_size(experiment):
 def test_summary_by_hand():
     ious = np.zeros((101, 2))
     ious[20], ious[30] = (0.5, 0.7), (0.9, 0.1)
-    found = thesis.summary(ious)
+    found = thesis.summarize_curve(ious)
     assert found == (pytest.approx(0.6), pytest.approx(0.2), pytest.approx((0.6 + 0.5) / 100), 2)
     both = thesis.over_classes({"a": ious, "b": np.zeros((101, 7))})
-    assert thesis.summary(both).maximum == pytest.approx(0.3)  # classes weigh the same, not images
+    assert thesis.summarize_curve(both).maximum == pytest.approx(0.3)  # classes weigh the same, not images
 
 
 def test_bands_are_percentiles_of_the_mean():
     values = np.random.default_rng(1).uniform(0.4, 0.8, 400)
-    low, high = thesis.band(np.stack([values, np.full(400, 0.5)]))
+    low, high = thesis.bootstrap_band(np.stack([values, np.full(400, 0.5)]))
     spread = 1.645 * values.std() / 20
     assert (low[0], high[0]) == (
         pytest.approx(values.mean() - spread, abs=2e-3),
@@ -244,7 +269,7 @@ def test_the_table_of_maxima(experiment):
     curve = metrics.miou_curve(heats, [e.truth for e in experiment.tests["rendered", "rider"]]).mean(1)
     assert row[3] == 3 and row[7] == pytest.approx(100 * curve.max())
     assert row[9:] == [31.0, 21.3, 47.6, 43.1]
-    everything = np.mean([experiment.ious("DAAM", "rendered", name).mean(1) for name in thesis.WORDS], axis=0)
+    everything = np.mean([experiment.ious("DAAM", "rendered", name).mean(1) for name in thesis.PROMPT_WORDS], axis=0)
     assert rows["rendered", "all"][4] == pytest.approx(100 * everything.max())
     area = {(r[1], r[2]): r for r in tables.miou([experiment], area=True).rows}["rendered", "all"]
     assert area[4] == pytest.approx(100 * np.trapezoid(everything, metrics.THRESHOLDS))
@@ -271,8 +296,8 @@ def test_the_images_table_lists_what_was_dropped(experiment):
 
 def test_thresholds_are_chosen_on_the_images_learned_from(experiment):
     found = tables.at_chosen_threshold(experiment, "DAAM", "rendered")["car"]
-    lesson = experiment.ious("DAAM", "rendered", "car", lesson=True)
-    tau = lesson.mean(1).argmax()
+    train = experiment.ious("DAAM", "rendered", "car", train=True)
+    tau = train.mean(1).argmax()
     np.testing.assert_array_equal(found, experiment.ious("DAAM", "rendered", "car")[tau])
     columns = tables.as_columns({"a": np.array([1.0, 2.0]), "b": np.array([3.0])})
     np.testing.assert_array_equal(columns, [[1, np.nan], [2, np.nan], [np.nan, 3]])
@@ -299,7 +324,7 @@ def test_findings_say_what_was_measured(experiment):
     means = [np.mean([v.mean() for v in by_class.values()]) for by_class in ious]
     assert linear.difference[0] == pytest.approx(means[0] - means[1])
     start = next(e for e in found[6].evidence if e.track == "rendered")
-    examples = [e for name in thesis.WORDS for e in experiment.tests["rendered", name]]
+    examples = [e for name in thesis.PROMPT_WORDS for e in experiment.tests["rendered", name]]
     heats = [al.maps.upscale(e.maps.start, 64) for e in examples]
     apart = [h[~e.truth].mean() - h[e.truth].mean() for h, e in zip(heats, examples, strict=True)]
     assert start.images == 12 and start.difference[0] == pytest.approx(np.mean(apart), rel=1e-4)
@@ -326,7 +351,7 @@ def test_the_thesis_model_has_its_revision_and_scheduler(monkeypatch, pipe, tmp_
     try:
         gallery = thesis.Gallery.load(THESIS, tmp_path)
         assert asked == {THESIS: {"revision": "d28fc8045793886e512c5389771d3b3d560f9575"}}
-        assert type(gallery.pipe.scheduler).__name__ == "PNDMScheduler" and gallery.oracle is None
+        assert type(gallery.pipe.scheduler).__name__ == "PNDMScheduler" and gallery.segmenter is None
         assert gallery.call == {"num_inference_steps": 30, "guidance_scale": 7.5}
     finally:
         pipe.scheduler = before

@@ -1,40 +1,25 @@
-"""The thesis's experiments (Marcos-Manchón, UAM 2023): its images, its methods, its figures' numbers, its tables.
+"""Repeat the thesis's experiments (Marcos-Manchón, UAM 2023): its images, methods, the numbers of figures and tables.
 
-gallery = thesis.Gallery.load("tiny-plain", "runs/cache")          # images, and what was recorded, kept on disk
-experiment = thesis.Experiment(gallery, images=50)                 # who is learned from, who is tested on
+gallery = thesis.Gallery.load("tiny-plain", "runs/cache")          # images and recordings, kept on disk
+experiment = thesis.Experiment(gallery, images=50)                 # train and test examples
 experiment.curves("DAAM", "generated")["car"]                      # IoU (threshold, image)
 """
 
-from .examples import PROMPT, SHOWN, WORDS, Example, main_object
+from .examples import MIN_OBJECT_AREA, PROMPT, PROMPT_WORDS, Example, main_object
 from .experiment import (
-    METHODS,
+    MAP_METHODS,
     TRACKS,
+    CurveSummary,
     Experiment,
-    Summary,
-    band,
+    bootstrap_band,
     by_resolution,
     correlations,
     layers_by_steps,
     over_classes,
-    summary,
+    summarize_curve,
 )
 from .gallery import Gallery
 
-__all__ = [
-    "METHODS",
-    "PROMPT",
-    "SHOWN",
-    "TRACKS",
-    "WORDS",
-    "Example",
-    "Experiment",
-    "Gallery",
-    "Summary",
-    "band",
-    "by_resolution",
-    "correlations",
-    "layers_by_steps",
-    "main_object",
-    "over_classes",
-    "summary",
-]
+__all__ = ["MAP_METHODS", "MIN_OBJECT_AREA", "PROMPT", "PROMPT_WORDS", "TRACKS", "CurveSummary", "Example"]
+__all__ += ["Experiment", "Gallery", "bootstrap_band", "by_resolution", "correlations", "layers_by_steps"]
+__all__ += ["main_object", "over_classes", "summarize_curve"]

@@ -1,37 +1,47 @@
-"""One image of a class of the thesis, what was recorded of it, and where its main object is."""
+"""Write and read an example: an image of a class, what was recorded of it, and the mask of its main object."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from skimage.measure import label
 
 from attnlab import storage
 from attnlab.maps.heatmaps import HeatMaps
-from attnlab.maps.linear import LinearMap
+from attnlab.maps.linear import LinearMap, linear_daam
+from attnlab.maps.softmax import daam
+from attnlab.recording.recording import Recording
 from attnlab.recording.texts import TextEncoder
 from attnlab.recording.words import Word
 from attnlab.scenes import street
 
+__all__ = ["MIN_OBJECT_AREA", "PROMPT", "PROMPT_WORDS", "Example", "main_object", "read_labels", "write_example"]
+
 PROMPT = "a {} in an urban environment"
-WORDS = {"car": "car", "person": "person", "traffic light": "light", "rider": "rider"}
-"""The classes, and the word of the prompt whose map is looked at."""
-SHOWN = 0.01  # an image whose main object covers less is dropped
+PROMPT_WORDS = {"car": "car", "person": "person", "traffic light": "light", "rider": "rider"}
+"""The classes, and for each the word of the prompt whose map is evaluated."""
+MIN_OBJECT_AREA = 0.01  # fraction of the image; images whose main object is smaller are dropped
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One image of a class, what was recorded of it, and where its main object is.
+    """One image of a class, what was recorded of it, and the mask of its main object.
 
     Attributes
     ----------
-    name : the class
-    track : "generated" or "rendered"
-    number : seed of the noise or of the scene
-    truth : bool (row, column), the main object; None where there is no mask
-    labels : uint8 (row, column), what each pixel shows, an index into `street.CLASSES`; None where that is unknown
+    name : str
+        The class.
+    track : str
+        "generated" or "rendered".
+    number : int
+        Seed of the noise or of the scene.
+    truth : (row, column) array of bool, optional
+        The main object; None where there is no mask.
+    labels : (row, column) array of uint8, optional
+        What each pixel shows, an index into `street.CLASSES`; None where that is unknown.
     """
 
     name: str
@@ -44,8 +54,8 @@ class Example:
 
     @property
     def shown(self) -> bool:
-        """Whether the class is there, and so whether the image counts."""
-        return self.truth is not None and bool(self.truth.mean() >= SHOWN)
+        """Whether the image shows the class; others are dropped."""
+        return self.truth is not None and bool(self.truth.mean() >= MIN_OBJECT_AREA)
 
     @property
     def id(self) -> str:
@@ -56,7 +66,7 @@ class Example:
         return PROMPT.format(self.name)
 
     def mask(self, name: str) -> np.ndarray | None:
-        """bool (row, column) of any class of the street; None where labels are unknown."""
+        """Return the mask of any class of the street, bool (row, column); None where labels are unknown."""
         return None if self.labels is None else self.labels == street.CLASSES.index(name)
 
     @cached_property
@@ -65,14 +75,14 @@ class Example:
 
     @property
     def maps(self) -> HeatMaps:
-        """DAAM of the prompt."""
+        """DAAM maps of the words of the prompt."""
         words = [Word(text, tuple(tokens)) for text, tokens in self._file.metadata["words"]]
         return HeatMaps(self._file.read("maps").numpy(), words)
 
     @property
     def linear(self) -> LinearMap:
         """Linear DAAM."""
-        return LinearMap.load(beside(self.path), self.encoder)
+        return LinearMap.load(_linear_path(self.path), self.encoder)
 
     @property
     def timesteps(self) -> list[int]:
@@ -94,11 +104,34 @@ class Example:
 
 
 def main_object(mask: np.ndarray) -> np.ndarray:
-    """The largest connected region (by sides and corners) of a mask: bool (row, column), empty where the mask is."""
+    """Return the largest connected region (by sides and corners) of a mask: bool (row, column)."""
     regions = label(mask, connectivity=2)
     sizes = np.bincount(regions.ravel())[1:]
     return regions == 1 + sizes.argmax() if len(sizes) else np.zeros(mask.shape, bool)
 
 
-def beside(path: Path) -> Path:
+def write_example(path: Path, name: str, image: Image.Image, labels: np.ndarray | None, recording: Recording) -> None:
+    """Write an image of a class and what was recorded of it: all that `Example` reads, in two files."""
+    word, layers = PROMPT_WORDS[name], list(recording.trace.sizes)
+    tensors = {"image": np.asarray(image), "maps": daam(recording).values}
+    tensors["steps"] = np.stack([m[word] for m in daam(recording, per="step").values()])
+    for i, layer in enumerate(layers):
+        tensors[f"layer.{i}"] = np.stack([m[word] for m in daam(recording, layers=layer, per="step").values()])
+    if labels is not None:
+        tensors["labels"] = labels
+    metadata = {"words": [[w.text, list(w.tokens)] for w in recording.words], "layers": layers}
+    metadata["timesteps"] = recording.trace.timesteps
+    path.parent.mkdir(parents=True, exist_ok=True)
+    linear_daam(recording).save(_linear_path(path))
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
+    storage.write(path, "Example", tensors, metadata)
+
+
+def read_labels(path: Path) -> np.ndarray | None:
+    """Read the labels that were written with an example, if any: uint8 (row, column)."""
+    file = storage.File(path, "Example")
+    return file.read("labels").numpy() if "labels" in file.names else None
+
+
+def _linear_path(path):
     return path.with_suffix(".linear.safetensors")

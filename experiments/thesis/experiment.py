@@ -1,7 +1,7 @@
-"""The thesis's experiment on one model: who is tested on what, the maps of every method, their curves and matrices.
+"""Repeat the thesis's experiment on one model: train and test examples, the maps of every method, curves, matrices.
 
-Maps are resized to the image and divided by their maximum (DAAM) or moved and scaled to 0..1 (linear and learned maps),
-and a threshold on them is swept over 0..1, as there.
+As in the thesis, maps are resized to the image, then divided by their maximum (DAAM) or rescaled to 0..1 (linear and
+learned maps), and evaluated at thresholds from 0 to 1.
 """
 
 from collections.abc import Sequence
@@ -15,99 +15,117 @@ from attnlab.maps.heatmaps import minmax, upscale
 from attnlab.metrics import THRESHOLDS, area_under_curve, miou_curve
 from attnlab.tokens import Token
 
-from .examples import WORDS, Example
+from .examples import PROMPT_WORDS, Example
 from .gallery import Gallery
 
+__all__ = ["MAP_METHODS", "TRACKS", "CurveSummary", "Experiment", "bootstrap_band", "by_resolution", "correlations"]
+__all__ += ["layers_by_steps", "over_classes", "summarize_curve"]
+
 TRACKS = ("generated", "rendered")
-METHODS = {
+MAP_METHODS = {
     "DAAM": "",
     "Linear DAAM": "",
     "DAAM, optimized": "thesis-softmax",
     "Linear DAAM, optimized": "thesis",
     "fit_token": "fit_token",
 }
-"""The methods, in the thesis's order, and how their token is learned; the first two ask for the class's word."""
+"""The methods, in the thesis's order, and how each learns its token; the first two use the word of the class."""
 
 
 class Experiment:
-    """Examples of both tracks, those that tokens are learned from and those that everything is tested on.
+    """The train and test examples of both tracks, and what every method reaches on them.
+
+    Parameters
+    ----------
+    gallery : Gallery
+        Of the model.
+    images : int
+        Examples per class and track.
+    training : Sequence[int]
+        Numbers of train examples that are compared.
+    epochs : int
+        Of the methods that optimize a token.
 
     Attributes
     ----------
-    sets : by (track, class), all examples
-    tests : by (track, class), the examples to test on: those that show the class but for the first `max(training)`.
-        Track and class are missing where that leaves none
+    sets : dict from (track, class) to list[Example]
+        All examples.
+    train, tests : dict from (track, class) to list[Example]
+        The first `max(training)` examples that show the class, and the others that show it. Track and class are missing
+        where no test example is left.
     """
 
     def __init__(self, gallery: Gallery, images: int = 50, training: Sequence[int] = (1, 2, 5), epochs: int = 500):
         if not training or min(training) < 1 or images <= max(training):
-            raise ValueError(
-                f"training={list(training)} of {images} images: learn from 1 or more, and leave some to test on"
-            )
+            text = f"training={list(training)} of {images} images"
+            raise ValueError(f"{text}: learn from 1 or more, and leave some to test on")
         self.gallery, self.training, self.epochs = gallery, sorted(training), epochs
         self.sets: dict[tuple[str, str], list[Example]] = {}
-        for name in WORDS:
+        for name in PROMPT_WORDS:
             self.sets["generated", name] = gallery.generated(name, range(images))
             self.sets["rendered", name] = gallery.rendered(name, images)
         most = self.training[-1]
         shown = {key: [e for e in examples if e.shown] for key, examples in self.sets.items()}
-        self.lessons = {key: examples[:most] for key, examples in shown.items() if len(examples) > most}
-        self.tests = {key: shown[key][most:] for key in self.lessons}
+        self.train = {key: examples[:most] for key, examples in shown.items() if len(examples) > most}
+        self.tests = {key: shown[key][most:] for key in self.train}
         self._ious: dict[tuple, np.ndarray] = {}
 
     @property
     def model(self) -> str:
+        """Name of the model."""
         return self.gallery.model
 
     @property
     def usual(self) -> int:
-        """How many images the tokens of tables and figures are learned from, unless they say: the middle of all."""
+        """Number of train examples in tables and figures, if they do not say: the middle one of `training`."""
         return self.training[len(self.training) // 2]
 
     def token(self, method: str, track: str, name: str, count: int | None = None) -> Token:
-        """What a method learned from the first `count` images."""
-        preset = METHODS[method]
+        """Return the token that a method learned from the first `count` train examples."""
+        preset = MAP_METHODS[method]
         settings = replace(PRESETS[preset], epochs=self.epochs) if preset in PRESETS else preset
-        lesson = self.lessons[track, name][: count or self.usual]
-        return self.gallery.learn(lesson, settings, [e for n in WORDS for e in self.sets[track, n]])
+        train = self.train[track, name][: count or self.usual]
+        return self.gallery.learn(train, settings, [e for n in PROMPT_WORDS for e in self.sets[track, n]])
 
     def heats(
         self, method: str, track: str, name: str, examples: Sequence[Example] | None = None, count: int | None = None
     ) -> list[np.ndarray]:
-        """A method's maps (row, column) of examples, or of the tests: 0..1, at the images' size.
+        """Return a method's maps (row, column), 0..1, at the images' size, of examples or of the test examples.
 
-        `count`: images that its token was learned from.
+        `count`: train examples of its token.
         """
         examples = self.tests[track, name] if examples is None else examples
         sizes = [e.image.size[::-1] for e in examples]
         if method == "DAAM":
-            heats = [upscale(e.maps[WORDS[e.name]], size, "bicubic") for e, size in zip(examples, sizes, strict=True)]
+            heats = [
+                upscale(e.maps[PROMPT_WORDS[e.name]], size, "bicubic") for e, size in zip(examples, sizes, strict=True)
+            ]
             return [heat / heat.max() for heat in heats]
         if method == "Linear DAAM":
-            return [minmax(e.linear[WORDS[e.name]], size) for e, size in zip(examples, sizes, strict=True)]
+            return [minmax(e.linear[PROMPT_WORDS[e.name]], size) for e, size in zip(examples, sizes, strict=True)]
         token = self.token(method, track, name, count)
         maps = (e.linear[token] for e in examples) if not token.background else self.gallery.softmax(token, examples)
         return [minmax(m, size) for m, size in zip(maps, sizes, strict=True)]
 
-    def ious(self, method: str, track: str, name: str, lesson: bool = False, count: int | None = None) -> np.ndarray:
-        """IoU (threshold, image) at `metrics.THRESHOLDS`, of the tests, or of the `count` images learned from."""
-        key = method, track, name, lesson, count or self.usual
+    def ious(self, method: str, track: str, name: str, train: bool = False, count: int | None = None) -> np.ndarray:
+        """Return IoU (threshold, image) at `metrics.THRESHOLDS` of the test examples, or of `count` train examples."""
+        key = method, track, name, train, count or self.usual
         if key not in self._ious:
-            examples = self.lessons[track, name][: count or self.usual] if lesson else self.tests[track, name]
+            examples = self.train[track, name][: count or self.usual] if train else self.tests[track, name]
             self._ious[key] = miou_curve(self.heats(method, track, name, examples, count), [e.truth for e in examples])
         return self._ious[key]
 
     def curves(self, method: str, track: str) -> dict[str, np.ndarray]:
-        """IoU (threshold, image) of the tests, by class."""
+        """Return IoU (threshold, image) of the test examples by class."""
         return {name: self.ious(method, track, name) for name in self.names(track)}
 
     def names(self, track: str) -> list[str]:
-        """The classes there are tests of."""
-        return [name for name in WORDS if (track, name) in self.tests]
+        """Return the classes that have test examples."""
+        return [name for name in PROMPT_WORDS if (track, name) in self.tests]
 
 
-class Summary(NamedTuple):
-    """Of a curve: its highest mIoU, the threshold there, the area under it, and how many images it is the mean of."""
+class CurveSummary(NamedTuple):
+    """The highest mIoU of a curve, the threshold there, the area under the curve, and its number of images."""
 
     maximum: float
     threshold: float
@@ -115,44 +133,42 @@ class Summary(NamedTuple):
     images: int
 
 
-def summary(ious: np.ndarray) -> Summary:
-    """Of IoU (threshold, image). The maximum is over thresholds on these very images, as published: optimistic."""
+def summarize_curve(ious: np.ndarray) -> CurveSummary:
+    """Summarize IoU (threshold, image). As published, the threshold is chosen on these same images: optimistic."""
     mean = ious.mean(1)
-    return Summary(
-        float(mean.max()), float(THRESHOLDS[mean.argmax()]), area_under_curve(THRESHOLDS, mean), ious.shape[1]
-    )
+    area = area_under_curve(THRESHOLDS, mean)
+    return CurveSummary(float(mean.max()), float(THRESHOLDS[mean.argmax()]), area, ious.shape[1])
 
 
 def over_classes(by_class: dict[str, np.ndarray]) -> np.ndarray:
-    """The mean curve of several classes, each weighing the same: (threshold, 1), to be summarized like a class's."""
+    """Average the curves of several classes with equal weights: (threshold, 1), to be summarized like one class."""
     return np.mean([ious.mean(1) for ious in by_class.values()], axis=0)[:, None]
 
 
-def band(ious: np.ndarray, low: float = 5, high: float = 95, resamples: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles, over bootstrap samples of the images, of the mean of IoU (threshold, image): two (threshold,)."""
+def bootstrap_band(ious: np.ndarray, resamples: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 5th and 95th percentile, over bootstrap samples of the images, of the mean curve: two (threshold,)."""
     images = ious.shape[1]
     drawn = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), resamples)
-    return tuple(np.percentile(ious @ drawn.T / images, [low, high], axis=1))
+    return tuple(np.percentile(ious @ drawn.T / images, [5, 95], axis=1))
 
 
 def layers_by_steps(examples: Sequence[Example], tau: float = 0.5) -> np.ndarray:
-    """Mean IoU at a threshold of DAAM from each layer (row, as the model runs) and step: (layer + 1, step + 1).
+    """Return the mean IoU, at threshold `tau`, of DAAM maps by layer (in the model's order) and step.
 
-    The last row is of all layers at one step, the last column of all steps in one layer, the last cell of everything.
+    The array is (layer + 1, step + 1): the last row is of all layers together, the last column of all steps together.
     """
     truths, rows = [e.truth for e in examples], []
     for e in examples:
-        everything = e.maps[WORDS[e.name]]
-        planes = [*e.layers.values(), e.steps]
-        wholes = [*(steps.mean(0) for steps in e.layers.values()), everything]
-        maps = [[*steps, whole] for steps, whole in zip(planes, wholes, strict=True)]
+        by_step = [*e.layers.values(), e.steps]
+        over_steps = [*(steps.mean(0) for steps in e.layers.values()), e.maps[PROMPT_WORDS[e.name]]]
+        maps = [[*steps, mean] for steps, mean in zip(by_step, over_steps, strict=True)]
         rows.append([[upscale(m, e.truth.shape, "bicubic") for m in row] for row in maps])
     cells = [[[one[i][j] for one in rows] for j in range(len(rows[0][0]))] for i in range(len(rows[0]))]
     return np.array([[miou_curve(heats, truths, [tau]).mean() for heats in row] for row in cells])
 
 
 def by_resolution(examples: Sequence[Example]) -> dict[int, np.ndarray]:
-    """IoU (threshold, image) of DAAM from the layers of one map height alone, by height."""
+    """Return IoU (threshold, image) of DAAM maps from the layers of one map height alone, by height."""
     found = {}
     for height in sorted({steps.shape[-2] for steps in examples[0].layers.values()}):
         maps = [np.mean([m.mean(0) for m in e.layers.values() if m.shape[-2] == height], axis=0) for e in examples]
@@ -162,9 +178,9 @@ def by_resolution(examples: Sequence[Example]) -> dict[int, np.ndarray]:
 
 
 def correlations(examples: Sequence[Example], per: str) -> np.ndarray:
-    """Pearson correlation between DAAM maps of the class's word from each "layer" or "step", over pixels of all images.
+    """Return Pearson correlations of DAAM maps between layers or steps (`per`), over the pixels of all images.
 
-    Layers' maps are means over steps, resized to the largest.
+    Maps of layers are means over steps, resized to the largest.
     """
     found = []
     for e in examples:

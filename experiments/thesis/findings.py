@@ -1,4 +1,4 @@
-"""Which of the thesis's findings hold: one measured sentence a model and track, and a page of them.
+"""Test which of the thesis's findings hold: one measured sentence per model and track, and a page of them.
 
 A finding is a difference that should be positive; it *holds* where the 95% bootstrap interval of its mean over classes
 lies above 0, *does not hold* where it lies below, and is *open* otherwise, or with fewer than 10 images.
@@ -13,15 +13,18 @@ import numpy as np
 from attnlab.maps.heatmaps import minmax, upscale
 from attnlab.metrics import THRESHOLDS, best_threshold, mean_over_classes, miou_curve
 
-from .examples import WORDS
-from .experiment import TRACKS, Experiment, by_resolution, over_classes, summary
+from .examples import PROMPT_WORDS
+from .experiment import TRACKS, Experiment, by_resolution, over_classes, summarize_curve
 from .tables import as_columns, at_chosen_threshold
 
-FEW = 10  # images below which nothing is said
+__all__ = ["Evidence", "Finding", "findings", "page"]
+
+_MIN_IMAGES = 10  # with fewer images a finding stays open
+_CHOSEN = "mean IoU over classes at thresholds chosen on the images that tokens are learned from"
 
 
 class Evidence(NamedTuple):
-    """Of a finding on a model and track: what was measured, the difference and its 95% interval, how many images."""
+    """What was measured of a finding on a model and track: the difference with its 95% interval, number of images."""
 
     model: str
     track: str
@@ -31,8 +34,9 @@ class Evidence(NamedTuple):
 
     @property
     def verdict(self) -> str:
+        """Whether the finding "holds", "does not hold", or is "open"."""
         _, low, high = self.difference
-        if self.images < FEW or low <= 0 <= high:
+        if self.images < _MIN_IMAGES or low <= 0 <= high:
             return "open"
         return "holds" if low > 0 else "does not hold"
 
@@ -46,17 +50,14 @@ class Finding(NamedTuple):
     evidence: Sequence[Evidence]
 
 
-CHOSEN = "mean IoU over classes at thresholds chosen on the images that tokens are learned from"
-
-
 def findings(experiments: Sequence[Experiment]) -> list[Finding]:
-    """All of them, in the order of the thesis."""
-    kinds = (linear_loses, optimizing_helps, linear_suffices, few_images, transfer, rider, start, resolution)
-    return [kind(experiments) for kind in kinds]
+    """Measure all findings, in the order of the thesis."""
+    first = (_linear_loses, _optimizing_helps, _linear_suffices, _more_images_help)
+    return [one(experiments) for one in (*first, _tokens_carry_over, _rider, _start_token, _resolution)]
 
 
 def page(found: Sequence[Finding], about: str) -> str:
-    """The findings as Markdown."""
+    """Write the findings as Markdown."""
     verdicts = [e.verdict for finding in found for e in finding.evidence]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("holds", "does not hold", "open") if v in verdicts)
     parts = ["# Do the thesis's findings hold?", about, " ".join(__doc__.split("\n\n")[1].split())]
@@ -70,25 +71,25 @@ def page(found: Sequence[Finding], about: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def linear_loses(experiments) -> Finding:
+def _linear_loses(experiments) -> Finding:
     return Finding(
         "Without the softmax, maps of words are worse",
         "Maximum mIoU 53.2 by DAAM, 38.3 by Linear DAAM.",
-        f"DAAM minus Linear DAAM, {CHOSEN}",
+        f"DAAM minus Linear DAAM, {_CHOSEN}",
         _evidence(experiments, partial(_versus, first=("DAAM", None), second=("Linear DAAM", None))),
     )
 
 
-def optimizing_helps(experiments) -> Finding:
+def _optimizing_helps(experiments) -> Finding:
     return Finding(
         "An optimized token is better than the word",
         "Maximum mIoU of Linear DAAM 38.3 with the word, 66.6 with a token learned from 2 images.",
-        f"token minus word, Linear DAAM, {CHOSEN}",
+        f"token minus word, Linear DAAM, {_CHOSEN}",
         _evidence(experiments, partial(_versus, first=("Linear DAAM, optimized", None), second=("Linear DAAM", None))),
     )
 
 
-def linear_suffices(experiments) -> Finding:
+def _linear_suffices(experiments) -> Finding:
     def difference(x, track):
         text, bounds, count = _versus(x, track, ("Linear DAAM, optimized", None), ("DAAM, optimized", None))
         return text, tuple(bound + 0.05 for bound in bounds), count
@@ -96,12 +97,12 @@ def linear_suffices(experiments) -> Finding:
     return Finding(
         "Optimized, linear maps are as good as softmax maps",
         "Maximum mIoU 66.6 and 67.3.",
-        f"linear minus softmax, {CHOSEN}; it holds where linear maps lose less than 5 points",
+        f"linear minus softmax, {_CHOSEN}; it holds where linear maps lose less than 5 points",
         _evidence(experiments, difference),
     )
 
 
-def few_images(experiments) -> Finding:
+def _more_images_help(experiments) -> Finding:
     def difference(x, track):
         method, (one, *_, most) = "Linear DAAM, optimized", x.training
         return _versus(x, track, (method, most), (method, one), (f"{most} images", f"{one} image"))
@@ -109,13 +110,13 @@ def few_images(experiments) -> Finding:
     return Finding(
         "More images than one help the token",
         "Maximum mIoU on test images 63.1 from 1, 67.3 from 2, 65.4 from 5 images.",
-        f"token of the most minus token of one, Linear DAAM, {CHOSEN}",
+        f"token of the most minus token of one, Linear DAAM, {_CHOSEN}",
         _evidence([x for x in experiments if len(x.training) > 1], difference),
     )
 
 
-def transfer(experiments) -> Finding:
-    """Tokens learned in the other track against the word, both at thresholds chosen in this one."""
+def _tokens_carry_over(experiments) -> Finding:
+    """Compare tokens learned in the other track with the word, both at thresholds chosen in this one."""
 
     def difference(method):
         def of(x, track):
@@ -140,15 +141,15 @@ def transfer(experiments) -> Finding:
 
 
 def _carried(x, token, track, name) -> np.ndarray:
-    """IoU (image,) of the tests by a given token, at the threshold that is best for the images learned from."""
-    lesson, tests = x.lessons[track, name][: x.usual], x.tests[track, name]
-    examples = [*lesson, *tests]
+    """Return the IoU (image,) of the test examples with a token, at the best threshold of the train examples."""
+    train, tests = x.train[track, name][: x.usual], x.tests[track, name]
+    examples = [*train, *tests]
     ious = miou_curve([minmax(e.linear[token], e.truth.shape) for e in examples], [e.truth for e in examples])
-    tau = best_threshold(THRESHOLDS, ious[:, : len(lesson)])
-    return ious[np.searchsorted(THRESHOLDS, tau), len(lesson) :]
+    tau = best_threshold(THRESHOLDS, ious[:, : len(train)])
+    return ious[np.searchsorted(THRESHOLDS, tau), len(train) :]
 
 
-def rider(experiments) -> Finding:
+def _rider(experiments) -> Finding:
     def difference(x, track):
         inside, beside, elsewhere = (np.array(v) for v in zip(*_on_riders(x, track), strict=True))
         text = f"{inside.mean():.2f} on the rider, {beside.mean():.2f} on the bicycle, {elsewhere.mean():.2f} elsewhere"
@@ -164,11 +165,11 @@ def rider(experiments) -> Finding:
     )
 
 
-def start(experiments) -> Finding:
+def _start_token(experiments) -> Finding:
     def difference(x, track):
         found = {name: np.array([_on_start(e) for e in x.tests[track, name]]) for name in x.names(track)}
-        inside, outside, share = (as_columns({n: v[:, k] for n, v in found.items()}) for k in range(3))
-        means = [mean_over_classes(v)[0] for v in (outside, inside, share)]
+        inside, outside, overall = (as_columns({n: v[:, k] for n, v in found.items()}) for k in range(3))
+        means = [mean_over_classes(v)[0] for v in (outside, inside, overall)]
         text = f"{means[0]:.3f} on the background, {means[1]:.3f} on the object; {means[2]:.0%} of all attention"
         return text, mean_over_classes(outside - inside), len(inside)
 
@@ -181,11 +182,11 @@ def start(experiments) -> Finding:
     )
 
 
-def resolution(experiments) -> Finding:
+def _resolution(experiments) -> Finding:
     def difference(x, track):
         found = {name: by_resolution(x.tests[track, name]) for name in x.names(track)}
         heights = list(next(iter(found.values())))
-        best = [summary(over_classes({n: v[height] for n, v in found.items()})).maximum for height in heights]
+        best = [summarize_curve(over_classes({n: v[height] for n, v in found.items()})).maximum for height in heights]
         text = ", ".join(
             f"{100 * value:.1f} from {height} x {height}" for height, value in zip(heights, best, strict=True)
         )
@@ -212,13 +213,13 @@ def _evidence(experiments, difference: Callable, usable: Callable = Experiment.n
 
 
 def _versus(x, track, first, second, names=None):
-    """Two (method, images learned from), as `_compared` does."""
+    """Compare two (method, number of train examples), as `_compared` does."""
     ious = [at_chosen_threshold(x, method, track, count) for method, count in (first, second)]
     return _compared(*ious, names or (first[0], second[0]))
 
 
 def _compared(first, second, names):
-    """A sentence on two methods' IoU (image,) by class, their difference with its interval, and how many images."""
+    """Compare two methods' IoU (image,) by class: a sentence, the difference with its interval, number of images."""
     first, second = as_columns(first), as_columns(second)
     mean, low, high = mean_over_classes(first - second)
     values = [100 * mean_over_classes(v)[0] for v in (first, second)]
@@ -227,18 +228,18 @@ def _compared(first, second, names):
 
 
 def _on_riders(x, track) -> list[tuple[float, float, float]]:
-    """DAAM of "rider" on riders, on bicycles and on the rest of each test with both, as multiples of its mean."""
+    """Return DAAM of "rider" on riders, on bicycles and elsewhere, as multiples of its mean, per image with both."""
     found = []
     for e in x.tests.get((track, "rider"), []):
         bicycle, riders = e.mask("bicycle"), e.mask("rider")
         if bicycle is not None and bicycle.any():
-            heat = upscale(e.maps[WORDS["rider"]], e.truth.shape)
+            heat = upscale(e.maps[PROMPT_WORDS["rider"]], e.truth.shape)
             found.append([float(heat[where].mean() / heat.mean()) for where in (riders, bicycle, ~(bicycle | riders))])
     return found
 
 
 def _on_start(e) -> tuple[float, float, float]:
-    """Share of the start token on the main object, on the rest, and over the image."""
+    """Return the mean attention probability of the start token on the main object, elsewhere, and over the image."""
     heat = upscale(e.maps.start, e.truth.shape)
     return float(heat[e.truth].mean()), float(heat[~e.truth].mean()), float(heat.mean())
 

@@ -1,4 +1,4 @@
-"""What goes with the figures: a page that shows them all, and a record of how they were made."""
+"""Write what goes with the thesis's figures: a page that shows them all, and a record of how they were made."""
 
 import hashlib
 import json
@@ -14,9 +14,11 @@ from attnlab import storage
 from .experiment import Experiment
 from .tables import Table
 
+__all__ = ["captions", "contents", "manifest"]
+
 
 def captions(folder: str | Path) -> dict[str, str]:
-    """Of each figure of notebook 07 in a folder, by file name: the caption that `save_figure` put into it."""
+    """Read the captions that `save_figure` put into the figures of notebook 07 in a folder, by file name."""
     found = {}
     for path in sorted(Path(folder).glob("07_*.png")):
         with Image.open(path) as figure:
@@ -25,7 +27,7 @@ def captions(folder: str | Path) -> dict[str, str]:
 
 
 def contents(folder: str | Path, tables: Sequence[Table], about: str) -> str:
-    """All figures with their captions, and all tables, as Markdown to lie in the same folder."""
+    """Write all figures with their captions, and all tables, as Markdown for the same folder."""
     parts = ["# The thesis's figures and tables, made again", about]
     parts += [f"![{caption}]({name})\n\n`{name}`: {caption}" for name, caption in captions(folder).items()]
     parts += [f"## {table.name}\n\n{table.markdown.rstrip()}" for table in tables]
@@ -33,7 +35,7 @@ def contents(folder: str | Path, tables: Sequence[Table], about: str) -> str:
 
 
 def manifest(folder: str | Path, parameters: dict, experiments: Sequence[Experiment], seconds: float) -> str:
-    """How a run's files were made, as JSON: parameters, seeds, models, versions, time, and each file's SHA-256."""
+    """Write how a run's files were made, as JSON: parameters, seeds, models, versions, time, SHA-256 of each file."""
     files = sorted(path for path in Path(folder).glob("07_*.*") if path.suffix in (".png", ".pdf", ".csv", ".md"))
     about = {
         "parameters": parameters,
@@ -41,7 +43,7 @@ def manifest(folder: str | Path, parameters: dict, experiments: Sequence[Experim
         "seconds": round(seconds, 1),
         "python": platform.python_version(),
         "versions": storage.versions(),
-        "models": {x.model: {"kept in": x.gallery.folder.name, **x.gallery.call} for x in experiments},
+        "models": {x.model: {"kept in": x.gallery.cache.folder.name, **x.gallery.call} for x in experiments},
         "seeds": {
             f"{track}, {name}": [e.number for e in found] for (track, name), found in experiments[0].sets.items()
         },
