@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 import attnlab as al
 from attnlab.learning.fit import RIDGE, RIDGES, Whitening, fit_token, fit_tokens
-from attnlab.learning.logistic import FREE, weighted_loss
+from attnlab.learning.logistic import WORD_PENALTY, weighted_loss
 
 SIDE = 32  # maps of this size are not refined: cells are the matrix's rows
 
@@ -37,15 +37,15 @@ def test_equals_scikit_learn(prior):
     token = fit_token(maps, masks, word, ridge=0.02)
     white = Whitening.of(maps)
     features = (torch.cat([m.matrix for m in maps]).double() - white.mean) @ white.scale
-    stretch = torch.eye(6).double()
-    if prior:  # the ridge of a stretched direction is weaker
+    scaling = torch.eye(6).double()
+    if prior:  # the penalty along a scaled direction is weaker
         d = torch.nn.functional.normalize(white.inverse @ word.double(), dim=0)
-        stretch += (FREE**-0.5 - 1) * torch.outer(d, d)
+        scaling += (WORD_PENALTY**-0.5 - 1) * torch.outer(d, d)
     inside = np.concatenate([m.ravel() for m in masks])
     weight = np.where(inside, np.sqrt((~inside).sum() / inside.sum()), 1)
     model = LogisticRegression(C=1 / 0.02, solver="newton-cholesky", tol=1e-10)
-    model.fit((features @ stretch).numpy(), inside, weight / weight.sum())
-    value = white.scale @ stretch @ torch.from_numpy(model.coef_[0])
+    model.fit((features @ scaling).numpy(), inside, weight / weight.sum())
+    value = white.scale @ scaling @ torch.from_numpy(model.coef_[0])
     np.testing.assert_allclose(token.value, value, rtol=1e-4, atol=1e-5)
     assert token.bias == pytest.approx(float(model.intercept_[0] - white.mean @ value), rel=1e-4)
     assert token.metadata["gradient"] < 1e-6
@@ -63,7 +63,7 @@ def test_a_problem_with_a_known_optimum():
     assert token.name == "half" and token.metadata["iou"] == 1 and ((linear[token] > 0) == mask).all()
 
 
-def test_the_slope_is_that_of_theweighted_loss():
+def test_the_gradient_is_that_of_the_weighted_loss():
     generator = al.seed(0)
     scores, weights = (torch.randn(7, n, generator=generator, dtype=torch.float64) for n in (3, 4))
     weights, step = weights.abs(), 1e-6
@@ -153,7 +153,7 @@ def test_a_ridge_keeps_to_the_word():
     assert near > far and near > without
 
 
-def test_undecided_pixels_and_cells_do_not_count():
+def test_ignored_pixels_and_cells_do_not_count():
     maps = make_maps(1)
     [mask] = make_masks(maps)
     spoiled = mask.astype(np.uint8)
@@ -161,7 +161,7 @@ def test_undecided_pixels_and_cells_do_not_count():
     half = al.LinearMap(maps[0].matrix[8 * SIDE :], torch.zeros(24 * SIDE), (24, SIDE), None, maps[0].metadata)
     white = Whitening.of(maps)
     with_hole = fit_token(maps, [spoiled], unlabeled=white)
-    # 24 rows are fewer than GRID, but no whole factor refines them: the same cells
+    # 24 rows are few enough to upsample, but no whole factor refines them: the same cells
     without = fit_token([half], [mask[8:]], unlabeled=white)
     np.testing.assert_allclose(with_hole.value, without.value, rtol=1e-5, atol=1e-6)
 
@@ -171,7 +171,7 @@ def test_a_band_leaves_out_cells_that_are_in_part_inside():
     [mask] = make_masks(maps)
     fine = np.kron(mask, np.ones((2, 2), bool))
     fine[::2, ::2] ^= True  # every cell has three quarters or one quarter
-    with pytest.raises(ValueError, match="no decided pixel is outside"):
+    with pytest.raises(ValueError, match="no valid pixel is outside"):
         fit_token(maps, [fine], band=(0.2, 0.8))
     exact = fit_token(maps, [mask]).value
     assert torch.equal(fit_token(maps, [np.kron(mask, np.ones((2, 2), bool))], band=(0.2, 0.8)).value, exact)

@@ -1,5 +1,9 @@
 """Maps: DAAM against a plain float64 computation from the model's own attention probabilities, and its identities."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -102,7 +106,7 @@ def test_hidden_tokens_take_no_attention(pipe, plain_attention):
     assert maps.end.max() == 0
 
 
-def test_shares_add_up_to_one(pipe, generate):
+def test_probabilities_add_up_to_one(pipe, generate):
     """Rows of a softmax map add up to 1: exactly after bilinear resizing, at least 1 after bicubic and clamping."""
     full = " ".join(["tree"] * 31)  # fills the window: every token is a row of the maps
     with al.record(pipe) as recording:
@@ -184,6 +188,18 @@ def test_heat_maps_on_an_image(recording):
     assert "16 x 16" in repr(maps)
 
 
+QUERIES = Path(__file__).parent / "data/commit_879ad02/queries.safetensors"
+UNPLOTTED = """
+import sys, attnlab as al
+maps = al.daam(al.Recording.load(sys.argv[1]).branch("conditional"))
+assert "smoke" in maps and "matplotlib.pyplot" not in sys.modules and "attnlab.plots" not in sys.modules
+"""
+
+
+def test_making_maps_loads_no_matplotlib():
+    subprocess.run([sys.executable, "-c", UNPLOTTED, str(QUERIES)], check=True)
+
+
 def test_resize_keeps_centers():
     """One lit cell stays in the middle of its block."""
     maps = torch.zeros(1, 1, 4, 4)
@@ -200,7 +216,7 @@ def test_overlapping_words_are_told_apart_by_position():
     assert maps.start.max() == 0 and maps.end.max() == 3
 
 
-def test_spread(recording):
+def test_standard_deviation(recording):
     parts = list(al.daam(recording, per="step").values())
     np.testing.assert_allclose(al.std(parts)["smoke"], np.std([m["smoke"] for m in parts], axis=0), atol=1e-7)
     for wrong in ([], parts[:1], [parts[0], al.ovam(recording, "fire")]):
@@ -208,7 +224,7 @@ def test_spread(recording):
             al.std(wrong)
 
 
-def test_maps_are_stretched_one_by_one():
+def test_minmax_rescales_maps_one_by_one():
     maps = np.float32([[[-2, 2], [0, 1]], [[3, 3], [3, 3]]])
     np.testing.assert_allclose(minmax(maps, 2), [[[0, 1], [0.5, 0.75]], [[0, 0], [0, 0]]])
     np.testing.assert_allclose(minmax(maps[0], (4, 6)), minmax(maps, (4, 6))[0])

@@ -17,8 +17,8 @@ def reference(recording, embedding, mode="bilinear"):
         for queries in recorded:
             queries = queries.double().unflatten(-1, (layer.heads, -1))  # (pixel, head, width)
             for head in range(layer.heads):
-                share = (queries[:, head] @ keys[:, head].T * layer.scale).softmax(-1)
-                maps = share.T.reshape(1, -1, height, width)
+                probabilities = (queries[:, head] @ keys[:, head].T * layer.scale).softmax(-1)
+                maps = probabilities.T.reshape(1, -1, height, width)
                 total = total + torch.nn.functional.interpolate(maps, (16, 16), mode=mode, align_corners=False)[0]
                 count += 1
     return (total / count).numpy()
@@ -39,13 +39,13 @@ def test_the_padded_prompt_is_daam(recording):
     np.testing.assert_array_equal(maps.values, al.daam(recording).values)
 
 
-def test_shares_add_up_to_one(recording):
+def test_probabilities_add_up_to_one(recording):
     for choice in ({}, {"special": False}, {"layers": 8}, {"steps": 1, "heads": [0, 2]}):
         np.testing.assert_allclose(al.ovam(recording, "fire and a tree", **choice).values.sum(0), 1, atol=1e-5)
 
 
 def test_without_start_and_end(recording):
-    """A lone word shares with nobody; of two words the one with the higher scores gets more."""
+    """A word alone has probability 1; of two words the one with the higher scores has more."""
     np.testing.assert_allclose(al.ovam(recording, "smoke", special=False)["smoke"], 1)
     maps = al.ovam(recording, "smoke house", special=False)
     encoded = recording.encode("smoke house")

@@ -1,23 +1,23 @@
-"""Masks as cells see them: shares by hand, undecided pixels left out, bad masks named."""
+"""Masks averaged down to cells: coverage by hand, ignored pixels left out, bad masks named."""
 
 import numpy as np
 import pytest
 
-from attnlab.learning.targets import as_masks, shares
+from attnlab.learning.targets import as_masks, coverage
 
 
-def test_a_cell_holds_the_share_of_its_decided_pixels():
+def test_coverage_is_of_a_cells_valid_pixels():
     mask = np.zeros((4, 8), np.uint8)
     mask[:2, :3] = 1
     mask[2:, 4:] = 255
     mask[2, 6] = 1
-    inside, decided = shares(as_masks([mask], (2, 4), 1), (2, 4))
+    inside, valid = coverage(as_masks([mask], (2, 4), 1), (2, 4))
     np.testing.assert_allclose(inside[0], [[1, 0.5, 0, 0], [0, 0, 0, 1]])
-    np.testing.assert_allclose(decided[0], [[1, 1, 1, 1], [1, 1, 0, 0.25]])
+    np.testing.assert_allclose(valid[0], [[1, 1, 1, 1], [1, 1, 0, 0.25]])
 
 
 def test_a_smaller_mask_is_repeated():
-    inside, _ = shares(as_masks([[[True, False]]], (2, 4), 1), (2, 4))
+    inside, _ = coverage(as_masks([[[True, False]]], (2, 4), 1), (2, 4))
     np.testing.assert_array_equal(inside[0], [[1, 1, 0, 0]] * 2)
 
 

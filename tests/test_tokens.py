@@ -193,7 +193,7 @@ def test_an_encoder_that_was_copied_knows_its_tokens(pipe, smoke, tmp_path):
     shutil.rmtree(folder)
 
 
-def test_about_is_json(recording, smoke, tmp_path):
+def test_metadata_is_json(recording, smoke, tmp_path):
     mask = np.zeros((16, 16), bool)
     mask[:5, :5] = True
     token = al.fit_token(recording, [mask], "smoke")

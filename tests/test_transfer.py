@@ -24,12 +24,12 @@ def test_matrix_by_hand():
     other = al.Token("corner", torch.tensor([1.0, 0, 0, 0]), -0.5)
     found = al.transfer_matrix([TOKEN, other], maps, [LEFT, LEFT])
     np.testing.assert_allclose(found, [[1, 0], [0.5, 0]])
-    # as shares of the range 0 is -1's place: the threshold 1/2 takes what is above 0.5
+    # as a fraction of the range -1 is 0: the threshold 1/2 takes what is above 0.5
     np.testing.assert_allclose(al.transfer_matrix({"a": TOKEN}, maps, [LEFT, LEFT], 0.5), [[1, 0]])
     np.testing.assert_allclose(al.transfer_matrix({"a": TOKEN}, maps, [LEFT, LEFT], {"a": 0}), [[0.5, 0.5]])
 
 
-def test_undecided_pixels_do_not_count():
+def test_ignored_pixels_do_not_count():
     mask = np.array([[1, 0], [1, 255]], np.uint8)
     corner = al.Token("corner", torch.tensor([1.0, 0, 0, 1]), -0.5)
     np.testing.assert_allclose(al.transfer_matrix([corner], [four_pixels(0)], [mask]), [[0.5]])
@@ -41,8 +41,8 @@ def test_every_row_is_kept_and_one_may_be_alone():
     assert al.transfer_matrix(TOKEN, [four_pixels(0)], [LEFT]).tolist() == [[1]]
 
 
-def test_the_best_threshold_is_that_of_decided_pixels():
-    """The only wrong pixel is undecided, so a threshold at the map's lowest decided value is perfect."""
+def test_the_best_threshold_is_that_of_valid_pixels():
+    """The only wrong pixel is ignored, so a threshold at the map's lowest value inside the mask is perfect."""
     mask = np.array([[1, 255], [1, 0]], np.uint8)
     token = al.Token("x", torch.tensor([0.6, 1, 0.6, 0]), 0.1)
     [match] = al.best_words([four_pixels(0)], [mask], [token])
@@ -55,10 +55,10 @@ def test_a_token_with_a_background_has_softmax_maps(recording):
     mask[:8] = True
     words = [recording.encoder.embed(word) for word in ("smoke", "house")]
     token = al.Token("x", words[0], background=al.Token("rest", words[1]))
-    share = al.ovam(recording, token)[token]
-    found = (share - share.min()) / np.ptp(share) >= 0.5
+    heat = al.ovam(recording, token)[token]
+    found = (heat - heat.min()) / np.ptp(heat) >= 0.5
     assert al.transfer_matrix([token], recording, [mask], 0.5)[0, 0] == pytest.approx(metrics.iou(found, mask))
-    with pytest.raises(ValueError, match="learned for softmax maps, beside a background: give recordings"):
+    with pytest.raises(ValueError, match="learned for softmax maps, with a background: give recordings"):
         al.transfer_matrix([token], al.linear_daam(recording), [mask], 0.5)
 
 

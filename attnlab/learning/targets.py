@@ -1,6 +1,6 @@
-"""Masks as a map's cells see them, and what a usable mask is.
+"""Validate masks, average them down to the resolution of a map, and compare maps with them.
 
-A mask covers the whole image, whatever its size: a cell of a map holds the share of the mask's pixels that lie in it.
+A mask covers the whole image, whatever its size: a cell of a map gets the fraction of its pixels that lie in the mask.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
+from .. import metrics
+from ..maps.heatmaps import minmax, upscale
 from ..masks import IGNORE
+
+__all__ = ["as_mask", "as_masks", "best_threshold_and_iou", "coverage", "valid_iou"]
 
 
 def as_masks(masks: Sequence[ArrayLike], size: tuple[int, int], count: int, name: str = "masks") -> list[np.ndarray]:
-    """Masks as uint8 (row, column) of 0, 1 and UNDECIDED (255), one for each of `count` images.
+    """Return masks as uint8 (row, column) of 0, 1 and IGNORE (255), one for each of `count` images.
 
-    ValueError where the number is another, a mask is no plane of booleans, 0, 1 and 255, is empty but for undecided
-    pixels or full, or is of another shape than maps of `size`, (row, column), stretched.
+    ValueError for another number of masks; for one that is not 2-D, holds other values, is empty (ignored pixels aside)
+    or full; and for other proportions than those of maps of `size`, (row, column).
     """
     if len(masks) != count:
         raise ValueError(f"{name} has {len(masks)} masks for {count} images: give one for each")
@@ -27,13 +31,13 @@ def as_masks(masks: Sequence[ArrayLike], size: tuple[int, int], count: int, name
 
 
 def as_mask(mask: ArrayLike, size: tuple[int, int], name: str = "mask", absent: bool = False) -> np.ndarray:
-    """One of `as_masks`; `absent` lets it be empty, or full."""
+    """Return one mask as in `as_masks`; `absent` allows an empty or full one."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"{name} is (row, column), one plane, not of shape {mask.shape}")
     if mask.dtype != bool and not np.isin(mask, (0, 1, IGNORE)).all():
         raise ValueError(
-            f"{name} holds other values than True and False, 0 and 1 ({IGNORE}: undecided), or NaN; of a gray image "
+            f"{name} holds other values than True and False, 0 and 1 ({IGNORE}: ignored), or NaN; of a gray image "
             "take mask > 127"
         )
     (rows, columns), (height, width) = mask.shape, size
@@ -44,21 +48,35 @@ def as_mask(mask: ArrayLike, size: tuple[int, int], name: str = "mask", absent: 
         )
     mask = mask.astype(np.uint8)
     if not (mask == 1).any() and not absent:
-        hint = f"for a mask of 0 and 255 write mask > 0, as {IGNORE} is undecided here" if mask.any() else ""
+        hint = f"for a mask of 0 and 255 write mask > 0, as {IGNORE} is ignored" if mask.any() else ""
         raise ValueError(f"{name} is empty: leave that image out, or give it to fit_tokens; {hint}".rstrip("; "))
     if not (mask == 0).any() and not absent:
-        raise ValueError(f"{name} is full: a word can only be learned where there is something else beside it")
+        raise ValueError(f"{name} is full: a word can only be learned where the image shows something else as well")
     return mask
 
 
-def shares(masks: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of `as_masks`: the share of each cell's decided pixels that lie in the mask, and the share that is decided.
+def coverage(masks: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the fraction of each cell's valid pixels that lie in the mask, and the fraction that is valid.
 
-    Both float64 (image, row, column) of `size`, 0..1.
+    Of masks from `as_masks`; both float64 (image, row, column) of `size`, 0..1.
     """
 
     def averaged(planes):
         return torch.cat([F.adaptive_avg_pool2d(torch.from_numpy(p)[None].double(), size) for p in planes])
 
-    inside, decided = averaged([m == 1 for m in masks]), averaged([m != IGNORE for m in masks])
-    return inside / decided.clamp(min=1e-9), decided
+    inside, valid = averaged([m == 1 for m in masks]), averaged([m != IGNORE for m in masks])
+    return inside / valid.clamp(min=1e-9), valid
+
+
+def valid_iou(heat: np.ndarray, mask: np.ndarray, threshold: float | None = None) -> float:
+    """Return the IoU of a map with a mask on valid pixels, at a fraction of the map's range or, if None, above 0."""
+    found = upscale(heat, mask.shape) > 0 if threshold is None else minmax(heat, mask.shape) >= threshold
+    valid = mask != IGNORE
+    return metrics.iou(found[valid], mask[valid] == 1)
+
+
+def best_threshold_and_iou(heats: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return the threshold, a fraction of each map's range, with the highest mean IoU on valid pixels; and that IoU."""
+    heats = [minmax(heat, mask.shape) for heat, mask in zip(heats, masks, strict=True)]
+    ious = metrics.miou_curve(heats, [mask == 1 for mask in masks], valid=[mask != IGNORE for mask in masks])
+    return metrics.best_threshold(metrics.THRESHOLDS, ious), float(ious.mean(1).max())

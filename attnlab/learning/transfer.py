@@ -1,4 +1,4 @@
-"""What learned words are worth on other images, and which words of the dictionary come near."""
+"""Measure tokens and words on other images, and find the words of the dictionary that are nearest to a token."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
-from .. import metrics
-from ..maps.heatmaps import minmax, upscale
 from ..maps.linear import Images, LinearMap, linear_maps
 from ..maps.softmax import ovam
 from ..recording import words
@@ -18,13 +16,15 @@ from ..recording.texts import TextEncoder
 from ..tokens import Token
 from . import targets
 
+__all__ = ["Match", "best_words", "nearest_words", "transfer_matrix"]
+
 
 class Match(NamedTuple):
-    """A word, or a token by its name, for a region: its mean IoU at `threshold`, a share of each map's range."""
+    """A word, or a token by its name, and how well its maps fit regions."""
 
     word: str
-    iou: float
-    threshold: float
+    iou: float  # mean over images, at the threshold
+    threshold: float  # fraction of each map's range
 
 
 def transfer_matrix(
@@ -33,72 +33,72 @@ def transfer_matrix(
     masks: Sequence[ArrayLike],
     threshold: float | Mapping[str, float] | None = None,
 ) -> np.ndarray:
-    """IoU of each token's map on each image: float (token, image), 0..1.
+    """Measure the IoU of each token's map on each image's valid pixels: float64 (token, image), 0..1.
 
-    Maps are linear, but for tokens that were learned beside a background: those are softmax maps beside it. Group the
-    images as you like, by prompt, class or origin, and take means over the columns of a group.
+    Maps are linear, except those of tokens that were learned with a background: they are softmax maps over both. For
+    results by prompt, class or origin take means over the columns of a group of images.
 
     Parameters
     ----------
-    tokens : learned ones or words; by name, or in a row
-    recordings : of one model, or LinearMaps, one an image; softmax maps need recordings
-    masks : of each image, (row, column) of any size that covers the image; 255 where undecided, which does not count
-    threshold : a share of each map's range, of all or of each by name; None for the zero level of fitted tokens
+    tokens : Mapping[str, str or Token] or Sequence[str or Token]
+        Learned ones or words, by name or in a row.
+    recordings : Sequence[Recording or LinearMap]
+        Of one model, one per image; softmax maps need recordings.
+    masks
+        As in `fit_token`.
+    threshold : float in 0..1 or Mapping[str, float], optional
+        Fraction of each map's range, of all tokens or of each by name; the zero level of fitted tokens unless given.
 
     Raises
     ------
-    ValueError : no token or image, no threshold for what has no fitted zero level, masks or recordings as `fit_token`
-        refuses them
+    ValueError
+        No token or image; no threshold for what has no fitted zero level; masks or recordings that `fit_token` refuses.
     """
     rows = _named(tokens)
-    cuts = [threshold.get(name) if isinstance(threshold, Mapping) else threshold for name, _ in rows]
-    if bare := [name for (name, token), cut in zip(rows, cuts, strict=True) if cut is None and not _fitted(token)]:
+    thresholds = [threshold.get(name) if isinstance(threshold, Mapping) else threshold for name, _ in rows]
+    if bare := [name for (name, token), t in zip(rows, thresholds, strict=True) if t is None and not _fitted(token)]:
         raise ValueError(f"{', '.join(map(repr, bare))}: no fitted zero level, give a threshold, such as 0.5")
-    seen = _Seen(recordings)
-    masks = targets.as_masks(masks, seen.stack.size[1:], seen.stack.size[0])
-    found = [
-        [_iou(heat, mask, cut) for heat, mask in zip(seen.maps(token), masks, strict=True)]
-        for (_, token), cut in zip(rows, cuts, strict=True)
-    ]
+    images, found = _MaskedImages(recordings, masks), []
+    for (_, token), t in zip(rows, thresholds, strict=True):
+        pairs = zip(images.maps(token), images.masks, strict=True)
+        found.append([targets.valid_iou(heat, mask, t) for heat, mask in pairs])
     return np.array(found)
 
 
 def best_words(recordings: Images, masks: Sequence[ArrayLike], among: Sequence[str | Token]) -> list[Match]:
-    """Words, or tokens, by how well their maps fit regions: the thesis's search for descriptive words.
+    """Rank words or tokens by the IoU of their maps with regions, highest first: the thesis's search for words.
 
-    Each at the threshold that is best for it on these images, with the mean IoU there; to know what the word is worth,
-    take `transfer_matrix` of it on others.
+    Each has the threshold that is best for it on these images, and the mean IoU there. To know what a word is worth on
+    others, take `transfer_matrix`.
 
     Parameters
     ----------
-    recordings, masks : as for `transfer_matrix`
-    among : words and phrases to try, `words.vocabulary(tokenizer)` for example
+    recordings, masks
+        As in `transfer_matrix`.
+    among : Sequence[str or Token]
+        Words, phrases and tokens to try, `words.vocabulary(tokenizer)` for example.
     """
-    seen = _Seen(recordings)
-    masks = targets.as_masks(masks, seen.stack.size[1:], seen.stack.size[0])
-    truths, valid = [mask == 1 for mask in masks], [mask != targets.IGNORE for mask in masks]
-    found = []
+    images, found = _MaskedImages(recordings, masks), []
     for name, word in tqdm(_named(among), desc="words", leave=False):
-        heats = [minmax(heat, mask.shape) for heat, mask in zip(seen.maps(word), masks, strict=True)]
-        ious = metrics.miou_curve(heats, truths, valid=valid)
-        cut = metrics.best_threshold(metrics.THRESHOLDS, ious)
-        found.append(Match(name, float(ious.mean(1).max()), cut))
+        threshold, iou = targets.best_threshold_and_iou(images.maps(word), images.masks)
+        found.append(Match(name, iou, threshold))
     return sorted(found, key=lambda match: -match.iou)
 
 
-class _Seen:
-    """Images in which words and tokens are looked for."""
+class _MaskedImages:
+    """Images with their masks, and the maps of words and tokens on them."""
 
-    def __init__(self, recordings):
+    def __init__(self, recordings, masks):
         self.several = [recordings] if isinstance(recordings, LinearMap) else list(recordings)
         self.stack = linear_maps(self.several)
+        self.masks = targets.as_masks(masks, self.stack.size[1:], self.stack.size[0])
 
     def maps(self, token):
-        """One map (row, column) an image."""
+        """Return one map (row, column) per image."""
         if getattr(token, "background", None) is None:
             return self.stack[token]
         if any(isinstance(one, LinearMap) for one in self.several):
-            raise ValueError(f"token {token.name!r} was learned for softmax maps, beside a background: give recordings")
+            raise ValueError(f"token {token.name!r} was learned for softmax maps, with a background: give recordings")
         return [ovam(one, token)[token] for one in self.several]
 
 
@@ -114,14 +114,8 @@ def _named(tokens) -> list[tuple[str, str | Token]]:
 
 
 def _fitted(token) -> bool:
-    """Whether 0 means something on its maps."""
+    """Return whether a token's maps have a zero level."""
     return isinstance(token, Token) and (token.bias != 0 or token.metadata.get("method") in ("fit_token", "fit_tokens"))
-
-
-def _iou(heat, mask, cut):
-    known = mask != targets.IGNORE
-    found = upscale(heat, mask.shape) > 0 if cut is None else minmax(heat, mask.shape) >= cut
-    return metrics.iou(found[known], mask[known] == 1)
 
 
 def nearest_words(
@@ -131,29 +125,33 @@ def nearest_words(
     recordings: Images | None = None,
     count: int = 10,
 ) -> list[tuple[str, float]]:
-    """Words nearest to a token, with their similarity, -1..1, nearest first.
+    """Return the words nearest to a token, nearest first, each with its cosine similarity, -1..1.
+
+    What all words have in common is taken out of each before they are compared. ValueError for a token of another text
+    width or model than the encoder.
 
     Parameters
     ----------
-    encoder : `TextEncoder.of(pipe)`, or a recording's
-    among : words to compare with; the tokenizer's whole words unless given (tens of thousands in CLIP: minutes)
-    recordings : similarity is the cosine of both maps over these images, spatial mean taken out; without, of both
-        embeddings, which says less: most directions of the space leave no trace in a map. What all words have in common
-        is taken out of both
-    count : how many words to return
-
-    Raises
-    ------
-    ValueError : a token of another text width or model than the encoder
+    token : Token
+        Learned token.
+    encoder : TextEncoder
+        `TextEncoder.of(pipe)`, or a recording's.
+    among : Sequence[str], optional
+        Words to compare with; the tokenizer's whole words unless given (tens of thousands in CLIP: minutes).
+    recordings : Sequence[Recording or LinearMap], optional
+        Compare maps on these images, their spatial means taken out. Otherwise embeddings are compared, which tells
+        less: most directions of their space leave no trace in a map.
+    count : int
+        How many words to return.
     """
     token.check(encoder.embed("a").shape[-1], encoder.model)
     among = words.vocabulary(encoder.tokenizer) if among is None else list(among)
     embeddings = [encoder.embed(word) for word in tqdm(among, desc="words", leave=False)]
-    seen = torch.stack([*embeddings, token.value])
+    compared = torch.stack([*embeddings, token.value])
     if recordings is not None:
-        seen = seen @ linear_maps(recordings).matrix.T
-        seen = seen - seen.mean(1, keepdim=True)
-    common = F.normalize(seen[:-1].mean(0), dim=0)
-    seen = F.normalize(seen - torch.outer(seen @ common, common), dim=1)
-    near = zip(among, (seen[:-1] @ seen[-1]).tolist(), strict=True)
+        compared = compared @ linear_maps(recordings).matrix.T
+        compared = compared - compared.mean(1, keepdim=True)
+    common = F.normalize(compared[:-1].mean(0), dim=0)
+    compared = F.normalize(compared - torch.outer(compared @ common, common), dim=1)
+    near = zip(among, (compared[:-1] @ compared[-1]).tolist(), strict=True)
     return sorted(near, key=lambda pair: -pair[1])[:count]

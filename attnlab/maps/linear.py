@@ -16,7 +16,7 @@ from .heatmaps import resize, upscale
 
 __all__ = ["Images", "LinearMap", "linear_daam", "linear_maps"]
 
-_ALIKE = ("model", "layers", "heads", "scaled")  # metadata that maps of one stack have in common
+_COMMON = ("model", "layers", "heads", "scaled")  # metadata that maps of one stack agree in
 
 
 class LinearMap:
@@ -93,11 +93,11 @@ class LinearMap:
 
         ValueError where they were not made in one way.
         """
-        kinds = {str((m.size, m.matrix.shape[1], *(m.metadata.get(name) for name in _ALIKE))) for m in maps}
+        kinds = {str((m.size, m.matrix.shape[1], *(m.metadata.get(name) for name in _COMMON))) for m in maps}
         if len(kinds) != 1:
             raise ValueError(f"stack wants one size, text width, model, layers, heads and scale: {sorted(kinds)}")
         matrix, bias = torch.cat([m.matrix for m in maps]), torch.cat([m.bias for m in maps])
-        metadata = {name: maps[0].metadata.get(name) for name in _ALIKE} | {"images": [m.metadata for m in maps]}
+        metadata = {name: maps[0].metadata.get(name) for name in _COMMON} | {"images": [m.metadata for m in maps]}
         return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, metadata)
 
     def __repr__(self) -> str:

@@ -110,7 +110,7 @@ def ovam(
     Raises
     ------
     ValueError
-        As `daam`; an empty or too long text, no {} in `context`, embeddings of another width, or padded without special.
+        As `daam`; an empty or too long text, no {} in `context`, embeddings of another width, padded without special.
     """
     attention_mask = recording.trace.attention_mask
     if padded and not special:

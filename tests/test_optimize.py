@@ -64,7 +64,7 @@ def test_equals_plain_gradient_descent(recording, preset, collapse):
 
 
 def test_the_best_epoch_is_kept(recording):
-    """A rate that is far too high: some later epochs are worse than an earlier one."""
+    """A learning rate that is far too high: some later epochs are worse than an earlier one."""
     wild = replace(PRESETS["thesis"], epochs=12, lr=3e6)
     token = optimize_token(recording, [MASK], "smoke", wild)
     losses = token.metadata["losses"]
@@ -90,10 +90,10 @@ def test_read_as_logits_a_perfect_mask_has_a_large_loss():
         assert token.metadata["losses"][0] == pytest.approx(expected, rel=1e-3)
 
 
-def test_undecided_pixels_do_not_count(recording):
-    undecided = MASK.astype(np.uint8)
-    undecided[:, 32:] = 255
-    one = optimize_token(recording, [undecided], "smoke", SHORT["thesis"]).metadata["losses"][0]
+def test_ignored_pixels_do_not_count(recording):
+    masked = MASK.astype(np.uint8)
+    masked[:, 32:] = 255
+    one = optimize_token(recording, [masked], "smoke", SHORT["thesis"]).metadata["losses"][0]
     linear = al.linear_daam(recording).upscaled("smoke", 64)
     heat = np.clip((linear - linear.min()) / np.ptp(linear), 1e-4, 1 - 1e-4)[:, :32]
     expected = -np.where(MASK[:, :32], np.log(heat), np.log(1 - heat)).mean()
