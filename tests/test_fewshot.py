@@ -6,7 +6,7 @@ import pytest
 import attnlab as al
 from attnlab import metrics
 from attnlab.scenes import street
-from experiments.studies import few_shot as fewshot
+from experiments.studies import few_shot
 
 NAMES = ("sky", "fire", "building")
 
@@ -15,8 +15,8 @@ NAMES = ("sky", "fire", "building")
 def study():
     """Of the model that never saw a mask, small."""
     pipe = al.load_pipeline("tiny-plain", device="cpu")
-    pools = fewshot.pool(pipe, fewshot.TRAINING, 40), fewshot.pool(pipe, street.HELD_OUT, 40)
-    return fewshot.Study(*pools, names=NAMES, tests=8)
+    pools = few_shot.record_pool(pipe, few_shot.FIRST_TRAIN_SEED, 40), few_shot.record_pool(pipe, street.HELD_OUT, 40)
+    return few_shot.FewShotStudy(*pools, names=NAMES, tests=8)
 
 
 def test_a_token_of_two_scenes_beats_the_word(study):
@@ -38,12 +38,12 @@ def test_published_descents_take_part(study):
 def test_rows_hold_the_iou_of_test_scenes_alone(study):
     study.fits(1)
     for column, name in enumerate(NAMES):
-        known = np.isfinite(study.rows["fit_token, 1"][:, column])
-        assert np.flatnonzero(known).tolist() == study.asked[name] and known.sum() == 8
+        tested = np.isfinite(study.rows["fit_token, 1"][:, column])
+        assert np.flatnonzero(tested).tolist() == study.test_numbers[name] and tested.sum() == 8
     token = study.learn("fire", 1)
-    maps, masks = study.exam("fire")
+    maps, masks = study.test_examples("fire")
     expected = al.transfer_matrix([token], maps, masks)[0]
-    np.testing.assert_array_equal(study.rows["fit_token above 0, 1"][study.asked["fire"], 1], expected)
+    np.testing.assert_array_equal(study.rows["fit_token above 0, 1"][study.test_numbers["fire"], 1], expected)
     assert metrics.mean_over_classes(study.rows["fit_token, 1"])[0] == pytest.approx(
         study.by_class("fit_token, 1").mean()
     )
