@@ -148,7 +148,7 @@ def test_overlaps_go_to_the_class_that_is_farther_above_its_own_cut():
     assert found.areas == {"fire": 0.3, "smoke": 0.7} and found.rejected is None
 
 
-def test_the_band_around_a_cut_is_undecided():
+def test_the_band_around_a_cut_is_ignored():
     recipe = replace(FIRES, classes={"fire": "fire"}, mask={"method": "threshold", "level": 0.5}, band=0.3)
     image = np.random.default_rng(0).integers(0, 255, (10, 10, 3), dtype=np.uint8)
     found = label({"fire": ramp()}, image, recipe)
@@ -218,7 +218,7 @@ def test_a_finished_data_set_is_left_as_it_is(fires):
     before = {path: path.stat().st_mtime_ns for path in fires.folder.rglob("*")}
     assert len(generate_dataset(FIRES, fires.folder)) == 10
     assert {path: path.stat().st_mtime_ns for path in fires.folder.rglob("*")} == before
-    with pytest.raises(ValueError, match="has another recipe's data"):
+    with pytest.raises(ValueError, match=r"holds a run with other settings .*recipe\.yaml"):
         generate_dataset(replace(FIRES, seed=1), fires.folder)
     with pytest.raises(ValueError, match="has other files: name a new or empty folder"):
         generate_dataset(FIRES, fires.folder / "images")
@@ -249,7 +249,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     rng, killed = np.random.default_rng(0), 0
     for _ in range(10):
         job = subprocess.Popen([sys.executable, "-c", line], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while job.poll() is None and not list(out.glob(f"{making.PARTS}/*.partial-{job.pid}")):
+        while job.poll() is None and not list(out.glob(f"{making.SHARDS}/*.partial-{job.pid}")):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.5))
         killed += job.poll() is None
@@ -302,7 +302,7 @@ def test_a_full_disk_leaves_nothing_corrupt(fires, tmp_path, monkeypatch):
         patch.setattr(making, "write_record", full)
         with pytest.raises(OSError, match="the disk is full; what is finished is kept"):
             generate_dataset(FIRES, tmp_path / "fires")
-    assert len(list((tmp_path / "fires" / making.PARTS).glob("?????"))) == 1
+    assert len(list((tmp_path / "fires" / making.SHARDS).glob("?????"))) == 1
     with pytest.raises(FileNotFoundError, match="it is not finished: generate_dataset goes on"):
         Dataset(tmp_path / "fires")
     assert contents(generate_dataset(FIRES, tmp_path / "fires").folder) == contents(fires.folder)

@@ -1,4 +1,4 @@
-"""Labeled data sets from prompts: a recipe in, image and mask pairs out, verified and exported.
+"""Make labeled data sets from prompts: a recipe in, image and mask pairs out, verified and exported.
 
 recipe = Recipe(prompts=["a burning house with fire and smoke"], classes={"fire": "fire", "smoke": "smoke"}, images=50)
 dataset = generate_dataset(recipe, "fires")        # run it again after an interruption: it goes on

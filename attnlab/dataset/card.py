@@ -1,4 +1,4 @@
-"""The README of a data set, and its contact sheet."""
+"""Write the README of a data set, and draw its contact sheet."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,12 +9,14 @@ from PIL import Image
 
 from .recipe import Recipe
 
-SHOWN = 24  # pairs in a contact sheet
-SIDE = 128  # pixels an image has there at most
+__all__ = ["card", "contact_sheet"]
+
+_SHEET_PAIRS = 24  # most pairs in a contact sheet
+_SHEET_PIXELS = 128  # most pixels on a side of an image there
 
 
 def card(recipe: Recipe, lines: Sequence[dict]) -> str:
-    """The data set's README: what it is, what is in it, what was rejected, and how to make it again."""
+    """Return the text of a data set's README: what is in it, what was rejected, and how to make it again."""
     reasons = Counter(line["rejected"].split(" of ")[0] for line in lines if line["rejected"])
     accepted = [line for line in lines if not line["rejected"]]
     rows = []
@@ -33,7 +35,7 @@ These are weak labels, checked by nobody. {len(lines)} images were made, {len(ac
 | --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
-0 is the background, 255 undecided. Rejected, and kept in `rejected/`:
+0 is the background, 255 is ignored. Rejected, and kept in `rejected/`:
 
 {refused}
 
@@ -43,8 +45,8 @@ These are weak labels, checked by nobody. {len(lines)} images were made, {len(ac
 
 
 def contact_sheet(folder: Path, lines: Sequence[dict], columns: int = 4) -> Image.Image:
-    """Records spread evenly over a data set, each image beside itself with its masks laid over it."""
-    chosen = np.unique(np.linspace(0, len(lines) - 1, SHOWN).round().astype(int))
+    """Draw records taken evenly from a data set, each image beside itself with its masks laid over it."""
+    chosen = np.unique(np.linspace(0, len(lines) - 1, _SHEET_PAIRS).round().astype(int))
     tiles = [_tile(folder, lines[i]) for i in chosen]
     width, height = (max(tile.size[k] for tile in tiles) + 4 for k in (0, 1))
     sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
@@ -61,7 +63,7 @@ def _tile(folder, line):
         with Image.open(folder / line[key]) as mask:
             covered = Image.fromarray(np.where(np.asarray(mask) > 0, 150, 0).astype(np.uint8))
             over = Image.composite(mask.convert("RGB"), over, covered)
-    scale = min(1, SIDE / max(image.size))
+    scale = min(1, _SHEET_PIXELS / max(image.size))
     size = tuple(max(1, round(n * scale)) for n in image.size)
     tile = Image.new("RGB", (2 * size[0], size[1]))
     tile.paste(image.resize(size), (0, 0))

@@ -9,12 +9,21 @@ from skimage.measure import label
 
 from .records import Dataset, write_text
 
+__all__ = ["export_coco"]
+
 
 def export_coco(dataset: Dataset, path: str | Path) -> Path:
-    """Write COCO instance annotations (JSON) for `pycocotools.coco.COCO`: one for each connected region of a class.
+    """Write COCO instance annotations (JSON) for `pycocotools.coco.COCO`, one per connected region of a class.
 
     Masks are run-length encoded, areas in pixels, boxes (x, y, width, height); file names are relative to the data
-    set's folder. Undecided pixels belong to nothing. Images marked as bad are left out.
+    set's folder. Ignored pixels belong to nothing. Images marked as bad are left out.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        A finished data set.
+    path : str or Path
+        The file to write.
     """
     categories = [{"id": i, "name": name} for i, name in enumerate(dataset.classes) if i]
     images, annotations = [], []

@@ -1,4 +1,4 @@
-"""From a recorded image to its labels, by a recipe: maps, masks, one label image, and why an image is no good.
+"""Label a recorded image by a recipe: maps, masks, one label image, and why an image is rejected.
 
 with record(pipe, **streaming(recipe)) as recording:
     image = pipe(...).images[0]
@@ -11,26 +11,35 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import masks
 from ..maps.heatmaps import HeatMaps, upscale
 from ..maps.linear import linear_daam
 from ..maps.softmax import daam, ovam, propagate
-from ..masks import IGNORE
+from ..masks import IGNORE, mask_by
 from ..recording.recording import Recording
 from ..recording.words import Word
 from ..tokens import TokenLibrary
 from .recipe import Recipe
 
+__all__ = ["Labeling", "heats", "label", "streaming"]
+
 
 class Labeling(NamedTuple):
     """Labels of one image.
 
-    labels : uint8 (row, column): 0 background, 1.. the classes in the recipe's order, 255 undecided
-    masks : bool (row, column) of each class that the image was asked about, which may overlap
-    areas : share of the image that each class has in `labels`
-    scores : of each class, the mean of its map inside its mask minus that outside, as a share of the map's range
-    similarity : cosine of the image and its prompt, where the recipe asks a CLIP model
-    rejected : why the image is no good, or None
+    Attributes
+    ----------
+    labels : (row, column) array of uint8
+        0 background, from 1 on the classes in the recipe's order, 255 ignored.
+    masks : dict of str to (row, column) array of bool
+        Mask of each class with a map; masks may overlap.
+    areas : dict of str to float
+        Fraction of the image that each class has in `labels`.
+    scores : dict of str to float
+        Mean of a class's map inside its mask minus that outside, as a fraction of the map's range.
+    similarity : float or None
+        Cosine of the image and its prompt, where the recipe has a CLIP model.
+    rejected : str or None
+        Why the image is rejected.
     """
 
     labels: np.ndarray
@@ -42,7 +51,7 @@ class Labeling(NamedTuple):
 
 
 def streaming(recipe: Recipe) -> dict:
-    """What `record` has to keep for a recipe: nothing that grows with the steps."""
+    """Return the options of `record` for a recipe, which keep nothing that grows with the steps."""
     kept = {"self_attention": recipe.attention} if recipe.propagate else {}
     if recipe.map == "ovam":
         return kept | {"texts": [recipe.context.replace("{}", word) for word in recipe.classes.values()]}
@@ -52,9 +61,9 @@ def streaming(recipe: Recipe) -> dict:
 def heats(
     recording: Recording, recipe: Recipe, size: tuple[int, int], tokens: TokenLibrary | None = None
 ) -> dict[str, np.ndarray]:
-    """The map (row, column) of each class at a size, (height, width); without those whose word the prompt lacks.
+    """Return the map (row, column) of each class at a size, (height, width), without those whose word the prompt lacks.
 
-    `tokens`: learned tokens, by name; a class named there has its token's map.
+    A class that names one of the learned `tokens` has the token's map.
     """
     if recipe.map == "linear":
         linear = linear_daam(recording)
@@ -81,44 +90,45 @@ def heats(
 def label(
     heats: Mapping[str, np.ndarray], image: np.ndarray, recipe: Recipe, similarity: float | None = None
 ) -> Labeling:
-    """Labels of an image, uint8 (row, column, rgb), from the map of each class at its size.
+    """Label an image from the map of each class.
 
-    Where masks overlap, the class whose map is farther on the way from its own cut (the least value in its mask) to its
-    maximum has the pixel.
+    Where masks overlap, the class with the largest margin has the pixel: 0 at the least value in a mask, 1 at the map's
+    maximum.
+
+    Parameters
+    ----------
+    heats : mapping of str to (row, column) array
+        Maps by the name of the class, as large as the image.
+    image : (row, column, rgb) array of uint8
+        The image.
+    recipe : Recipe
+        Method of masks, filters, and numbers of classes.
+    similarity : float, optional
+        Cosine of the image and its prompt.
     """
-    found = {name: to_mask(heat, image, recipe.mask) for name, heat in heats.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # empty masks are counted instead
+        found = {name: mask_by(recipe.mask, heat, image) for name, heat in heats.items()}
     numbers = {name: i for i, name in enumerate(recipe.classes, 1)}
     labels, best = np.zeros(image.shape[:2], np.uint8), np.full(image.shape[:2], -np.inf)
-    undecided = np.zeros(image.shape[:2], bool)
+    near = np.zeros(image.shape[:2], bool)  # to the border of some mask
     for name, mask in found.items():
         if not mask.any():
             continue
         margin = _margin(heats[name], mask)
         higher = mask & (margin > best)
         labels[higher], best[higher] = numbers[name], margin[higher]
-        undecided |= np.abs(margin) < recipe.band
-    labels[undecided & (best < recipe.band)] = IGNORE
+        near |= np.abs(margin) < recipe.band
+    labels[near & (best < recipe.band)] = IGNORE
     areas = {name: float((labels == numbers[name]).mean()) for name in found}
     scores = {name: _score(heats[name], mask) for name, mask in found.items()}
     return Labeling(labels, found, areas, scores, similarity, _reason(heats, found, image, similarity, recipe))
 
 
-def to_mask(heat: np.ndarray, image: np.ndarray, settings: Mapping) -> np.ndarray:
-    """Mask bool (row, column) of a map by a recipe's method; empty where the method finds nothing."""
-    method, options = settings["method"], {k: v for k, v in settings.items() if k != "method"}
-    if method == "zero":
-        return heat > 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # empty masks are counted instead
-        if method == "random_walker":
-            return masks.random_walker_mask(heat, image, **options)
-        return getattr(masks, f"{method}_mask")(heat, **options)
-
-
 def _margin(heat, mask):
-    """0 at the least value in the mask, 1 at the map's maximum."""
-    cut = heat[mask].min()
-    return (heat - cut) / max(heat.max() - cut, 1e-12)
+    """Rescale a map: 0 at the least value in the mask, 1 at the map's maximum."""
+    least = heat[mask].min()
+    return (heat - least) / max(heat.max() - least, 1e-12)
 
 
 def _score(heat, mask):
@@ -128,7 +138,7 @@ def _score(heat, mask):
 
 
 def _reason(heats, found, image, similarity, recipe):
-    """The first of the recipe's filters that an image does not pass, as a short text."""
+    """Name the first of the recipe's filters that an image does not pass."""
     filters = recipe.filters
     if filters.blank is not None and np.dot(image, (0.299, 0.587, 0.114)).std() < filters.blank:
         return "blank image"

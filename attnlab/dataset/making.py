@@ -1,4 +1,4 @@
-"""Make a data set of a recipe: shard by shard, in one process or several, interrupted and gone on with at any time."""
+"""Make the data set of a recipe, shard by shard, in one process or several; an interrupted run goes on."""
 
 import errno
 import os
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..pipelines import load_parts, load_pipeline, seed
 from ..recording.recorder import record
+from ..storage import claim_folder, replacing
 from ..tokens import TokenLibrary
 from .card import card, contact_sheet
 from .labeling import heats, label, streaming
@@ -24,8 +25,10 @@ from .recipe import Recipe
 from .records import Dataset, read_lines, write_lines, write_record, write_text
 from .similarity import Similarity
 
-PARTS = ".parts"  # shards, until all of them are there
-PATIENCE = 3  # times that workers may die with no shard finished between
+__all__ = ["SHARDS", "generate_dataset", "make_shard"]
+
+SHARDS = ".parts"  # folder of the finished shards, until all of them are there
+_MAX_DEATHS = 3  # times that workers may die with no shard finished between
 
 
 def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, client=None) -> Dataset:
@@ -35,17 +38,26 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
 
     Parameters
     ----------
-    out : a folder that is new, empty, or has this recipe's data
-    workers : processes that make shards, a model each; one that dies is replaced
-    client : a `dask.distributed.Client` to make them instead; its workers write to `out`, which they must see. Start
-        those that share cores with OMP_WAIT_POLICY=PASSIVE
+    recipe : Recipe
+        What to make.
+    out : str or Path
+        A folder that is new, empty, or has this recipe's data.
+    workers : int
+        Processes that make shards, with one model per process; one that dies is replaced.
+    client : dask.distributed.Client, optional
+        Makes the shards instead. Its workers write to `out`, which they must see; start those that share cores with
+        OMP_WAIT_POLICY=PASSIVE.
 
     Raises
     ------
-    ValueError : a word or token that is not there, a folder with other data
-    FileNotFoundError, ConnectionError : no such model or token file
-    OSError : the disk is full; what is finished is kept
-    RuntimeError : workers died again and again
+    ValueError
+        If a word or token is missing, or the folder holds other data.
+    FileNotFoundError, ConnectionError
+        If there is no such model or token file.
+    OSError
+        If the disk is full; what is finished is kept.
+    RuntimeError
+        If workers died again and again.
     """
     out = Path(out)
     if workers < 1:
@@ -53,7 +65,7 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
     _check_words(recipe)
     _claim(out, recipe)
     if not _is_finished(out):
-        missing = [n for n in range(recipe.shards) if not (out / PARTS / _shard_name(n)).exists()]
+        missing = [n for n in range(recipe.shards) if not (out / SHARDS / _shard_name(n)).exists()]
         done = len(recipe) - sum(len(batch) for n in missing for batch in recipe.batches(n))
         with tqdm(total=len(recipe), initial=done, desc=out.name, unit="image") as progress:
             try:
@@ -72,14 +84,14 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
                 raise
             finally:
                 _loaded.cache_clear()
-                _judge.cache_clear()
+                _similarity.cache_clear()
         _finish(out, recipe)
     return Dataset(out)
 
 
 def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], object] = lambda count: None) -> int:
-    """Write one shard into out/.parts/; how many records it has."""
-    final = Path(out) / PARTS / _shard_name(number)
+    """Write one shard into out/.parts/; return how many records it has."""
+    final = Path(out) / SHARDS / _shard_name(number)
     work = final.with_name(f"{final.name}.partial-{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     for folder in ("images", "masks"):
@@ -100,7 +112,7 @@ def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], 
 
 @lru_cache(maxsize=1)
 def _loaded(model: str, scheduler: str | None, tokens: str | None):
-    """Pipeline and tokens; kept from shard to shard."""
+    """Load pipeline and tokens; they are kept from shard to shard."""
     pipe = load_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     if scheduler:
@@ -111,7 +123,7 @@ def _loaded(model: str, scheduler: str | None, tokens: str | None):
 
 
 @lru_cache(maxsize=1)
-def _judge(clip: str) -> Similarity:
+def _similarity(clip: str) -> Similarity:
     return Similarity(clip)
 
 
@@ -119,7 +131,7 @@ def _check_words(recipe):
     tokenizer = load_parts(recipe.model, ["tokenizer"])["tokenizer"]
     recipe.check(tokenizer)
     if recipe.filters.clip:
-        _judge(recipe.filters.clip)
+        _similarity(recipe.filters.clip)
     if recipe.tokens:
         library = TokenLibrary.load(recipe.tokens)
         if recipe.mask["method"] == "zero":
@@ -131,22 +143,16 @@ def _check_words(recipe):
 
 
 def _claim(out, recipe):
-    """Make the folder this recipe's, or ValueError where it is something else's."""
-    known = out / "recipe.yaml"
-    if known.exists():
-        if Recipe.load(known).digest != recipe.digest:
-            raise ValueError(f"{out} has another recipe's data (see {known}): name another folder")
-    elif out.exists() and any(out.iterdir()):
+    """Make the folder this recipe's, or raise ValueError where it is something else's."""
+    if not (out / "recipe.yaml").exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} has other files: name a new or empty folder")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        recipe.save(known)
-    for stale in [*out.glob(f"{PARTS}/*.partial-*"), *out.glob(f"{PARTS}-old")]:
+    claim_folder(out, recipe.digest, "recipe.yaml", load=lambda path: Recipe.load(path).digest, save=recipe.save)
+    for stale in [*out.glob(f"{SHARDS}/*.partial-*"), *out.glob(f"{SHARDS}-old"), *out.glob(".*.part-*")]:
         shutil.rmtree(stale)
 
 
 def _is_finished(out):
-    return (out / "metadata.jsonl").exists() and not (out / PARTS).exists()
+    return (out / "metadata.jsonl").exists() and not (out / SHARDS).exists()
 
 
 def _with_processes(workers, recipe, out, missing, progress):
@@ -160,14 +166,14 @@ def _with_processes(workers, recipe, out, missing, progress):
                     progress.update(job.result())
                     missing.discard(jobs[job])
             except BrokenProcessPool:
-                finished = {n for n in missing if (out / PARTS / _shard_name(n)).exists()}
+                finished = {n for n in missing if (out / SHARDS / _shard_name(n)).exists()}
                 progress.update(sum(len(batch) for n in finished for batch in recipe.batches(n)))
                 missing -= finished
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         deaths = deaths + 1 if len(missing) == before else 0
-        if deaths > PATIENCE:
+        if deaths > _MAX_DEATHS:
             raise RuntimeError(f"workers died {deaths} times without finishing a shard: out of memory? try fewer")
 
 
@@ -189,7 +195,7 @@ def _threads(count):
 
 @contextmanager
 def _patient_threads():
-    """Processes begun in this block have threads that sleep while they wait: those of several would fight for cores."""
+    """Let processes begun in this block have threads that sleep while they wait: others would fight for cores."""
     before = os.environ.get("OMP_WAIT_POLICY")
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     try:
@@ -201,7 +207,7 @@ def _patient_threads():
 
 @torch.no_grad()
 def _make_batch(recipe, batch):
-    """(index, image, labeling) of each record."""
+    """Generate and label a batch: yield (index, image, labeling) of each record."""
     pipe, tokens = _loaded(recipe.model, recipe.scheduler, recipe.tokens)
     call = {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
     if recipe.size:
@@ -210,10 +216,10 @@ def _make_batch(recipe, batch):
         call["negative_prompt"] = [recipe.negative] * len(batch)
     with record(pipe, **streaming(recipe)) as recording:
         made = pipe([recipe.prompt(i) for i in batch], generator=[seed(recipe.seed_of(i)) for i in batch], **call)
-    alike = [None] * len(batch)
+    cosines = [None] * len(batch)
     if recipe.filters.clip:
-        alike = _judge(recipe.filters.clip)(made.images, [recipe.prompt(i) for i in batch])
-    for index, image, one, value in zip(batch, made.images, recording, alike, strict=True):
+        cosines = _similarity(recipe.filters.clip)(made.images, [recipe.prompt(i) for i in batch])
+    for index, image, one, value in zip(batch, made.images, recording, cosines, strict=True):
         pixels = np.asarray(image.convert("RGB"))
         yield index, image, label(heats(one, recipe, pixels.shape[:2], tokens), pixels, recipe, value)
 
@@ -223,12 +229,12 @@ def _finish(out, recipe):
 
     Every step can be done twice, so it may be cut off anywhere.
     """
-    lines = [line for n in range(recipe.shards) for line in read_lines(out / PARTS / _shard_name(n) / "records.jsonl")]
+    lines = [line for n in range(recipe.shards) for line in read_lines(out / SHARDS / _shard_name(n) / "records.jsonl")]
     _reject_duplicates(lines, recipe.filters.duplicates)
     for folder in ("images", "masks", "rejected"):
         (out / folder).mkdir(exist_ok=True)
     for number in range(recipe.shards):
-        for path in (out / PARTS / _shard_name(number)).glob("*/*.png"):
+        for path in (out / SHARDS / _shard_name(number)).glob("*/*.png"):
             line = lines[int(path.name[:6])]
             if not line["rejected"]:
                 path.replace(out / path.parent.name / path.name)
@@ -237,16 +243,16 @@ def _finish(out, recipe):
     accepted = [{k: v for k, v in line.items() if k != "rejected"} for line in lines if not line["rejected"]]
     write_lines(out / "rejected.jsonl", [_as_rejected(line) for line in lines if line["rejected"]])
     if accepted:
-        contact_sheet(out, accepted).save(out / "contact_sheet.part", "PNG")
-        (out / "contact_sheet.part").replace(out / "contact_sheet.png")
+        with replacing(out / "contact_sheet.png") as part:
+            contact_sheet(out, accepted).save(part)
     write_text(out / "README.md", card(recipe, lines))
     write_lines(out / "metadata.jsonl", accepted)
-    (out / PARTS).rename(out / f"{PARTS}-old")
-    shutil.rmtree(out / f"{PARTS}-old")
+    (out / SHARDS).rename(out / f"{SHARDS}-old")
+    shutil.rmtree(out / f"{SHARDS}-old")
 
 
 def _reject_duplicates(lines, most):
-    """Mark every record that an earlier accepted one is like."""
+    """Mark every record whose hash is near that of an earlier accepted one."""
     kept: list[tuple[int, int]] = []
     for line in lines:
         own = int(line["hash"], 16)

@@ -23,30 +23,36 @@ from pathlib import Path
 
 import yaml
 
+from ..masks import METHODS
 from ..recording.words import matches, split
+from ..storage import replacing
 
-FORMAT = 1  # of recipes: those of later versions are refused
+__all__ = ["Filters", "Recipe"]
+
+RECIPE_FORMAT = 1  # recipes of later formats are refused
 MAPS = ("daam", "ovam", "linear")
-METHODS = {  # how a map becomes a mask, and the settings each takes
-    "threshold": {"level"},
-    "otsu": set(),
-    "dbscan": {"quantile", "level", "eps", "min_samples", "keep", "min_area"},
-    "random_walker": {"low", "high", "beta"},
-    "zero": set(),
-}
 SCHEDULERS = ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
-MOST = 254  # classes: 0 is the background, 255 undecided
+MAX_CLASSES = 254  # 0 is the background, 255 is ignored
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What a record has to be to be kept; None leaves a filter out.
+    """What a record must be to be kept; None leaves a filter out.
 
-    area : least and largest share of the image that its masks cover together
-    flat : least range of each map, as a share of its maximum; not of linear maps, which have no zero
-    blank : least standard deviation of the image's gray values, 0..255
-    duplicates : an image whose difference hash (64 bits) is that of an earlier one but for so many bits is rejected
-    similarity : least cosine of image and prompt, -1..1, by the CLIP model `clip`, a folder or hub id
+    Attributes
+    ----------
+    area : tuple of two float in 0..1
+        Least and largest fraction of the image that its masks cover together.
+    flat : float in 0..1
+        Least range of each map, as a fraction of its maximum. Not of linear maps, which have no zero.
+    blank : float
+        Least standard deviation of the image's gray values, 0..255.
+    duplicates : int
+        An image is rejected if its difference hash (64 bits) differs from an earlier one's in at most so many bits.
+    similarity : float in -1..1
+        Least cosine of image and prompt by the CLIP model `clip`.
+    clip : str
+        Folder or hub id of a CLIP model.
     """
 
     area: tuple[float, float] | None = (0.05, 0.95)
@@ -61,30 +67,50 @@ class Filters:
 class Recipe:
     """A labeled data set before it is made. Record i has the prompt i // images and the seed `seed` + i.
 
+    A flat table of settings, as people write them in YAML.
+
     Attributes
     ----------
-    prompts : texts, with {name} where each entry of a list is to stand
-    classes : what each class is labeled by, in the order of its number in label images, from 1 on: a word of the
-        prompts ("daam"), any text ("ovam", "linear"), or the name of a learned token of the file `tokens` ("linear")
-    model : as for `load_pipeline`
-    lists : the lists that prompts name; every combination is a prompt
-    images : of each prompt
-    seed : of record 0
-    steps, guidance, negative, size : of the generation: denoising steps, guidance scale, negative prompt, (height,
-        width) in pixels or None for the model's own
-    scheduler : name of a diffusers scheduler, or None for the model's own
-    batch : images that are generated together; a part of what the data set is, as rounding depends on it
-    threads : of torch, in each process; a part of what the data set is, for the same reason
-    shard : batches that are written together, and begun again together after an interruption
-    map : "daam" (words of the prompt), "ovam" (any text), "linear" (any text or learned token)
-    context : for "ovam", a phrase with {} where the text stands
-    propagate : how often maps are spread along self-attention; `attention`: its map height
-    tokens : a file of learned tokens
-    mask : {"method": "otsu"}, or another of METHODS with settings of the mask function of that name
-    band : pixels whose value is nearer to the border of a mask than this share of the way to its maximum are undecided,
-        255; 0 decides all
-    labels : one label image a record; False: one mask file a class
-    filters : see `Filters`
+    prompts : list of str
+        Prompts, with {name} where each entry of a list is to stand.
+    classes : dict of str to str
+        What labels each class, in the order of its number in label images, from 1 on: a word of the prompts ("daam"),
+        any text ("ovam", "linear"), or the name of a learned token ("linear").
+    model : str
+        As `load_pipeline` takes it.
+    lists : dict of str to list of str
+        The lists that prompts name; every combination is a prompt.
+    images : int
+        Images per prompt.
+    seed : int
+        Seed of record 0.
+    steps, guidance, negative : int, float, str
+        Denoising steps, guidance scale and negative prompt.
+    size : tuple of two int, optional
+        (height, width) in pixels. Default: the model's own.
+    scheduler : str, optional
+        Name of a diffusers scheduler. Default: the model's own.
+    batch, threads : int
+        Images per call of the model, and threads of torch per process. Rounding depends on both.
+    shard : int
+        Batches per shard. A shard that was interrupted is made again.
+    map : str
+        "daam" (words of the prompt), "ovam" (any text) or "linear" (any text or learned token).
+    context : str
+        For "ovam", a phrase with {} where the text stands.
+    propagate, attention : int
+        How often maps are propagated along self-attention, and the height of the self-attention used.
+    tokens : str, optional
+        File of learned tokens, for "linear".
+    mask : dict
+        {"method": "otsu"}, or other settings of `attnlab.masks.mask_by`.
+    band : float in 0..1
+        A pixel is ignored (255) if its value is nearer to the border of a mask than this fraction of the way to the
+        maximum. 0 ignores none.
+    labels : bool
+        Write one label image per record. False: one mask per class.
+    filters : Filters
+        What a record must be to be kept.
     """
 
     prompts: tuple[str, ...]
@@ -119,94 +145,106 @@ class Recipe:
             unknown = set(self.filters) - {f.name for f in fields(Filters)}
             if not unknown:
                 object.__setattr__(self, "filters", Filters(**self.filters))
-        problems = list(_problems(self))
-        if problems:
-            raise ValueError("this recipe cannot be made:" + "".join(f"\n- {problem}" for problem in problems))
+        _refuse(_problems(self))
 
     def __len__(self) -> int:
         return len(self.texts) * self.images
 
     @cached_property
     def texts(self) -> list[str]:
-        """Every prompt, with its lists filled in."""
+        """All prompts, with their lists filled in."""
         return [text for prompt in self.prompts for text in _filled(prompt, self.lists)]
 
     def prompt(self, index: int) -> str:
+        """Return the prompt of a record."""
         return self.texts[index // self.images]
 
     def seed_of(self, index: int) -> int:
+        """Return the seed of a record."""
         return self.seed + index
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return -(-len(self) // (self.batch * self.shard))
 
     def batches(self, number: int) -> list[range]:
-        """Records of each batch of a shard."""
+        """Return the records of each batch of a shard."""
         first = number * self.batch * self.shard
         last = min(first + self.batch * self.shard, len(self))
         return [range(i, min(i + self.batch, last)) for i in range(first, last, self.batch)]
 
     @property
     def digest(self) -> str:
-        """A hash of everything in it."""
+        """A hash of all settings."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict:
-        """As JSON types."""
-        return json.loads(json.dumps({"format": FORMAT, **asdict(self)}, default=dict))
+        """Return the settings as JSON types."""
+        return json.loads(json.dumps({"format": RECIPE_FORMAT, **asdict(self)}, default=dict))
 
     def check(self, tokenizer) -> None:
-        """ValueError where "daam" is asked for a word that no prompt has, or that one has twice."""
-        if self.map != "daam":
-            return
-        found = {text: split(tokenizer, tokenizer(text).input_ids) for text in self.texts}
-        problems = []
-        for name, word in self.classes.items():
-            times = {text: len(matches(words, word)) for text, words in found.items()}
-            if not any(times.values()):
-                problems.append(f"class {name!r}: no prompt has the word {word!r}; any text does with map: ovam")
-            problems += [f"class {name!r}: {word!r} is {n} times in {text!r}" for text, n in times.items() if n > 1]
-        if problems:
-            raise ValueError("this recipe cannot be made:" + "".join(f"\n- {problem}" for problem in problems))
+        """Raise ValueError where "daam" is to label by a word that no prompt has, or that one has twice."""
+        if self.map == "daam":
+            _refuse(_wrong_words(self, tokenizer))
 
     def save(self, path: str | Path) -> Path:
         """Write as YAML, whole or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), "utf-8")
-        return part.replace(path)
+        with replacing(path) as part:
+            part.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), "utf-8")
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
-        """Read YAML; FileNotFoundError or ValueError where that cannot be, with everything that is wrong."""
+        """Read YAML. FileNotFoundError or ValueError, with everything that is wrong, where that cannot be."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no recipe {path}")
         try:
-            values = yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} is no recipe: write `prompts: [...]`, `classes: {{fire: fire}}`, ...")
-        version = values.pop("format", FORMAT)
-        if version != FORMAT:
-            raise ValueError(f"{path} has format {version}, this attnlab reads {FORMAT}: install a later one")
-        known = [f.name for f in fields(cls)]
-        if unknown := [name for name in values if name not in known]:
-            hints = {name: difflib.get_close_matches(str(name), known, 1) for name in unknown}
-            named = [f"{name!r}" + (f" (did you mean {hint[0]}?)" if hint else "") for name, hint in hints.items()]
-            raise ValueError(f"{path}: a recipe has no {', '.join(named)}; it has {', '.join(known)}")
-        if missing := [name for name in ("prompts", "classes") if name not in values]:
-            raise ValueError(f"{path} lacks {' and '.join(missing)}")
-        try:
-            return cls(**values)
+            return cls(**_fields_in(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
 
+def _fields_in(path):
+    """Read the fields of a recipe from YAML; ValueError for what is none."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"it is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError("it is no recipe: write `prompts: [...]`, `classes: {fire: fire}`, ...")
+    version = values.pop("format", RECIPE_FORMAT)
+    if version != RECIPE_FORMAT:
+        raise ValueError(f"it has format {version}, this attnlab reads {RECIPE_FORMAT}: install a later one")
+    known = [f.name for f in fields(Recipe)]
+    if unknown := [name for name in values if name not in known]:
+        hints = {name: difflib.get_close_matches(str(name), known, 1) for name in unknown}
+        named = [f"{name!r}" + (f" (did you mean {hint[0]}?)" if hint else "") for name, hint in hints.items()]
+        raise ValueError(f"a recipe has no {', '.join(named)}; it has {', '.join(known)}")
+    if missing := [name for name in ("prompts", "classes") if name not in values]:
+        raise ValueError(f"it lacks {' and '.join(missing)}")
+    return values
+
+
+def _refuse(problems):
+    """Raise a ValueError that names all problems, if there are any."""
+    if problems := list(problems):
+        raise ValueError("this recipe cannot be made:" + "".join(f"\n- {problem}" for problem in problems))
+
+
+def _wrong_words(recipe, tokenizer):
+    """Yield what is wrong with the words that label the classes, one sentence each."""
+    found = {text: split(tokenizer, tokenizer(text).input_ids) for text in recipe.texts}
+    for name, word in recipe.classes.items():
+        times = {text: len(matches(words, word)) for text, words in found.items()}
+        if not any(times.values()):
+            yield f"class {name!r}: no prompt has the word {word!r}; any text does with map: ovam"
+        yield from (f"class {name!r}: {word!r} is {n} times in {text!r}" for text, n in times.items() if n > 1)
+
+
 def _filled(prompt, lists):
-    """A template with every combination of the lists it names, in the order of the lists."""
+    """Fill a template with every combination of the lists it names, in the order of the lists."""
     names = list(dict.fromkeys(_fields(prompt)))
     for values in itertools.product(*(lists[name] for name in names)):
         yield prompt.format(**dict(zip(names, values, strict=True)))
@@ -217,7 +255,7 @@ def _fields(prompt):
 
 
 def _problems(r):
-    """Everything that is wrong with a recipe, one sentence each."""
+    """Yield everything that is wrong with a recipe, one sentence each."""
     yield from _wrong_types(r)
     yield from _wrong_prompts(r)
     yield from _wrong_classes(r)
@@ -242,7 +280,7 @@ def _wrong_types(r):
     if isinstance(r.guidance, bool) or not isinstance(r.guidance, int | float) or not r.guidance >= 0:
         yield f"guidance is {r.guidance!r}: it is a number from 0 on"
     if not isinstance(r.band, int | float) or not 0 <= r.band < 1:
-        yield f"band is {r.band!r}: it is a share from 0 to below 1"
+        yield f"band is {r.band!r}: it is a fraction from 0 to below 1"
     if r.size is not None and (len(r.size) != 2 or not all(type(n) is int and n > 0 and n % 8 == 0 for n in r.size)):
         yield f"size is {r.size!r}: (height, width) in multiples of 8, or leave it out"
     for name in ("model", "negative", "context"):
@@ -282,8 +320,8 @@ def _wrong_prompts(r):
 
 
 def _wrong_classes(r):
-    if not isinstance(r.classes, Mapping) or not 0 < len(r.classes) <= MOST:
-        yield f"classes is {r.classes!r}: it maps names, 1 to {MOST}, to words"
+    if not isinstance(r.classes, Mapping) or not 0 < len(r.classes) <= MAX_CLASSES:
+        yield f"classes is {r.classes!r}: it maps names, 1 to {MAX_CLASSES}, to words"
         return
     for name, word in r.classes.items():
         plain = isinstance(name, str) and name and not set(name) - set(string.ascii_letters + string.digits + " -_")
@@ -299,7 +337,7 @@ def _wrong_mask(r):
     if method not in METHODS:
         yield f"mask is {r.mask!r}: write {{method: one of {', '.join(METHODS)}}} and its settings"
         return
-    if unknown := sorted(map(str, set(mask) - METHODS[method] - {"method"})):
+    if unknown := sorted(map(str, set(mask) - {*METHODS[method], "method"})):
         known = ", ".join(sorted(METHODS[method])) or "no settings"
         yield f"mask method {method} has no {', '.join(unknown)}; it has {known}"
     if method == "zero" and r.map != "linear":
@@ -311,7 +349,7 @@ def _wrong_filters(f):
         yield f"filters is {f!r}: it has {', '.join(x.name for x in fields(Filters))}"
         return
     if f.area is not None and not (len(f.area) == 2 and 0 <= f.area[0] < f.area[1] <= 1):
-        yield f"filters: area is {f.area!r}: [least, largest] share of the image, such as [0.05, 0.95]"
+        yield f"filters: area is {f.area!r}: [least, largest] fraction of the image, such as [0.05, 0.95]"
     for name, least, most in (("flat", 0, 1), ("blank", 0, 255), ("duplicates", 0, 64), ("similarity", -1, 1)):
         value = getattr(f, name)
         if value is not None and (

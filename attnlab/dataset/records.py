@@ -1,4 +1,4 @@
-"""The files of a labeled data set: read them, write a record, find what is wrong with them.
+"""Read and check the files of a labeled data set, and write a record.
 
 A folder is a Hugging Face `imagefolder`: images/, masks/ (palette PNG of class numbers) and metadata.jsonl. Beside them
 lie recipe.yaml, rejected.jsonl with what the filters refused and why, those images in rejected/, README.md and
@@ -14,17 +14,31 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .. import storage
 from ..masks import IGNORE
 from ..plots.styling import class_color
+from ..storage import replacing, versions
 from .labeling import Labeling
 from .recipe import Recipe
 
-BAD = "bad.json"  # file names of images that people marked as bad
+__all__ = [
+    "Dataset", "Pair", "difference_hash", "read_lines", "verify_dataset", "write_lines", "write_record", "write_text",
+]  # fmt: skip
+
+_MARKS = "bad.json"  # file names of images that people marked as bad
 
 
 class Pair(NamedTuple):
-    """An image, its labels uint8 (row, column) or a bool mask of each class, and its line of metadata.jsonl."""
+    """An image with its labels.
+
+    Attributes
+    ----------
+    image : PIL.Image.Image
+        The image, RGB.
+    labels : (row, column) array of uint8, or dict of str to (row, column) array of bool
+        Class numbers, or the mask of each class.
+    metadata : dict
+        Its line of metadata.jsonl.
+    """
 
     image: Image.Image
     labels: np.ndarray | dict[str, np.ndarray]
@@ -36,11 +50,16 @@ class Dataset(Sequence):
 
     Attributes
     ----------
-    folder, recipe
-    records : the lines of metadata.jsonl
-    rejected : the lines of rejected.jsonl
-    classes : names behind the numbers of label images, "background" first
-    bad : file names of images that somebody marked as bad (see `mark`); exports leave them out
+    folder : Path
+        Where it is.
+    recipe : Recipe
+        What it was made by.
+    records, rejected : list of dict
+        The lines of metadata.jsonl and rejected.jsonl.
+    classes : list of str
+        Names behind the numbers of label images, "background" first.
+    bad : set of str
+        File names of images that somebody marked as bad (see `mark`); exports leave them out.
     """
 
     def __init__(self, folder: str | Path):
@@ -52,7 +71,7 @@ class Dataset(Sequence):
         self.recipe = Recipe.load(self.folder / "recipe.yaml")
         self.records, self.rejected = (read_lines(self.folder / f"{n}.jsonl") for n in ("metadata", "rejected"))
         self.classes = ["background", *self.recipe.classes]
-        marks = self.folder / BAD
+        marks = self.folder / _MARKS
         self.bad = set(json.loads(marks.read_text("utf-8"))) if marks.exists() else set()
 
     def mark(self, file_name: str, bad: bool = True) -> None:
@@ -60,7 +79,7 @@ class Dataset(Sequence):
         if file_name not in {metadata["file_name"] for metadata in self.records}:
             raise KeyError(f"no image {file_name} in {self.folder}")
         self.bad = self.bad | {file_name} if bad else self.bad - {file_name}
-        write_text(self.folder / BAD, json.dumps(sorted(self.bad), indent=1) + "\n")
+        write_text(self.folder / _MARKS, json.dumps(sorted(self.bad), indent=1) + "\n")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,7 +97,7 @@ class Dataset(Sequence):
 
 
 def verify_dataset(folder: str | Path) -> list[str]:
-    """Everything that is wrong with a data set's files, one sentence each; nothing where it is whole."""
+    """List everything that is wrong with a data set's files, one sentence each; nothing where it is whole."""
     dataset = Dataset(folder)
     expected, problems = set(), []
     for line in dataset.records:
@@ -95,8 +114,8 @@ def verify_dataset(folder: str | Path) -> list[str]:
     return problems
 
 
-def write_record(work, recipe, index, image, labeling: Labeling) -> dict:
-    """Write an image and its masks; its line of records.jsonl."""
+def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, labeling: Labeling) -> dict:
+    """Write an image and its masks to a folder; return its line of records.jsonl."""
     name = f"{index:06d}.png"
     image.save(work / "images" / name)
     line = {
@@ -105,53 +124,56 @@ def write_record(work, recipe, index, image, labeling: Labeling) -> dict:
         "prompt": recipe.prompt(index),
         "seed": recipe.seed_of(index),
     }
-    planes = {"": labeling.labels} if recipe.labels else {c: _plane(labeling, c) for c in recipe.classes}
+    numbers = {"": labeling.labels} if recipe.labels else {c: _mask_of(labeling, c) for c in recipe.classes}
     hashes = {"image": _sha256(work / "images" / name)}
-    for kind, plane in planes.items():
+    for kind, values in numbers.items():
         file = f"masks/{name}" if not kind else f"masks/{index:06d}_{kind.replace(' ', '_')}.png"
-        _palette_image(plane, recipe).save(work / file)
+        _palette_image(values, recipe).save(work / file)
         line[_column(kind)], hashes[kind or "mask"] = file, _sha256(work / file)
     for key, values in (("areas", labeling.areas), ("scores", labeling.scores)):
         line[key] = {c: round(values[c], 4) if c in values else None for c in recipe.classes}
     if labeling.similarity is not None:
         line["similarity"] = round(labeling.similarity, 4)
     line |= {"words": dict(recipe.classes), "hash": f"{difference_hash(image):016x}", "sha256": hashes}
-    line |= {"recipe": recipe.digest, "versions": storage.versions(), "rejected": labeling.rejected}
+    line |= {"recipe": recipe.digest, "versions": versions(), "rejected": labeling.rejected}
     return line
 
 
-def _plane(labeling, name):
+def _mask_of(labeling, name):
     mask = labeling.masks.get(name)
     return np.zeros(labeling.labels.shape, np.uint8) if mask is None else mask.astype(np.uint8)
 
 
 def _palette_image(labels, recipe):
-    """Class numbers as a palette PNG that any viewer shows in color."""
-    picture = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
+    """Make a palette image of class numbers, which any viewer shows in color."""
+    found = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
     colors = [(0, 0, 0), *(tuple(round(255 * x) for x in class_color(n, i)) for i, n in enumerate(recipe.classes))]
     colors += [(0, 0, 0)] * (IGNORE - len(colors)) + [(255, 255, 255)]
-    picture.putpalette([value for color in colors for value in color])
-    return picture
+    found.putpalette([value for color in colors for value in color])
+    return found
 
 
 def difference_hash(image: Image.Image) -> int:
-    """64 bits: whether each of 9 x 8 gray blocks is darker than its right neighbor; near images share nearly all."""
+    """Hash an image to 64 bits: whether each of 9 x 8 gray blocks is brighter than its left neighbor.
+
+    Hashes of similar images differ in a few bits.
+    """
     gray = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), int)
     return int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes())
 
 
 def _wrong_file(dataset, metadata, kind, name):
-    """What is wrong with one file of a record, or None."""
+    """Tell what is wrong with one file of a record, or None."""
     path = dataset.folder / name
     if not path.resolve().is_relative_to(dataset.folder.resolve()):
         return f"{name} lies outside the data set"
     if not path.exists():
         return f"{name} is missing"
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            size, mode = picture.size, picture.mode
-            values = np.asarray(picture) if kind != "image" else None
+        with Image.open(path) as opened:
+            opened.load()
+            size, mode = opened.size, opened.mode
+            values = np.asarray(opened) if kind != "image" else None
     except (OSError, SyntaxError):
         return f"{name} is cut short or no image"
     image = dataset.folder / metadata["file_name"]
@@ -165,10 +187,10 @@ def _wrong_file(dataset, metadata, kind, name):
 
 
 def _size_of(path):
-    """(width, height); None of what is no image."""
+    """Return (width, height); None for what is no image."""
     try:
-        with Image.open(path) as picture:
-            return picture.size
+        with Image.open(path) as opened:
+            return opened.size
     except OSError:
         return None
 
@@ -178,28 +200,30 @@ def _mask_names(recipe):
 
 
 def _column(name):
-    """Of metadata.jsonl, with a mask's file; `datasets` makes an image of what ends in file_name."""
+    """Name the column of metadata.jsonl with a mask's file; `datasets` makes an image of what ends in file_name."""
     return f"{name.replace(' ', '_')}_mask_file_name" if name else "mask_file_name"
 
 
 def _read_mask(path):
-    with Image.open(path) as picture:
-        return np.array(picture)
+    with Image.open(path) as opened:
+        return np.array(opened)
 
 
 def _sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_lines(path):
+def read_lines(path: Path) -> list[dict]:
+    """Read a file of one JSON object per line."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-def write_lines(path, lines):
+def write_lines(path: Path, lines: Sequence[dict]) -> None:
+    """Write a file of one JSON object per line, whole or not at all."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def write_text(path, text):
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8")
-    part.replace(path)
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(text, "utf-8")

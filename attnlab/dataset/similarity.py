@@ -1,4 +1,4 @@
-"""How alike images and texts are to a CLIP model (Radford et al., ICML 2021)."""
+"""Compare images and texts by a CLIP model (Radford et al., ICML 2021)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+
+__all__ = ["Similarity"]
 
 
 class Similarity:
@@ -23,14 +25,11 @@ class Similarity:
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             self.processor = CLIPImageProcessorPil.from_pretrained(source)  # the other one wants torchvision
         except (OSError, ValueError) as error:
-            message = (
-                f"no CLIP model {str(source)!r}: name a folder with model, tokenizer and image processor, or a hub id"
-            )
             raise FileNotFoundError(message) from error
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
-        """The cosine, -1..1, of the embeddings of each image and its text; texts are cut to the encoder's length."""
+        """Return the cosine, -1..1, of each image and its text; texts are cut to the encoder's length."""
         length = self.model.config.text_config.max_position_embeddings
         words = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
