@@ -49,37 +49,37 @@ def test_as_many_bits_as_needed(count, bits):
 def test_there_and_back(codes):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 6, (3, 8, 9)).astype(np.uint8)
-    planes = encode(labels, codes)
-    assert planes.shape == (3, codes.shape[1], 8, 9) and set(planes.unique().tolist()) == {-1.0, 1.0}
-    found, margin = decode(0.6 * planes, codes)
+    channels = encode(labels, codes)
+    assert channels.shape == (3, codes.shape[1], 8, 9) and set(channels.unique().tolist()) == {-1.0, 1.0}
+    found, margin = decode(0.6 * channels, codes)
     np.testing.assert_array_equal(found, labels)
     assert found.dtype == np.uint8 and (margin > 0.59).all()
 
 
 def test_all_codes_in_use_are_thresholds():
-    codes, planes = bit_codes(np.ones((8, 8))), torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    found, margin = decode(planes, codes)
-    signs = np.sign(planes.permute(0, 2, 3, 1).numpy())
+    codes, channels = bit_codes(np.ones((8, 8))), torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    found, margin = decode(channels, codes)
+    signs = np.sign(channels.permute(0, 2, 3, 1).numpy())
     np.testing.assert_array_equal(codes[found], signs)
-    np.testing.assert_allclose(margin, planes.abs().amin(1).numpy(), atol=1e-6)
+    np.testing.assert_allclose(margin, channels.abs().amin(1).numpy(), atol=1e-6)
 
 
 def test_a_code_of_nobody_goes_to_the_class_of_least_change():
     """Of two bits, 00, 01 and 10 are classes. 11 with a weak second bit becomes 10, with a weak first one 01."""
     codes = np.array([[-1, -1], [-1, 1], [1, -1]], np.float32)
-    planes = torch.tensor([[0.9, 0.2], [0.1, 0.7]]).reshape(2, 2, 1, 1)
-    found, margin = decode(planes, codes)
+    channels = torch.tensor([[0.9, 0.2], [0.1, 0.7]]).reshape(2, 2, 1, 1)
+    found, margin = decode(channels, codes)
     assert found.ravel().tolist() == [2, 1]
     assert margin.ravel() == pytest.approx([0.7, 0.6])  # products 0.7 and -0.7; 0.6 and -0.6
 
 
-def test_undecided_pixels_have_no_bits():
-    planes = encode(np.array([[[255, 1]]], np.uint8), bit_codes(np.ones((2, 2))))
-    assert planes[0, :, 0, 0].tolist() == [0] and planes[0, 0, 0, 1].abs() == 1
+def test_ignored_pixels_have_no_bits():
+    channels = encode(np.array([[[255, 1]]], np.uint8), bit_codes(np.ones((2, 2))))
+    assert channels[0, :, 0, 0].tolist() == [0] and channels[0, 0, 0, 1].abs() == 1
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="2 bits have 4 codes, 7 classes need 3 bits"):
         bit_codes(np.ones((7, 7)), bits=2)
-    with pytest.raises(ValueError, match=r"labels are 0 to 2 or 255, undecided; there is \[3, 9\]"):
+    with pytest.raises(ValueError, match=r"labels are 0 to 2 or 255, ignored; there is \[3, 9\]"):
         encode(np.array([[[0, 3, 9]]]), one_hot_codes(3))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab.joint import JointDiffusion
+from attnlab.joint import JointDiffusion, diffusion
 from attnlab.joint.denoiser import PREDICTIONS
-from attnlab.segmentation.folders import shrink
+from attnlab.segmentation import shrink
 from attnlab.training import Schedule
 
 CLASSES = ("ground", "house", "water")
@@ -31,7 +31,7 @@ def new(**options):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     schedule = Schedule(steps=400, lr=3e-3, warmup=20, ema=0.97, checkpoint=200)
-    return new().fit(*world(40), tmp_path_factory.mktemp("joint"), schedule, turns=False)
+    return new().fit(*world(40), tmp_path_factory.mktemp("joint"), schedule, rotate90=False)
 
 
 def test_it_learns_images_and_labels_together(trained):
@@ -46,14 +46,14 @@ def test_it_learns_images_and_labels_together(trained):
     assert upright > 0.85 and (steps == 1).mean() > 0.75
 
 
-def test_a_second_look_is_taken_and_worth_it(tmp_path):
-    """With self-conditioning the U-Net sees its own guess, and after training the second one is no worse."""
+def test_self_conditioning(tmp_path):
+    """The U-Net sees its own x0 prediction of the step before, and training with it lowers the error."""
     model = new(self_conditioning=True)
     seen = []
     keep = model.unet.register_forward_pre_hook(lambda unet, given: seen.append(given[0]))
     model.sample(2, torch.Generator().manual_seed(0), steps=2)
     keep.remove()
-    first, second = (x[:, 5:] for x in seen)  # behind the 5 planes themselves
+    first, second = (x[:, 5:] for x in seen)  # behind the 5 channels themselves
     assert not first.any() and second.abs().max() > 0.1
     before = model.error(*world(20, seed=1))
     schedule = Schedule(steps=150, lr=3e-3, warmup=20, ema=0.95, checkpoint=150)
@@ -68,26 +68,26 @@ def test_samples_repeat_whatever_the_batch(trained):
     assert (other[0] != first[0]).any()
 
 
-def test_it_draws_the_shares_that_it_is_asked_for(trained):
-    """Water in 2 of 8 columns or in 6, as asked; without a word both, as in the world."""
+def test_it_draws_the_proportions_that_it_is_asked_for(trained):
+    """Water in 2 of 8 columns or in 6, as asked; unconditionally both, as in the world."""
     water = {}
-    for name, share in (("little", 0.25), ("much", 0.75), ("any", np.nan)):
-        asked = np.array([1 - share, 0 * share, share])
-        labels = trained.sample(20, torch.Generator().manual_seed(0), shares=asked, steps=20)[1]
+    for name, part in (("little", 0.25), ("much", 0.75), ("any", np.nan)):
+        asked = np.array([1 - part, 0 * part, part])
+        labels = trained.sample(20, torch.Generator().manual_seed(0), proportions=asked, steps=20)[1]
         water[name] = (labels == 2).mean((1, 2))
     assert water["little"].mean() == pytest.approx(0.25, abs=0.06) and water["little"].std() < 0.1
     assert water["much"].mean() == pytest.approx(0.75, abs=0.06) and water["much"].std() < 0.1
     assert water["any"].min() < 0.4 and water["any"].max() > 0.6
-    left = trained.sample(40, torch.Generator().manual_seed(0), steps=20)[1]  # each scene's shares once
+    left = trained.sample(40, torch.Generator().manual_seed(0), steps=20)[1]  # each scene's proportions once
     assert (left == 2).mean() == pytest.approx((world(40)[1] == 2).mean(), abs=0.04)
 
 
-def test_a_model_that_is_not_told_shares():
-    model = new(shares=False)
-    assert "shares" not in model.metadata
+def test_an_unconditional_model():
+    model = new(proportions=False)
+    assert "proportions" not in model.metadata
     assert model.sample(1, torch.Generator().manual_seed(0), steps=1)[0].shape == (1, 8, 8, 3)
-    with pytest.raises(ValueError, match="make one with shares=True"):
-        model.sample(1, torch.Generator().manual_seed(0), shares=np.array([0.5, 0, 0.5]))
+    with pytest.raises(ValueError, match="make one with proportions=True"):
+        model.sample(1, torch.Generator().manual_seed(0), proportions=np.array([0.5, 0, 0.5]))
 
 
 def test_moments_on_the_way(trained):
@@ -108,27 +108,27 @@ def test_a_model_that_knows_the_answer_samples_it(prediction, codes, monkeypatch
     """One pair is the whole world: the exact prediction for it, by hand, leads every sample to that pair."""
     images, labels = world(1)
     model = JointDiffusion.new(images, labels, CLASSES, codes=codes, prediction=prediction, **SMALL)
-    x0 = model.planes.encode(images, labels)[0]
+    x0 = model.codec.encode(images, labels)[0]
 
-    def said(unet, x, before, given, times):
+    def answer(unet, x, previous, conditioning, times):
         a = model.schedule.alphas_cumprod[times][:, None, None, None]
         noise = (x - a.sqrt() * x0) / (1 - a).sqrt()
         return {"sample": x0, "epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * x0}[prediction]
 
-    monkeypatch.setattr(model, "_said", said)
+    monkeypatch.setattr(model, "predict", answer)
     found = model.sample(2, torch.Generator().manual_seed(0), steps=20)
     assert np.abs(found[0].astype(int) - images).max() <= 1 and (found[1] == labels).all()
-    assert model.error(images, labels) < 1e-3  # said by hand, learned by hand: the loss agrees on what is to be said
+    assert model.error(images, labels) < 1e-3  # the loss agrees on what is to be predicted
 
 
-def test_planes_and_back():
+def test_channels_and_back():
     model, (images, labels) = new(), world(40)
     labels[0, 0, :3] = 255
-    planes, known = model.planes.encode(images, labels)
-    assert planes.shape == (40, 5, 8, 8) and known[0, 3:, 0, :4].sum(0).tolist() == [0, 0, 0, 2] and known[1:].all()
-    assert planes[:, :3].std((0, 2, 3)) == pytest.approx([1.0] * 3, abs=1e-2)
-    assert planes[:, :3].mean((0, 2, 3)).abs().max() < 1e-2
-    again = model.planes.decode(planes)
+    channels, valid = model.codec.encode(images, labels)
+    assert channels.shape == (40, 5, 8, 8) and valid[0, 3:, 0, :4].sum(0).tolist() == [0, 0, 0, 2] and valid[1:].all()
+    assert channels[:, :3].std((0, 2, 3)) == pytest.approx([1.0] * 3, abs=1e-2)
+    assert channels[:, :3].mean((0, 2, 3)).abs().max() < 1e-2
+    again = model.codec.decode(channels)
     np.testing.assert_array_equal(again[0], images)
     np.testing.assert_array_equal(again[1][labels != 255], labels[labels != 255])
 
@@ -151,14 +151,14 @@ def test_stopped_and_gone_on(tmp_path, monkeypatch):
     schedule = Schedule(steps=6, lr=1e-3, checkpoint=2)
     whole = new().fit(*world(40), tmp_path / "whole", schedule, batch=4)
     with monkeypatch.context() as patch:
-        calls, loss = iter(range(9)), JointDiffusion._loss
+        calls, loss = iter(range(9)), diffusion._loss
 
         def cut(*args):
             if next(calls) == 3:
                 raise KeyboardInterrupt
             return loss(*args)
 
-        patch.setattr(JointDiffusion, "_loss", cut)
+        patch.setattr(diffusion, "_loss", cut)
         with pytest.raises(KeyboardInterrupt):
             new().fit(*world(40), tmp_path / "part", schedule, batch=4)
     metadata = json.loads((tmp_path / "part/model.json").read_text())["unet"]
@@ -166,7 +166,7 @@ def test_stopped_and_gone_on(tmp_path, monkeypatch):
     again = new().fit(*world(40), tmp_path / "part", schedule, batch=4)
     same = zip(whole.unet.parameters(), again.unet.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
-    with pytest.raises(ValueError, match="has a run of another model or data"):
+    with pytest.raises(ValueError, match="holds a run with other settings"):
         new(prediction="epsilon").fit(*world(40), tmp_path / "whole", schedule)
 
 
@@ -183,7 +183,7 @@ def test_enlarging(tmp_path):
     """Trained on pairs of 16 pixels, it makes them from halves."""
     large = world(40, 16)
     model = JointDiffusion.new(*large, CLASSES, upscale=2, **SMALL)
-    model.fit(*large, tmp_path, Schedule(steps=250, lr=3e-3, warmup=20, ema=0.97, checkpoint=250), turns=False)
+    model.fit(*large, tmp_path, Schedule(steps=250, lr=3e-3, warmup=20, ema=0.97, checkpoint=250), rotate90=False)
     asked = world(10, 16, seed=1)
     small = shrink(*asked, 2)
     images, labels, _ = model.sample(10, torch.Generator().manual_seed(0), small=small, steps=10)
@@ -191,7 +191,7 @@ def test_enlarging(tmp_path):
     for parameter in model.unet.conv_out.parameters():
         torch.nn.init.zeros_(parameter)
     unchanged = model.sample(10, torch.Generator().manual_seed(0), small=small, steps=2)[:2]
-    for found, given in zip(unchanged, small, strict=True):  # what the model says is added to the small pair
+    for found, given in zip(unchanged, small, strict=True):  # what the model predicts is added to the small pair
         np.testing.assert_array_equal(found, given.repeat(2, 1).repeat(2, 2))
     with pytest.raises(ValueError, match="is for a model with upscale"):
         model.sample(10, torch.Generator().manual_seed(0))
@@ -201,7 +201,7 @@ def test_enlarging(tmp_path):
     ("call", "says"),
     [
         (lambda i, x: JointDiffusion.new(i, x[:, :4], CLASSES), "a label map has its image's size"),
-        (lambda i, x: JointDiffusion.new(i, x + 5, CLASSES), r"labels are 0 to 2 or 255, undecided; there is \[5, 7\]"),
+        (lambda i, x: JointDiffusion.new(i, x + 5, CLASSES), r"labels are 0 to 2 or 255, ignored; there is \[5, 7\]"),
         (lambda i, x: JointDiffusion.new(i / 255, x, CLASSES), "images are uint8"),
         (lambda i, x: JointDiffusion.new(i[:0], x[:0], CLASSES), "images are uint8"),
         (lambda i, x: JointDiffusion.new(i, 0 * x, CLASSES[:1]), "give two classes or more"),

@@ -1,28 +1,28 @@
-"""Shares of classes, as a joint model is told them: counted, made vague, embedded."""
+"""Class proportions, which a joint model is conditioned on: counted, blurred, embedded."""
 
 import numpy as np
 import pytest
 import torch
 
-from attnlab.joint.shares import BLUR, blurred, checked_shares, class_shares, embed
+from attnlab.joint.proportions import ROOT_STD, blurred, class_proportions, embed, wanted_proportions
 
 
-def test_shares_are_of_decided_pixels():
+def test_proportions_are_of_valid_pixels():
     labels = np.array([[[0, 0, 1, 255], [255, 2, 2, 2]], np.full((2, 4), 255), np.full((2, 4), 3)], np.uint8)
-    found = class_shares(labels, 4)
+    found = class_proportions(labels, 4)
     assert found.dtype == np.float32 and found[0] == pytest.approx([2 / 6, 1 / 6, 3 / 6, 0])
     assert np.isnan(found[1]).all() and found[2].tolist() == [0, 0, 0, 1]
 
 
-def test_vague_shares_are_shares_near_the_exact_ones():
-    shares = torch.tensor([[0.5, 0.49, 0.01, 0.0]]).repeat(20_000, 1)
-    found = blurred(shares, torch.Generator().manual_seed(0))
+def test_blurred_proportions_are_near_the_exact_ones():
+    exact = torch.tensor([[0.5, 0.49, 0.01, 0.0]]).repeat(20_000, 1)
+    found = blurred(exact, torch.Generator().manual_seed(0))
     assert (found >= 0).all() and torch.allclose(found.sum(1), torch.ones(20_000), atol=1e-5)
-    assert found.mean(0).numpy() == pytest.approx(shares[0].numpy(), abs=0.005)
-    apart = found[:, 0].sqrt() - found[:, 1].sqrt()  # of two large ones, each as vague as BLUR says
-    assert float(apart.std()) == pytest.approx(2**0.5 * BLUR, rel=0.02)
-    silent = blurred(shares, torch.Generator().manual_seed(0), 0.25).isnan()
-    assert (silent.all(1) == silent.any(1)).all() and silent.any(1).float().mean() == pytest.approx(0.25, abs=0.02)
+    assert found.mean(0).numpy() == pytest.approx(exact[0].numpy(), abs=0.005)
+    apart = found[:, 0].sqrt() - found[:, 1].sqrt()  # of two large ones, each with noise of ROOT_STD
+    assert float(apart.std()) == pytest.approx(2**0.5 * ROOT_STD, rel=0.02)
+    dropped = blurred(exact, torch.Generator().manual_seed(0), 0.25).isnan()
+    assert (dropped.all(1) == dropped.any(1)).all() and dropped.any(1).float().mean() == pytest.approx(0.25, abs=0.02)
 
 
 def test_the_embedding_by_hand():
@@ -37,22 +37,31 @@ def test_the_embedding_by_hand():
 
 
 def test_one_row_is_for_all_images():
-    found = checked_shares([0.25, 0.75], 3, 2)
-    assert found.shape == (3, 2) and (found == [0.25, 0.75]).all()
-    assert np.isnan(checked_shares(np.full(2, np.nan), 3, 2)).all()
+    known, generator = np.zeros((0, 2), np.float32), torch.Generator()
+    found = wanted_proportions([0.25, 0.75], known, 3, generator)
+    assert found.shape == (3, 2) and (found == torch.tensor([0.25, 0.75])).all()
+    assert wanted_proportions(np.full(2, np.nan), known, 3, generator).isnan().all()
+    assert wanted_proportions(None, known, 3, generator) is None
+
+
+def test_known_ones_come_equally_often():
+    known = np.eye(3, dtype=np.float32)
+    found = wanted_proportions(None, known, 7, torch.Generator().manual_seed(0))
+    counts = np.bincount(found.argmax(1), minlength=3)
+    assert sorted(counts) == [2, 2, 3] and 0 < float((1 - found.max(1).values).max()) < 0.1
 
 
 @pytest.mark.parametrize(
-    ("shares", "says"),
+    ("proportions", "says"),
     [
-        ([1.0], r"shares are \(2,\), or \(3, 2\)"),
+        ([1.0], r"proportions are \(2,\), or \(3, 2\)"),
         (np.full((2, 2), 0.5), r"not \(2, 2\)"),
         (0.5, r"not \(\)"),
         ([25, 75], "sum to 1: divide them by their sum"),
         ([1.5, -0.5], "0 or more"),
-        ([np.nan, 1], "NaN in all says nothing"),
+        ([np.nan, 1], "all NaN is unconditional"),
     ],
 )
-def test_bad_shares(shares, says):
+def test_bad_proportions(proportions, says):
     with pytest.raises(ValueError, match=says):
-        checked_shares(shares, 3, 2)
+        wanted_proportions(proportions, np.zeros((0, 2), np.float32), 3, torch.Generator())

@@ -2,6 +2,6 @@
 
 from .codes import bit_codes, one_hot_codes, touching
 from .diffusion import JointDiffusion
-from .shares import class_shares
+from .proportions import class_proportions
 
-__all__ = ["JointDiffusion", "bit_codes", "class_shares", "one_hot_codes", "touching"]
+__all__ = ["JointDiffusion", "bit_codes", "class_proportions", "one_hot_codes", "touching"]

@@ -1,7 +1,4 @@
-"""A U-Net that says what the clean planes of images with labels are, and how it is asked.
-
-One U-Net of diffusers denoises [RGB, label planes] together; see `attnlab.joint.planes` for these.
-"""
+"""U-Net that predicts the clean image and label channels (x0) from noisy ones, and what it is conditioned on."""
 
 import json
 from collections.abc import Sequence
@@ -14,30 +11,38 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
-from .. import training
 from ..pipelines import BUNDLED
 from ..segmentation.folders import checked
+from ..storage import replacing
+from ..training import seeded
+from .channels import ChannelCodec, noise_schedule
 from .codes import bit_codes, one_hot_codes, touching
-from .planes import Planes, noise_levels
-from .shares import class_shares, embed
+from .proportions import class_proportions, embed
+
+__all__ = ["PREDICTIONS", "Conditioning", "Denoiser", "as_settings", "as_x0"]
 
 PREDICTIONS = ("sample", "v_prediction", "epsilon")
-CODES = ("bits", "one-hot")
-MOST = 2000  # scenes whose shares of classes are kept with a model
+_CODES = ("bits", "one-hot")
+_MAX_SCENES = 2000  # whose class proportions are kept with a model
+_FILE_KEYS = {"proportions": "shares"}  # what files call it
 
 
-class Given(NamedTuple):
-    """What a model knows of the pairs besides the noisy planes.
+class Conditioning(NamedTuple):
+    """What a model knows of the pairs besides their noisy channels.
 
-    small : of a model with `upscale`, the planes to enlarge, as large as the noisy ones
-    shares : of a model that is told them, what each class is to have, (image, class); NaN or None: nothing is said
+    Attributes
+    ----------
+    low_res : (image, channel, row, column) Tensor, optional
+        For a model with `upscale`: the channels of small pairs, resized to the size of the large ones.
+    proportions : (image, class) Tensor, optional
+        Class proportions that the pairs are to have; a row of NaN, or None, is unconditional.
     """
 
-    small: torch.Tensor | None = None
-    shares: torch.Tensor | None = None
+    low_res: torch.Tensor | None = None
+    proportions: torch.Tensor | None = None
 
 
-NOTHING = Given()
+_UNCONDITIONAL = Conditioning()
 
 
 class Denoiser:
@@ -45,19 +50,22 @@ class Denoiser:
 
     Attributes
     ----------
-    unet : UNet2DModel over pixel-unshuffled planes
-    metadata : classes, codes (class, plane) as lists, mean and std of the colors (0..1), prediction, shuffle, upscale,
-        self_conditioning; of one that is told shares of classes, shares (scene, class) of the scenes it learned from
+    unet, schedule : UNet2DModel, DDPMScheduler
+        Network over pixel-unshuffled channels, and the forward process.
+    metadata : dict
+        classes, codes (class, label channel), mean and std of the colors (0..1), prediction, shuffle, upscale,
+        self_conditioning; if it is conditioned on them, class proportions (scene, class) of its training set.
+    classes, codec : tuple of str, ChannelCodec
+        Names of the labels 0, 1, ..., and what turns pairs into channels and back.
     """
 
     def __init__(self, unet: UNet2DModel, metadata: dict):
         self.unet, self.metadata, self.classes = unet, metadata, tuple(metadata["classes"])
-        self.planes = Planes(metadata["codes"], metadata["mean"], metadata["std"])
-        self.schedule = DDPMScheduler(**noise_levels())
+        self.codec = ChannelCodec(metadata["codes"], metadata["mean"], metadata["std"])
+        self.schedule = DDPMScheduler(**noise_schedule())
         if unet.device.type == "cpu":  # the fast kernels are slow there, their backward pass above all
-            for part in unet.modules():
-                if isinstance(part, Attention):
-                    part.set_processor(AttnProcessor())
+            for part in filter(lambda part: isinstance(part, Attention), unet.modules()):
+                part.set_processor(AttnProcessor())
 
     @classmethod
     def new(
@@ -72,147 +80,171 @@ class Denoiser:
         shuffle: int = 2,
         upscale: int = 1,
         self_conditioning: bool = True,
-        shares: bool = True,
+        proportions: bool = True,
         seed: int = 0,
     ) -> Self:
-        """An untrained model of the size of `images`, whose colors and neighborhoods of classes it takes over.
+        """Return an untrained model for pairs of a size, whose colors and neighborhoods of classes it takes over.
 
         Parameters
         ----------
-        codes : "bits", ceil(log2 classes) planes chosen by which classes touch, or "one-hot", a plane a class
-        prediction : what the U-Net says: "sample", the clean planes, which a narrow U-Net of unshuffled pixels can say
-            where it cannot repeat their noise (Li and He, arXiv 2511.13720), "v_prediction" (Salimans and Ho, ICLR
-            2022), or "epsilon", the published choice
-        channels : of the U-Net's levels; all but the first one have attention
-        shuffle : pixels of a square of so many a side become channels (1: none), for speed
-        upscale : above 1, a model that makes pairs so much larger, out of small ones
-        self_conditioning : the U-Net also sees what it took for the clean planes a step earlier (Chen, Zhang and
-            Hinton, ICLR 2023)
-        shares : the U-Net is told how much of the image each class is to have, so that rare classes come as often as
-            they should, or as one asks; the published model is not. One with `upscale` sees it in the small pair
-
-        Raises
-        ------
-        ValueError : one class, unknown options, images and labels that do not fit, a size that cannot be halved often
-            enough
+        images, labels : array of uint8
+            Pairs of square images; ValueError if their side cannot be halved often enough.
+        classes : sequence of str
+            Names of the labels 0, 1, ...; two or more.
+        codes : str
+            "bits": ceil(log2 classes) label channels, chosen by which classes touch; "one-hot": one per class.
+        prediction : str
+            "sample": x0, which a narrow U-Net can predict where it cannot repeat the noise (Li and He, arXiv
+            2511.13720); "v_prediction" (Salimans and Ho, ICLR 2022); "epsilon": as published.
+        channels : sequence of int
+            Width of each level of the U-Net; all levels but the first have attention.
+        shuffle, upscale : int
+            Side of the squares of pixels that become channels, for speed (1: none); how many times larger pairs are
+            than those that they are drawn from (1: they are drawn from noise alone).
+        self_conditioning : bool
+            The U-Net also sees its x0 prediction of the step before (Chen, Zhang and Hinton, ICLR 2023).
+        proportions : bool
+            Condition it on class proportions, as the published model is not, so that rare classes come as often as
+            they should, or as one asks. With `upscale` the small pair shows them.
+        seed : int
+            Draws the starting weights.
         """
         images, labels = checked(images, labels, len(classes))
-        size, factor = images.shape[1], shuffle * 2 ** (len(channels) - 1)
-        if len(classes) < 2 or codes not in CODES or prediction not in PREDICTIONS:
+        if len(classes) < 2 or codes not in _CODES or prediction not in PREDICTIONS:
             raise ValueError(
                 f"{len(classes)} classes, codes={codes!r}, prediction={prediction!r}: give two classes or more, one of "
-                f"{', '.join(CODES)} and one of {', '.join(PREDICTIONS)}"
+                f"{', '.join(_CODES)} and one of {', '.join(PREDICTIONS)}"
             )
-        if images.shape[1] != images.shape[2] or size % (factor * upscale):
-            raise ValueError(f"images are {images.shape[1:3]}: give squares whose side {factor * upscale} divides")
-        table = one_hot_codes(len(classes)) if codes == "one-hot" else bit_codes(touching(labels, len(classes)))
-        told = shares and upscale == 1
-        planes, inputs = (3 + table.shape[1]) * shuffle**2, 1 + self_conditioning + (upscale > 1)
-        with training.seeded(seed):
-            unet = UNet2DModel(
-                sample_size=size // shuffle,
-                in_channels=planes * inputs,
-                out_channels=planes,
-                block_out_channels=tuple(channels),
-                down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * (len(channels) - 1),
-                up_block_types=("AttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),
-                layers_per_block=1,
-                attention_head_dim=32,
-                class_embed_type="identity" if told else None,
-                # added before GroupNorm, what the U-Net is told would be taken away again
-                resnet_time_scale_shift="scale_shift" if told else "default",
-            )
-        colors = images.reshape(-1, 3) / 255
-        metadata = {"classes": list(classes), "codes": table.tolist(), "prediction": prediction, "shuffle": shuffle}
-        metadata |= {"mean": colors.mean(0).tolist(), "std": colors.std(0).clip(0.02).tolist(), "upscale": upscale}
+        factor = shuffle * 2 ** (len(channels) - 1) * upscale
+        if images.shape[1] != images.shape[2] or images.shape[1] % factor:
+            raise ValueError(f"images are {images.shape[1:3]}: give squares whose side {factor} divides")
+        metadata = {"classes": list(classes), "codes": _codes_of(labels, len(classes), codes).tolist()}
+        metadata |= {"prediction": prediction, "shuffle": shuffle, **_colors_of(images), "upscale": upscale}
         metadata["self_conditioning"] = self_conditioning
-        if told:
-            found = class_shares(labels, len(classes))
-            metadata["shares"] = found[~np.isnan(found[:, 0])][:MOST].round(4).tolist()
-        return cls(unet, metadata)
+        if proportions and upscale == 1:
+            found = class_proportions(labels, len(classes))
+            metadata["proportions"] = found[~np.isnan(found[:, 0])][:_MAX_SCENES].round(4).tolist()
+        with seeded(seed):
+            return cls(_new_unet(images.shape[1] // shuffle, channels, metadata), metadata)
 
     @property
     def size(self) -> int:
         """Side of its images in pixels."""
         return self.unet.config.sample_size * self.metadata["shuffle"]
 
-    def add_noise(self, planes: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
-        """The forward process: planes (image, plane, row, column) as they are at a time, 0 to 999."""
-        return self.schedule.add_noise(planes, torch.randn(planes.shape, generator=generator), torch.tensor([time]))
+    def add_noise(self, x0: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
+        """Return channels (image, channel, row, column) as the forward process leaves them at a time, 0 to 999."""
+        return self.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator), torch.tensor([time]))
 
     @torch.no_grad()
-    def guess(
+    def predict_x0(
         self,
-        planes: torch.Tensor,
+        noisy: torch.Tensor,
         time: int,
-        before: torch.Tensor | None = None,
-        given: Given = NOTHING,
+        previous: torch.Tensor | None = None,
+        conditioning: Conditioning = _UNCONDITIONAL,
     ) -> torch.Tensor:
-        """What the model takes for the clean planes behind those at a time, within the range that such have.
-
-        `before`: its guess a step earlier. `given`: what else it knows of the pairs, see `Given`.
-        """
-        times = torch.full((len(planes),), int(time))
-        with torch.autocast(planes.device.type, torch.bfloat16):
-            said = self._said(self.unet, planes, before, given, times).float()
-        return self._clean(planes, times, said, given)
+        """Predict the clean channels behind noisy ones, clamped; `previous`: the prediction of the step before."""
+        times = torch.full((len(noisy),), int(time))
+        with torch.autocast(noisy.device.type, torch.bfloat16):
+            prediction = self.predict(self.unet, noisy, previous, conditioning, times).float()
+        alphas = self.schedule.alphas_cumprod[times]
+        return self.codec.clamp(as_x0(self.metadata["prediction"], prediction, noisy, alphas, conditioning.low_res))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
-        """Write weights (safetensors), the U-Net's configuration and joint.json."""
+        """Write weights (safetensors), the U-Net's configuration and joint.json; return the folder."""
         folder = Path(folder)
         unet = UNet2DModel.from_config(self.unet.config)
         unet.load_state_dict(self.unet.state_dict())
         torch.nn.Module.to(unet, dtype).save_pretrained(folder)  # diffusers' own `to` warns of layers it does not have
-        part = folder / "joint.json.part"
-        part.write_text(json.dumps(self.metadata, indent=1) + "\n")
-        part.replace(folder / "joint.json")
+        with replacing(folder / "joint.json") as part:
+            part.write_text(json.dumps(as_settings(self.metadata), indent=1) + "\n")
         return folder
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
-        """In float32, from a folder or by the name of a bundled model, "aerial" or "aerial-x2".
+        """Load a model in float32 from a folder, or by the name of a bundled one, "aerial" or "aerial-x2".
 
-        FileNotFoundError where there is none, ValueError where weights and joint.json do not fit.
+        FileNotFoundError if there is none, ValueError if weights and joint.json do not fit.
         """
         folder = BUNDLED / folder if (BUNDLED / folder / "joint.json").exists() else Path(folder)
         if not (folder / "joint.json").exists():
             raise FileNotFoundError(f"{folder} holds no joint model: joint.json is missing")
-        metadata = json.loads((folder / "joint.json").read_text())
+        metadata = _as_metadata(json.loads((folder / "joint.json").read_text()))
         unet = UNet2DModel.from_pretrained(folder, dtype=torch.float32)
-        planes = (3 + len(metadata["codes"][0])) * metadata["shuffle"] ** 2
-        if unet.config.out_channels != planes:
+        expected = (3 + len(metadata["codes"][0])) * metadata["shuffle"] ** 2
+        if (found := unet.config.out_channels) != expected:
             raise ValueError(
-                f"{folder}: the weights have {unet.config.out_channels} channels, joint.json wants {planes}: "
-                "they are of two models"
+                f"{folder}: weights of {found} channels, joint.json wants {expected}: they are of two models"
             )
         return cls(unet.to(device).eval(), metadata)
 
-    def _said(self, model, x, before, given, times):
-        """The U-Net's answer (image, plane, row, column)."""
-        k, seen, extra = self.metadata["shuffle"], [x], {}
+    def predict(self, unet, noisy, previous, conditioning, times):
+        """Return the output (image, channel, row, column) of `unet`, which is its own or one in training."""
+        shuffle, inputs, extra = self.metadata["shuffle"], [noisy], {}
         if self.metadata["self_conditioning"]:
-            seen.append(torch.zeros_like(x) if before is None else before)
-        if given.small is not None:
-            seen.append(given.small)
-        if "shares" in self.metadata:
-            told = torch.full((len(x), len(self.classes)), torch.nan) if given.shares is None else given.shares
+            inputs.append(torch.zeros_like(noisy) if previous is None else previous)
+        if conditioning.low_res is not None:
+            inputs.append(conditioning.low_res)
+        if "proportions" in self.metadata:
+            proportions = conditioning.proportions
+            if proportions is None:
+                proportions = torch.full((len(noisy), len(self.classes)), torch.nan)
             width = self.unet.time_embedding.linear_2.out_features
-            extra["class_labels"] = embed(told.cpu(), width).to(x.device)
+            extra["class_labels"] = embed(proportions.cpu(), width).to(noisy.device)
         # channels first, which GroupNorm is fast with on a CPU
-        seen = F.pixel_unshuffle(torch.cat(seen, 1), k)
-        return F.pixel_shuffle(model(seen, times.to(x.device), **extra).sample, k)
+        x = F.pixel_unshuffle(torch.cat(inputs, 1), shuffle)
+        return F.pixel_shuffle(unet(x, times.to(noisy.device), **extra).sample, shuffle)
 
-    def _clean(self, x, times, said, given):
-        """The clean planes that an answer to planes at some times stands for.
 
-        A model with `upscale` says them as what is to be added to the small pair.
-        """
-        a = self.schedule.alphas_cumprod[times][:, None, None, None].to(x.device)
-        match self.metadata["prediction"]:
-            case "epsilon":
-                said = (x - (1 - a).sqrt() * said) / a.sqrt()
-            case "v_prediction":
-                said = a.sqrt() * x - (1 - a).sqrt() * said
-            case _ if given.small is not None:
-                said = said + given.small
-        return self.planes.clamp(said)
+def as_x0(kind: str, prediction: torch.Tensor, noisy: torch.Tensor, alphas: torch.Tensor, low_res=None) -> torch.Tensor:
+    """Return the x0 that a prediction of a kind stands for, given the schedule's cumulative alphas (image,).
+
+    A model with `upscale` predicts what is added to `low_res`.
+    """
+    a = alphas[:, None, None, None].to(noisy.device)
+    match kind:
+        case "epsilon":
+            return (noisy - (1 - a).sqrt() * prediction) / a.sqrt()
+        case "v_prediction":
+            return a.sqrt() * noisy - (1 - a).sqrt() * prediction
+    return prediction if low_res is None else prediction + low_res
+
+
+def as_settings(metadata: dict) -> dict:
+    """Return metadata under the names that files give them."""
+    return {_FILE_KEYS.get(name, name): value for name, value in metadata.items()}
+
+
+def _as_metadata(settings):
+    names = {key: name for name, key in _FILE_KEYS.items()}
+    return {names.get(key, key): value for key, value in settings.items()}
+
+
+def _codes_of(labels, num_classes, kind):
+    return one_hot_codes(num_classes) if kind == "one-hot" else bit_codes(touching(labels, num_classes))
+
+
+def _colors_of(images):
+    colors = images.reshape(-1, 3) / 255
+    return {"mean": colors.mean(0).tolist(), "std": colors.std(0).clip(0.02).tolist()}
+
+
+def _new_unet(side, channels, metadata):
+    """Return an untrained U-Net for inputs of a side in pixels."""
+    pair = (3 + len(metadata["codes"][0])) * metadata["shuffle"] ** 2
+    inputs = 1 + metadata["self_conditioning"] + (metadata["upscale"] > 1)
+    conditional = "proportions" in metadata
+    return UNet2DModel(
+        sample_size=side,
+        in_channels=pair * inputs,
+        out_channels=pair,
+        block_out_channels=tuple(channels),
+        down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * (len(channels) - 1),
+        up_block_types=("AttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),
+        layers_per_block=1,
+        attention_head_dim=32,
+        class_embed_type="identity" if conditional else None,
+        # added before GroupNorm, an embedding would be taken away again
+        resnet_time_scale_shift="scale_shift" if conditional else "default",
+    )

@@ -1,15 +1,14 @@
-"""Joint diffusion of images and their label maps (SatSynth: Toker et al., CVPR 2024, arXiv 2403.16605).
+"""Train a joint diffusion of images and their label maps, and sample it (SatSynth: Toker et al., CVPR 2024).
 
     model = JointDiffusion.new(images, labels, classes=("ground", "road"))
     model.fit(images, labels, "runs/joint", Schedule(steps=4000, lr=8e-4), check=held_out)
     images, labels, margins = model.sample(64, seed(0))
     model.save_pretrained("roads"); JointDiffusion.from_pretrained("roads")
 
-One U-Net of diffusers denoises [RGB, label planes] together. Images are uint8 (image, row, column, rgb), labels uint8
-(image, row, column): numbers of classes, or 255 where undecided.
+One U-Net of diffusers denoises [RGB, label channels] together. Images are uint8 (image, row, column, rgb), labels
+uint8 (image, row, column): class numbers, or 255 where a pixel is ignored.
 """
 
-import json
 from pathlib import Path
 from typing import Self
 
@@ -21,13 +20,16 @@ from tqdm.auto import tqdm
 
 from .. import training
 from ..segmentation.folders import checked, shrink
-from .denoiser import Denoiser, Given
-from .planes import STEPS, noise_levels, varied
-from .shares import UNTOLD, blurred, checked_shares, class_shares
+from ..storage import claim_folder
+from .channels import NUM_TIMES, augment_channels, noise_schedule
+from .denoiser import Conditioning, Denoiser, as_settings, as_x0
+from .proportions import DROP_PROBABILITY, blurred, class_proportions, wanted_proportions
 
-SAMPLERS = {"ddim": DDIMScheduler, "ancestral": DDPMScheduler}
-HEAVIEST = 5.0  # weight of an error of the clean planes, beside 1 at the most noise
-BLUR = 0.1  # noise on the small image that an enlarging model sees in training, as samples are not clean
+__all__ = ["JointDiffusion"]
+
+_SAMPLERS = {"ddim": DDIMScheduler, "ancestral": DDPMScheduler}
+_MAX_WEIGHT = 5.0  # of an error of x0; at the most noise the weight is 1
+_LOW_RES_STD = 0.1  # of noise on the small pair in training, as samples are not clean
 
 
 class JointDiffusion(Denoiser):
@@ -40,49 +42,64 @@ class JointDiffusion(Denoiser):
         folder: str | Path,
         schedule: training.Schedule,
         *,
-        batch: int = 16,
-        turns: bool = True,
+        rotate90: bool = True,
         check: tuple[np.ndarray, np.ndarray] | None = None,
+        batch: int = 16,
         patience: int = 5,
     ) -> Self:
         """Train, or go on in `folder`, and take over the moving average.
 
-        Flips, and with `turns` quarter turns, vary the pairs. `check`: held-out images and labels; the average with the
-        least error on them is kept, and training ends after `patience` checkpoints without a better one.
+        Parameters
+        ----------
+        images, labels : array of uint8
+            Pairs.
+        folder : str or Path
+            Where checkpoints and curves are written.
+        schedule : Schedule
+            Steps and learning rates.
+        rotate90 : bool
+            Augment pairs by rotations and upside-down flips, besides left-right flips.
+        check : (images, labels), optional
+            Held-out pairs: the average with the least error on them is kept.
+        batch, patience : int
+            Pairs per step. Checkpoints without a lower error after which training ends.
 
-        ValueError for pairs that do not fit, or a folder with a run of another model; FloatingPointError where the loss
-        is not finite, with the last checkpoint kept.
+        Raises
+        ------
+        ValueError
+            If pairs do not fit, or the folder has a run of another model.
+        FloatingPointError
+            If the loss is not finite; the last checkpoint stays.
         """
-        folder = Path(folder)
-        pairs = self._fitting(images, labels)
+        images, labels = self._fitting(images, labels)
         check = check and self._fitting(*check)
-        self._claim(folder)
-        device = next(self.unet.parameters()).device
+        config = {name: value for name, value in self.unet.config.items() if not name.startswith("_")}  # in no order
+        claim_folder(folder, {"about": as_settings(self.metadata), "unet": config}, "model.json")
 
-        def loss(model, generator):
+        def loss(unet, generator):
             some = torch.randint(len(images), (batch,), generator=generator)
-            x, known, small = varied(self._planes(*pairs, some), turns, generator)
-            shares = self._shares(pairs[1][some])
-            given = Given(small, shares if shares is None else blurred(shares, generator, UNTOLD))
+            x0, valid, known = self._encoded(images[some], labels[some])
+            x0, valid, low_res = augment_channels((x0, valid, known.low_res), rotate90, generator)
+            if known.proportions is not None:
+                known = known._replace(proportions=blurred(known.proportions, generator, DROP_PROBABILITY))
             twice = self.metadata["self_conditioning"] and bool(torch.rand((), generator=generator) < 0.5)
-            return {"loss": self._loss(model, x, known, given, generator, device, twice)}
+            return {"loss": _loss(self, unet, x0, valid, known._replace(low_res=low_res), generator, twice)}
 
-        judge = check and (lambda model: self.error(*check, model=model))
-        self.unet = training.train(self.unet, loss, schedule, folder, judge, patience)
+        held_out = check and (lambda unet: self.error(*check, unet=unet))
+        self.unet = training.run_training(self.unet, loss, schedule, Path(folder), held_out, patience)
         return self
 
     @torch.no_grad()
-    def error(self, images: np.ndarray, labels: np.ndarray, model=None, draws: int = 4, batch: int = 32) -> float:
-        """Mean loss on pairs, with the same times and noise at every call: for held-out pairs, the lower the better."""
-        model, total = self.unet if model is None else model, 0.0
-        device, generator = next(model.parameters()).device, torch.Generator().manual_seed(0)
+    def error(self, images: np.ndarray, labels: np.ndarray, unet=None, draws: int = 4, batch: int = 32) -> float:
+        """Return the mean loss on held-out pairs, over `draws` times and noises per pair, the same at every call."""
+        unet = self.unet if unet is None else unet
+        total, generator = 0.0, torch.Generator().manual_seed(0)
         for _ in range(draws):
             for i in range(0, len(images), batch):
-                x, known, small = self._planes(images, labels, slice(i, i + batch))
-                given = Given(small, self._shares(labels[i : i + batch]))
-                with torch.autocast(device.type, torch.bfloat16):
-                    one = self._loss(model, x, known, given, generator, device, self.metadata["self_conditioning"])
-                total += float(one) * len(x)
+                encoded = self._encoded(images[i : i + batch], labels[i : i + batch])
+                with torch.autocast(unet.device.type, torch.bfloat16):
+                    loss = _loss(self, unet, *encoded, generator, self.metadata["self_conditioning"])
+                total += float(loss) * len(images[i : i + batch])
         return total / (draws * len(images))
 
     @torch.no_grad()
@@ -92,49 +109,59 @@ class JointDiffusion(Denoiser):
         generator: torch.Generator,
         *,
         small: tuple[np.ndarray, np.ndarray] | None = None,
-        shares: np.ndarray | None = None,
-        steps: int = 50,
+        proportions: np.ndarray | None = None,
         sampler: str = "ddim",
+        steps: int = 50,
         batch: int = 32,
         every: int = 0,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw pairs: images uint8, labels uint8, margins float32 (image, row, column), 0 where a class is a toss-up.
+        """Draw pairs: images uint8, labels uint8, and margins float32 (image, row, column).
+
+        A margin says how clear a label is; it is 0 where two classes are equally likely.
 
         Parameters
         ----------
-        generator : draws all noise before anything is computed, so that `batch` changes speed and memory alone (but for
-            the ancestral sampler, which draws more on the way)
-        small : for a model with `upscale`: the images and labels to enlarge, `count` of them
-        shares : of a model that is told them: how much of a pair each class is to have, (class,) or (image, class),
-            0..1; a row of NaN: whatever comes. None: as in the scenes it learned from, each of them equally often
-        sampler : "ddim" (Song et al., ICLR 2021) or "ancestral" (Ho et al., NeurIPS 2020)
-        every : above 0, all of it after every so many steps, on the way, with another first axis: (moment, image, ...)
+        count : int
+            Number of pairs.
+        generator : torch.Generator
+            Draws all noise before anything is computed, so that `batch` changes speed and memory alone (but for the
+            ancestral sampler, which draws more on the way).
+        small : (images, labels), optional
+            `count` pairs to enlarge, for a model with `upscale`.
+        proportions : (class,) or (image, class) array, optional
+            Fraction of the pixels that each class is to have, 0..1; a row of NaN is unconditional. Default: those of
+            the training scenes, each equally often.
+        sampler : str
+            "ddim" (Song et al., ICLR 2021) or "ancestral" (Ho et al., NeurIPS 2020).
+        steps, batch : int
+            Steps of the sampler, 1 to 1000, and pairs that are computed at once.
+        every : int
+            Above 0: return also what there is after every so many steps, with another first axis (moment, image, ...).
 
         Raises
         ------
-        ValueError : no samples, unknown samplers, `small` or `shares` for a model that takes none, shares that do not
-            sum to 1
+        ValueError
+            If a number or name is out of range, `small` or `proportions` do not fit the model, or do not sum to 1.
         """
-        if sampler not in SAMPLERS or count < 1 or not 1 <= steps <= STEPS:
-            known = ", ".join(SAMPLERS)
-            raise ValueError(f"{count} samples, {steps} steps, sampler {sampler!r}: 1 or more, 1 to {STEPS}, {known}")
+        if sampler not in _SAMPLERS or count < 1 or not 1 <= steps <= NUM_TIMES:
+            known = f"1 or more, 1 to {NUM_TIMES}, {', '.join(_SAMPLERS)}"
+            raise ValueError(f"{count} samples, {steps} steps, sampler {sampler!r}: {known}")
         if (small is not None) != (self.metadata["upscale"] > 1):
             raise ValueError("small=(images, labels) is for a model with upscale above 1, and for no other")
-        if shares is not None and "shares" not in self.metadata:
-            raise ValueError("this model is not told shares of classes: leave shares out, or make one with shares=True")
-        told = self._wanted(shares, count, generator)
-        scheduler = SAMPLERS[sampler](**noise_levels(), prediction_type="sample", clip_sample=False)
+        if proportions is not None and "proportions" not in self.metadata:
+            raise ValueError("this model takes no proportions: leave them out, or make one with proportions=True")
+        known = np.array(self.metadata.get("proportions", ()), np.float32).reshape(-1, len(self.classes))
+        wanted = wanted_proportions(proportions, known, count, generator)
+        scheduler = _SAMPLERS[sampler](**noise_schedule(), prediction_type="sample", clip_sample=False)
         scheduler.set_timesteps(steps)
-        device = next(self.unet.parameters()).device
-        noise = torch.randn(count, len(self.planes), self.size, self.size, generator=generator)
+        noise = torch.randn(count, self.codec.num_channels, self.size, self.size, generator=generator)
         moments = []
         for i in tqdm(range(0, count, batch), desc="samples", leave=False):
             some = slice(i, i + batch)
-            beside = None if small is None else self._beside(small[0][some], small[1][some]).to(device)
-            given = Given(beside, None if told is None else told[some])
-            moments.append(self._denoise(noise[some].to(device), given, scheduler, generator, every))
-        moments = [torch.cat(parts) for parts in zip(*moments, strict=True)]
-        found = [self.planes.decode(x) for x in moments]
+            low_res = None if small is None else self._enlarged(small[0][some], small[1][some]).to(self.unet.device)
+            conditioning = Conditioning(low_res, None if wanted is None else wanted[some])
+            moments.append(_denoised(self, noise[some].to(self.unet.device), conditioning, scheduler, generator, every))
+        found = [self.codec.decode(torch.cat(parts)) for parts in zip(*moments, strict=True)]
         return tuple(np.stack(parts) for parts in zip(*found, strict=True)) if every else found[-1]
 
     def _fitting(self, images, labels):
@@ -143,75 +170,56 @@ class JointDiffusion(Denoiser):
             raise ValueError(f"images are {images.shape[1:3]}, the model's {self.size} x {self.size}: cut patches")
         return images, labels
 
-    def _claim(self, folder):
-        """Make a folder this model's, or ValueError where it holds a run of another."""
-        config = {name: value for name, value in self.unet.config.items() if not name.startswith("_")}  # in no order
-        own = json.loads(json.dumps({"about": self.metadata, "unet": config}))
-        path = folder / "model.json"
-        if path.exists() and json.loads(path.read_text()) != own:
-            raise ValueError(f"{folder} has a run of another model or data (see {path}): name another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(own))
+    def _encoded(self, images, labels):
+        """Return the channels of pairs, which of them are valid, and what the model is conditioned on."""
+        factor, proportions = self.metadata["upscale"], None
+        if "proportions" in self.metadata:
+            proportions = torch.from_numpy(class_proportions(labels, len(self.classes)))
+        low_res = self._enlarged(*shrink(images, labels, factor)) if factor > 1 else None
+        return *self.codec.encode(images, labels), Conditioning(low_res, proportions)
 
-    def _planes(self, images, labels, some):
-        """Of some pairs: their planes, which of them are decided, and what a model with `upscale` is given, or None."""
-        pair, factor = (images[some], labels[some]), self.metadata["upscale"]
-        return *self.planes.encode(*pair), self._beside(*shrink(*pair, factor)) if factor > 1 else None
+    def _enlarged(self, images, labels):
+        """Return the channels of small pairs in the size of the large ones."""
+        channels, _ = self.codec.encode(images, labels)
+        return F.interpolate(channels, scale_factor=self.metadata["upscale"], mode="nearest")
 
-    def _beside(self, images, labels):
-        """Planes of small pairs in the size of the large ones."""
-        return F.interpolate(
-            self.planes.encode(images, labels)[0], scale_factor=self.metadata["upscale"], mode="nearest"
-        )
 
-    def _shares(self, labels):
-        """Shares of classes in labels, which a model that is told them sees, or None."""
-        return torch.from_numpy(class_shares(labels, len(self.classes))) if "shares" in self.metadata else None
+def _loss(model, unet, x0, valid, known, generator, twice):
+    """Return the mean squared error of the prediction of valid channels; `twice`: of a self-conditioned one.
 
-    def _wanted(self, shares, count, generator):
-        """Shares (image, class) that samples are to have; None for a model that is not told them."""
-        if "shares" not in self.metadata:
-            return None
-        if shares is not None:
-            return torch.tensor(checked_shares(shares, count, len(self.classes)))
-        known = torch.tensor(self.metadata["shares"]).reshape(-1, len(self.classes))
-        if not len(known):  # it learned from images alone
-            return None
-        rounds = [torch.randperm(len(known), generator=generator) for _ in range(-(-count // len(known)))]
-        return blurred(known[torch.cat(rounds)[:count]], generator)
+    Times are stratified over the batch: every step sees early and late ones.
+    """
+    kind, device, low_res, previous = model.metadata["prediction"], unet.device, known.low_res, None
+    times = (torch.randperm(len(x0), generator=generator) + torch.rand(len(x0), generator=generator)) / len(x0)
+    times, noise = (times * NUM_TIMES).long(), torch.randn(x0.shape, generator=generator)
+    if low_res is not None:
+        noised = low_res + _LOW_RES_STD * torch.randn(x0.shape, generator=generator)
+        known = known._replace(low_res=noised.to(device))
+    noisy = model.schedule.add_noise(x0, noise, times).to(device)
+    alphas = model.schedule.alphas_cumprod[times]
+    if twice:
+        with torch.no_grad():
+            first = model.predict(unet, noisy, None, known, times).float()
+            previous = model.codec.clamp(as_x0(kind, first, noisy, alphas, known.low_res))
+    prediction = model.predict(unet, noisy, previous, known, times).float()
+    match kind:
+        case "sample":  # weighted as an error of v is, but for the least noise
+            target = x0 if low_res is None else x0 - low_res
+            weight = (1 / (1 - alphas)).clamp(max=_MAX_WEIGHT)
+            valid = valid * weight[:, None, None, None]
+        case "epsilon":
+            target = noise
+        case _:
+            target = model.schedule.get_velocity(x0, noise, times)
+    return ((prediction - target.to(device)) ** 2 * valid.to(device)).sum() / valid.sum()
 
-    def _loss(self, model, x, known, given, generator, device, twice):
-        """Mean squared error of what the model says of decided planes, at random times; `twice`: of its second guess.
 
-        Times are stratified over the batch: every step sees early and late ones.
-        """
-        times = (torch.randperm(len(x), generator=generator) + torch.rand(len(x), generator=generator)) / len(x) * STEPS
-        times, noise = times.long(), torch.randn(x.shape, generator=generator)
-        small = given.small
-        if small is not None:
-            given = given._replace(small=(small + BLUR * torch.randn(x.shape, generator=generator)).to(device))
-        noisy, before = self.schedule.add_noise(x, noise, times).to(device), None
-        if twice:
-            with torch.no_grad():
-                before = self._clean(noisy, times, self._said(model, noisy, None, given, times).float(), given)
-        said = self._said(model, noisy, before, given, times).float()
-        match self.metadata["prediction"]:
-            case "sample":  # weighted as an error of v is, but for the least noise
-                target = x if small is None else x - small
-                weight = (1 / (1 - self.schedule.alphas_cumprod[times])).clamp(max=HEAVIEST)
-                known = known * weight[:, None, None, None]
-            case "epsilon":
-                target = noise
-            case _:
-                target = self.schedule.get_velocity(x, noise, times)
-        return ((said - target.to(device)) ** 2 * known.to(device)).sum() / known.sum()
-
-    def _denoise(self, x, given, scheduler, generator, every):
-        """Planes after every so many steps, the last ones in any case."""
-        kept, clean = [], None
-        for number, time in enumerate(scheduler.timesteps, 1):
-            clean = self.guess(x, time, clean, given)
-            x = scheduler.step(clean, time, x, generator=generator).prev_sample
-            if number == len(scheduler.timesteps) or (every and number % every == 0):
-                kept.append(x.cpu())
-        return kept
+def _denoised(model, noisy, known, scheduler, generator, every):
+    """Return the channels after every so many steps, the last ones in any case."""
+    kept, x0 = [], None
+    for number, time in enumerate(scheduler.timesteps, 1):
+        x0 = model.predict_x0(noisy, time, x0, known)
+        noisy = scheduler.step(x0, time, noisy, generator=generator).prev_sample
+        if number == len(scheduler.timesteps) or (every and number % every == 0):
+            kept.append(noisy.cpu())
+    return kept

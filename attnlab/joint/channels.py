@@ -1,0 +1,85 @@
+"""Encode pairs as channels of about unit standard deviation and decode them, augment them, and the noise on them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..masks import IGNORE
+from . import codes
+
+__all__ = ["NUM_TIMES", "ChannelCodec", "augment_channels", "noise_schedule"]
+
+NUM_TIMES = 1000  # steps of the forward process
+_SNR_SCALE = 1 / 8  # factor of its signal-to-noise ratio: see `noise_schedule`
+
+
+def noise_schedule() -> dict:
+    """Return the forward process, as a scheduler of diffusers takes it: the cosine schedule, shifted.
+
+    Large areas of one label are seen through noise that hides single pixels. Under the cosine schedule (Nichol and
+    Dhariwal, ICML 2021) the layout would be fixed within the first few steps of sampling; with an eighth of its
+    signal-to-noise ratio (Hoogeboom, Heek and Salimans, ICML 2023, equation 4) there are many such steps.
+    """
+    signal = np.cos((np.arange(1, NUM_TIMES + 1) / NUM_TIMES + 0.008) / 1.008 * np.pi / 2) ** 2
+    ratio = _SNR_SCALE * signal / (1 - signal)
+    kept = ratio / (1 + ratio)
+    betas = 1 - kept / np.append(1, kept[:-1])
+    return {"num_train_timesteps": NUM_TIMES, "trained_betas": betas.clip(max=0.999).tolist()}
+
+
+class ChannelCodec:
+    """Pairs as a model sees them: [RGB, label channels], float32 (image, channel, row, column).
+
+    Attributes
+    ----------
+    codes : (class, label channel) array of float32
+        -1 and 1.
+    num_channels : int
+        Three colors and the label channels.
+    """
+
+    def __init__(self, table: np.ndarray, mean: Sequence[float], std: Sequence[float]):
+        self.codes = np.asarray(table, np.float32)
+        self.num_channels = 3 + self.codes.shape[1]
+        mean, std = (torch.tensor(x, dtype=torch.float32)[:, None, None] for x in (mean, std))
+        self._scale, self._shift = 1 / std, -mean / std  # colors are standardized by those of the training pairs
+        bits = torch.ones(self.codes.shape[1], 1, 1)
+        self._lowest = torch.cat([self._shift, -bits])
+        self._highest = torch.cat([self._scale + self._shift, bits])
+
+    def encode(self, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode pairs; return their channels, and 1 where these are valid, else 0."""
+        colors = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+        bits = codes.encode(labels, self.codes)
+        valid = torch.from_numpy(labels != IGNORE)[:, None].float().expand_as(bits)
+        channels = torch.cat([colors * self._scale + self._shift, bits], 1)
+        return channels, torch.cat([torch.ones_like(colors), valid], 1)
+
+    def decode(self, channels: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Decode channels: images, labels and margins."""
+        colors = (channels[:, :3].cpu() - self._shift) / self._scale
+        images = (colors.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        return images, *codes.decode(channels[:, 3:], self.codes)
+
+    def clamp(self, channels: torch.Tensor) -> torch.Tensor:
+        """Clamp channels to the range that those of pairs have."""
+        return channels.clamp(self._lowest.to(channels.device), self._highest.to(channels.device))
+
+
+def augment_channels(
+    tensors: Sequence[torch.Tensor | None], rotate90: bool, generator: torch.Generator
+) -> list[torch.Tensor | None]:
+    """Flip each pair left-right or not; with `rotate90` also flip it upside down or not and rotate it by quarters.
+
+    `tensors` (image, channel, row, column) of the same pairs are all augmented alike; None stays None.
+    """
+    count = next(len(x) for x in tensors if x is not None)
+    flips = (torch.rand(count, 2, generator=generator) < 0.5).tolist()
+    quarters = torch.randint(4, (count,), generator=generator).tolist() if rotate90 else [0] * count
+    axes = [[axis for axis, flip in ((-1, one[0]), (-2, one[1] and rotate90)) if flip] for one in flips]
+
+    def of_all(x):
+        return torch.stack([torch.rot90(p.flip(a), q, (-2, -1)) for p, a, q in zip(x, axes, quarters, strict=True)])
+
+    return [x if x is None else of_all(x) for x in tensors]
