@@ -1,4 +1,4 @@
-"""The study of what synthetic pairs are worth: exact scenes, and every arm trained on what it says."""
+"""The study of what synthetic pairs are worth: exact scenes, and every segmenter trained on what its run says."""
 
 import json
 from dataclasses import asdict
@@ -8,32 +8,32 @@ import pytest
 
 import attnlab as al
 from attnlab.metrics import class_ious, confusion
-from experiments.studies import generated_pairs as downstream
+from experiments.studies import generated_pairs
 
 
 def test_scenes_have_exact_labels_of_the_classes():
-    images, labels = downstream.scenes(5, downstream.TESTS)
+    images, labels = generated_pairs.real_pairs(5, generated_pairs.FIRST_REAL_TEST_SEED)
     assert images.shape == (5, 64, 64, 3) and labels.dtype == np.uint8
-    number, checked = downstream.TESTS, 0
+    number, checked = generated_pairs.FIRST_REAL_TEST_SEED, 0
     while checked < 5:
         scene = al.scenes.street.render(number)
-        if max(scene.mask(name).mean() for name in downstream.CLASSES) >= downstream.SEEN:
+        if max(scene.mask(name).mean() for name in generated_pairs.DISASTERS) >= generated_pairs.MIN_CLASS_AREA:
             np.testing.assert_array_equal(images[checked], scene.image)
-            for i, name in enumerate(downstream.CLASSES, 1):
+            for i, name in enumerate(generated_pairs.DISASTERS, 1):
                 np.testing.assert_array_equal(labels[checked] == i, scene.mask(name))
             checked += 1
         number += 1
 
 
 def test_the_reference_segmenter_labels_the_same_images():
-    images, labels = downstream.scenes(8, downstream.TRAINING)
-    again, found = downstream.with_truth((images, labels), al.load_segmenter("street", "cpu"))
+    images, labels = generated_pairs.real_pairs(8, generated_pairs.FIRST_REAL_SEED)
+    again, found = generated_pairs.with_reference_labels((images, labels), al.load_segmenter("street", "cpu"))
     assert again is images
     assert class_ious(confusion(labels, found, 4)).min() > 0.6
 
 
 def hand_made(values):
-    """A record of two seeds and one size, IoU of the three classes as given for each arm and seed."""
+    """A record of two seeds and one size, IoU of the three classes as given for each run and seed."""
     arms = [
         {"real": real, "added": added, "seed": s, "iou": [0.9, *iou]}
         for (real, added), rows in values.items()
@@ -44,49 +44,49 @@ def hand_made(values):
 
 def test_gains_compare_the_same_seed():
     record = hand_made({(10, ""): [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], (10, "tiny"): [[0.3, 0.4, 0.5], [0.6, 0.7, 0.8]]})
-    alone, added = downstream.table(record)
+    alone, added = generated_pairs.gains_table(record)
     assert alone["gain"] == "" and added["gain"] == "+0.200 (+0.200 to +0.200)"  # though the means overlap
-    assert [added[name] for name in downstream.CLASSES] == [0.45, 0.55, 0.65]
+    assert [added[name] for name in generated_pairs.DISASTERS] == [0.45, 0.55, 0.65]
     # two values 0.2 and 0.5: standard error 0.15, t of one degree of freedom 12.706
     assert alone["mean (95% interval)"] == "0.350 (-1.556 to 2.256)"
-    with pytest.raises(KeyError, match="no arm of 30 real pairs and 'tiny' added"):
-        downstream.ious(record, 30, "tiny")
+    with pytest.raises(KeyError, match="no run of 30 real pairs and 'tiny' added"):
+        generated_pairs.run_ious(record, 30, "tiny")
 
 
 def test_tokens_are_learned_from_the_given_pairs_alone():
     pipe = al.load_pipeline("tiny-plain", device="cpu")
-    images, labels = downstream.scenes(12, downstream.TRAINING)
+    images, labels = generated_pairs.real_pairs(12, generated_pairs.FIRST_REAL_SEED)
     labels = np.where(labels == 3, 0, labels)  # nobody marked water
-    tokens = downstream.learned(pipe, (images, labels))
+    tokens = generated_pairs.learn_tokens(pipe, (images, labels))
     assert list(tokens) == ["fire", "smoke"]
     other = np.roll(labels, 20, axis=2)
-    assert not np.allclose(downstream.learned(pipe, (images, other))["fire"].value, tokens["fire"].value)
+    assert not np.allclose(generated_pairs.learn_tokens(pipe, (images, other))["fire"].value, tokens["fire"].value)
 
 
 def test_a_small_study_runs_and_goes_on(tmp_path):
-    small = downstream.Study(sizes=(3,), seeds=1, images=1, denoising=2, steps=1, tests=4)
+    small = generated_pairs.GeneratedPairsStudy(sizes=(3,), seeds=1, images=1, denoising=2, steps=1, tests=4)
     record = small.run(tmp_path, workers=1)
-    assert len(record["arms"]) == len(small.arms()) == 7 + 5
+    assert len(record["arms"]) == len(small.jobs()) == 7 + 5
     assert record["sets"]["tiny, oracle"]["iou with the oracle"] == [1, 1, 1]
-    for n, kind in {(n, kind) for n, kind, _ in small.arms()}:
-        assert downstream.ious(record, n, kind).shape == (1, 3)
+    for n, kind in {(n, kind) for n, kind, _ in small.jobs()}:
+        assert generated_pairs.run_ious(record, n, kind).shape == (1, 3)
     for path in (tmp_path / "arms").glob("*tokens*"):
         path.unlink()
     others = {path: path.stat().st_mtime_ns for path in (tmp_path / "arms").iterdir()}
     assert small.run(tmp_path, workers=1) == record
     assert all(path.stat().st_mtime_ns == before for path, before in others.items())
-    with pytest.raises(ValueError, match="holds a study with other settings"):
-        downstream.Study(sizes=(4,)).run(tmp_path)
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        generated_pairs.GeneratedPairsStudy(sizes=(4,)).run(tmp_path)
 
 
 def test_the_same_real_pairs_for_every_kind_and_others_for_every_seed():
-    study = downstream.Study(sizes=(4, 8), seeds=2)
+    study = generated_pairs.GeneratedPairsStudy(sizes=(4, 8), seeds=2)
     first, again, other = study.few(4, 0), study.few(4, 0), study.few(4, 1)
     np.testing.assert_array_equal(first[0], again[0])
     assert len(first[0]) == 4 and not np.array_equal(first[0], other[0])
 
 
 def test_the_committed_record_is_of_the_whole_study():
-    record = json.loads(downstream.RECORD.read_text())
-    assert record["study"] == json.loads(json.dumps(asdict(downstream.Study())))
-    assert len(record["arms"]) == len(downstream.Study().arms())
+    record = json.loads(generated_pairs.GENERATED_PAIRS_RESULTS.read_text())
+    assert record["study"] == json.loads(json.dumps(asdict(generated_pairs.GeneratedPairsStudy())))
+    assert len(record["arms"]) == len(generated_pairs.GeneratedPairsStudy().jobs())
