@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from attnlab.scenes import street
+from attnlab.storage import replacing
 
 from .localize import TIMESTEPS
 from .steer import COMPANIONS, share
@@ -41,7 +42,7 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
         f"({maps['threshold']:.2f} of the maximum for {name}), chosen on {maps['tuning scenes']} other scenes; means "
         "over scenes with 95% bootstrap intervals.",
         table(["model", "map", "mean IoU", "pointing game"], rows),
-        f"Steering: {steer['images a class']} images a class from single-object prompts ({steer['steps']} steps, "
+        f"Steering: {steer['images a class']} images per class from single-object prompts ({steer['steps']} steps, "
         f"guidance {steer['guidance']:g}). Whether an image shows a class is said by the reference segmenter, whose "
         f"own recall on {maps['scenes']} rendered scenes stands beside it; 95% Wilson intervals. Unasked: in the "
         "images of all other prompts but those that it comes with "
@@ -96,14 +97,15 @@ def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, st
         f"joint model, {of[-1]['tests']} held-out scenes."
     )
     scores = (
-        "Class shares: the largest difference between samples and the scenes learned from, of classes above 5%: of "
-        "samples that are told the shares of these scenes, and that are told nothing. Held-out shares: mean difference "
-        "from a held-out scene's, asked for or not. Distance: median over samples to the nearest scene learned from, "
-        "over the same of held-out scenes. Fréchet: of the segmenter's encoder, to the held-out scenes."
+        "Class proportions: the largest difference between samples and the scenes learned from, of classes above 5%: "
+        "of samples conditioned on the proportions of these scenes, and of unconditional ones. Held-out proportions: "
+        "mean difference from those of a held-out scene, of samples conditioned on them or not. Distance: median over "
+        "samples to the nearest scene learned from, over the same of held-out scenes. Fréchet distance: of features of "
+        "the segmenter's encoder, to the held-out scenes."
     )
-    names = ["scenes", "steps", "held-out error", "class shares off, told", "its standard error"]
-    names += ["not told", "its standard error", "held-out shares off, asked", "not asked", "distance"]
-    names += ["Fréchet distance", "the same, other scenes", "pixels with margin below 0.9"]
+    names = ["scenes", "steps", "held-out error", "class proportions off, conditional", "its standard error"]
+    names += ["unconditional", "its standard error", "held-out proportions off, conditional", "unconditional"]
+    names += ["distance", "Fréchet distance", "the same, other scenes", "pixels with margin below 0.9"]
     parts = [agreement, table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
     cards = {"aerial": "\n\n".join([*parts, scores, table(names, [_scores(one) for one in of])])}
     cards["aerial-segmenter"] = "\n\n".join([agreement.split(",")[0] + ".", table(head, rows[:1])])
@@ -122,13 +124,13 @@ def _ious(name, ious, classes):
 
 
 def _scores(one):
-    shares, near = one["class shares"], one["median distance to the nearest scene learned from"]
+    proportions, near = one["class shares"], one["median distance to the nearest scene learned from"]
     frechet = one["Fréchet distance to held-out scenes, the judge's encoder"]
-    real = np.array(shares["scenes learned from"])
+    real = np.array(proportions["scenes learned from"])
     step, error = min(one["held-out error"], key=lambda check: check[1])
     found = [
-        *_off(real, shares, "samples"),
-        *_off(real, shares, "samples without a word"),
+        *_off(real, proportions, "samples"),
+        *_off(real, proportions, "samples without a word"),
         *(float(np.mean(off)) for off in one["class shares off those of a held-out scene, mean"].values()),
         near["samples"] / near["held-out scenes"],
         frechet["samples"],
@@ -137,11 +139,11 @@ def _scores(one):
     return [one["scenes"], f"{step:,}", error, *found, one["pixels with margin below 0.9"]]
 
 
-def _off(real, shares, kind):
-    """By how much the shares of frequent classes are off at most, and the standard error of that one."""
-    off = abs(real - shares[kind])
+def _off(real, proportions, kind):
+    """Return the largest error of the proportions of frequent classes, and its standard error."""
+    off = abs(real - proportions[kind])
     worst = np.argmax(np.where(real > 0.05, off, 0))
-    return float(off[worst]), shares[f"{kind}, standard error"][worst]
+    return float(off[worst]), proportions[f"{kind}, standard error"][worst]
 
 
 def write_card(folder: Path, text: str) -> None:
@@ -151,6 +153,5 @@ def write_card(folder: Path, text: str) -> None:
     _, mark, after = rest.partition(MARKS[1])
     if not mark:
         raise ValueError(f"{card} needs the lines {MARKS[0]} and {MARKS[1]}")
-    part = card.with_suffix(".part")
-    part.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
-    part.replace(card)
+    with replacing(card) as part:
+        part.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
