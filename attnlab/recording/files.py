@@ -18,12 +18,8 @@ __all__ = ["pack", "unpack"]
 def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict[int, int]) -> dict:
     """Put a trace's tensors into `tensors`, and return what remains of it as JSON types.
 
-    `keys` numbers the layers that were written before, as images share them.
-
-    Raises
-    ------
-    ValueError
-        If the model normalizes its queries or keys by modules, which cannot be written.
+    `keys` numbers the layers that were written before, as images share them. ValueError where the model normalizes its
+    queries or keys by modules, which cannot be written.
     """
     tensors[prefix + "text"] = trace.text
     if trace.attention_mask is not None:

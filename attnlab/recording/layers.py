@@ -93,12 +93,7 @@ def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool]) -
     """Choose layers by name, beginning of a name or map height; return names in the order of `sizes`.
 
     `sizes` has the (height, width) of each layer there is, or None where it is not yet known; `default` says of a name
-    whether it is meant where nothing is asked for.
-
-    Raises
-    ------
-    ValueError
-        If nothing is asked for, or something that fits no layer; the message lists what would.
+    whether it is meant where nothing is asked for. ValueError where something fits no layer, with what would.
     """
     if layers is None:
         return [name for name in sizes if default(name)]
@@ -121,13 +116,7 @@ def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool]) -
 
 
 def choose_heads(heads: int | Collection[int] | None, count: int, name: str) -> list[int]:
-    """Choose among a layer's `count` heads; None for all.
-
-    Raises
-    ------
-    ValueError
-        If the layer has no such head.
-    """
+    """Choose among a layer's `count` heads, None for all; ValueError where it has no such head."""
     chosen = list(range(count)) if heads is None else as_list(heads)
     unknown = sorted(set(chosen) - set(range(count)))
     if unknown or not chosen:

@@ -141,10 +141,6 @@ class Recorder:
             handle.remove()
         self._texts.forget()
         self._stores.forget()
-        self.end_generation()
-
-    def end_generation(self) -> None:
-        """Take the next call of the denoiser for the first one of another generation."""
         if self._generation is not None:
             self._generation.end()
 
@@ -212,22 +208,8 @@ class Recorder:
             text=text.detach().to("cpu", copy=True),
             attention_mask=None if mask is None else mask[row].detach().bool().cpu(),
             words=None if ids is None else split(self.recording.encoder.tokenizer, ids),
-            generation=self._facts(branch, seed, tuple(call.latents.shape[-2:])),
+            generation=_facts(self.adapter.pipe, self._parts is None, branch, seed, tuple(call.latents.shape[-2:])),
             layers=self._generation.layers,
-        )
-
-    def _facts(self, branch, seed, latent_size) -> Generation:
-        pipe = self.adapter.pipe
-        asked = self._parts is None  # otherwise what the pipeline says is about an earlier call
-        return Generation(
-            model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
-            revision=pipe.config.get("_revision"),
-            scheduler=type(pipe.scheduler).__name__,
-            guidance_scale=getattr(pipe, "guidance_scale", None) if asked else None,
-            branch=branch,
-            latent_size=latent_size,
-            seed=seed,
-            planned=getattr(pipe, "num_timesteps", None) if asked else None,
         )
 
     def _receiver(self, name):
@@ -257,6 +239,20 @@ class Recorder:
                 self._stores.put(trace, {name: step.taken[name][i] for name in generation.chosen})
                 self._stores.self_attention.put(trace, i)
         generation.calls += 1
+
+
+def _facts(pipe, called, branch, seed, latent_size) -> Generation:
+    """Read what a pipeline says of a generation; of guidance and steps only if it was itself called for it."""
+    return Generation(
+        model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
+        revision=pipe.config.get("_revision"),
+        scheduler=type(pipe.scheduler).__name__,
+        guidance_scale=getattr(pipe, "guidance_scale", None) if called else None,
+        branch=branch,
+        latent_size=latent_size,
+        seed=seed,
+        planned=getattr(pipe, "num_timesteps", None) if called else None,
+    )
 
 
 @dataclass

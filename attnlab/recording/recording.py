@@ -112,10 +112,7 @@ class Recording(Sequence):
     def save(self, path: str | Path) -> Path:
         """Write everything to a safetensors file: queries, texts, key weights, and how the images came about.
 
-        Raises
-        ------
-        ValueError
-            If the model normalizes its queries or keys by modules, which cannot be written.
+        ValueError where the model normalizes its queries or keys by modules, which cannot be written.
         """
         from .files import pack  # late: that module knows this one's classes
 
@@ -127,20 +124,9 @@ class Recording(Sequence):
     def load(cls, path: str | Path, encoder: TextEncoder | None = None) -> "Recording":
         """Read what `save` wrote; queries stay in the file until they are asked for.
 
-        Parameters
-        ----------
-        path : str or Path
-            The file.
-        encoder : TextEncoder, optional
-            For texts, `TextEncoder.of(pipe)`. Default: the recorded model's own, loaded when it is first needed.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is cut short, is no recording, or was written by a later version, or the encoder is of another
-            model than the recorded one.
+        Texts are encoded by `encoder`, for example `TextEncoder.of(pipe)`; unless given, by the recorded model's own,
+        which is loaded when it is first needed. FileNotFoundError where there is no such file; ValueError where it is
+        cut short, is no recording or of a later version, or where the encoder is of another model.
         """
         from .files import unpack
 

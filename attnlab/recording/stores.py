@@ -106,8 +106,8 @@ class SelfAttentionStore:
         """Listen to the self-attentions of a denoiser; return the handles to remove that by."""
         if not self.heights:
             return []
-        taps = [adapter.tap(module, self._receiver(module, adapter), keys=True) for module in adapter.self_attentions()]
-        return [handle for handles in taps for handle in handles]
+        modules = adapter.self_attentions()
+        return [handle for m in modules for handle in adapter.tap(m, self._receiver(m, adapter), keys=True)]
 
     def begin(self, active: bool, rows: list[int], latent: tuple[int, int]) -> None:
         """Begin a step: whether it is recorded, which rows of the batch, (height, width) of the latent."""
@@ -117,13 +117,7 @@ class SelfAttentionStore:
         self._met: set[int] = set()  # heights there are
 
     def put(self, trace: Trace, i: int) -> None:
-        """Add a whole step to the trace of image i.
-
-        Raises
-        ------
-        ValueError
-            If no self-attention has a height that was asked for.
-        """
+        """Add a whole step to the trace of image i; ValueError where no layer has a height that was asked for."""
         if lost := set(self.heights) - self._met:
             raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are {sorted(self._met)}")
         for size, totals in self._step.items():

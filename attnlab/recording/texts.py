@@ -71,21 +71,9 @@ class TextEncoder:
 
     @classmethod
     def fitting(cls, encoder: "TextEncoder | None", models: Collection[str], path) -> "TextEncoder | None":
-        """Choose the text encoder for a file: the given one, or the model's own; None where the model is not known.
+        """Choose the text encoder for a file made with some models: the given one, or the model's own.
 
-        Parameters
-        ----------
-        encoder : TextEncoder or None
-            The one that was given.
-        models : collection of str
-            Models that the file was made with.
-        path : str or Path
-            The file, for the error.
-
-        Raises
-        ------
-        ValueError
-            If the given one is of another model.
+        None where the model is not known; ValueError where the given one is of another model.
         """
         if encoder is None:
             return cls.named(*models) if len(models) == 1 else None
@@ -109,14 +97,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, text: str) -> Text:
-        """Encode a text.
-
-        Raises
-        ------
-        ValueError
-            If there is no word in it, or more tokens than the window holds; the message names the words that fall
-            outside.
-        """
+        """Encode a text; ValueError where it has no word, or more tokens than the window holds."""
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text={text!r}: give at least one word")
         tokenizers, encoders, penultimate = self._parts

@@ -60,14 +60,8 @@ def vocabulary(tokenizer) -> list[str]:
 def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
     """Find the token positions of a word, of a phrase of neighboring words, or of the n-th word.
 
-    Raises
-    ------
-    KeyError
-        If there is no such word, or more than one; the message names what can be asked for.
-    IndexError
-        If there is no n-th word.
-    TypeError
-        If the query is no word, number, or pair of both.
+    KeyError where there is no such word, or more than one, with what can be asked for; IndexError where there is no
+    n-th word; TypeError for a query of another kind.
     """
     found = matches(words, query)
     if isinstance(query, Integral):

@@ -11,13 +11,7 @@ _ADAPTERS = {UNet2DConditionModel: UNetAdapter}
 
 
 def adapter_of(pipe) -> Adapter:
-    """Choose the adapter of a pipeline by the class of its denoiser.
-
-    Raises
-    ------
-    TypeError
-        If the denoiser is compiled, or of a kind that cannot be recorded; the message says which ones can.
-    """
+    """Choose the adapter by the class of a pipeline's denoiser; TypeError where it is compiled or of another kind."""
     denoiser = getattr(pipe, "unet", None)
     if hasattr(denoiser, "_orig_mod") or any(m._compiled_call_impl for m in getattr(denoiser, "modules", list)()):
         raise TypeError("the denoiser is compiled, and hooks are not called inside it: record before compiling it")

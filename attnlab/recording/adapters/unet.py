@@ -84,12 +84,8 @@ class UNetAdapter(Adapter):
 def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
     """Return the (height, width) of a U-Net's layer with so many pixels.
 
-    The latent's size, halved and rounded up until it fits. Never a square root: images need not be square.
-
-    Raises
-    ------
-    RuntimeError
-        If no halving of the latent has so many pixels.
+    The latent's size, halved and rounded up until it fits; RuntimeError where none does. Never a square root: images
+    need not be square.
     """
     height, width = latent
     while height * width > pixels:
