@@ -82,37 +82,37 @@ def test_words_of_a_pixel_are_ranked_by_their_attention(made):
 def test_choosing_words_and_sliders_changes_the_pictures(explorer):
     assert list(shown(explorer)) == ["image", "smoke"]
     smoke = pixels_of(shown(explorer)["smoke"])
-    explorer.chips["fire"][1].value = True
+    explorer.words.chips["fire"][1].value = True
     assert list(shown(explorer)) == ["image", "fire", "smoke"]
     np.testing.assert_array_equal(pixels_of(shown(explorer)["smoke"]), smoke)
-    explorer.kept.value = (3, 3)
+    explorer.maps.kept.value = (3, 3)
     assert (pixels_of(shown(explorer)["smoke"]) != smoke).any()
-    explorer.opacity.value = 0
+    explorer.maps.opacity.value = 0
     np.testing.assert_array_equal(pixels_of(shown(explorer)["smoke"]), pixels_of(shown(explorer)["image"]))
-    assert explorer.settings["steps"] == [3] and explorer.still().shape[0] == 256
+    assert explorer.maps.chosen(explorer.recording.trace)["steps"] == [3] and explorer.still().shape[0] == 256
 
 
 def test_any_word_can_be_asked_for(explorer):
     explorer.more.value = "  a   tree "
-    assert "a tree" in shown(explorer) and explorer.method.value == "OVAM" and explorer.more.value == ""
-    explorer.method.value = "DAAM"
+    assert "a tree" in shown(explorer) and explorer.maps.method.value == "OVAM" and explorer.more.value == ""
+    explorer.maps.method.value = "DAAM"
     assert "a tree: not in the prompt" in explorer.report.value
-    explorer.method.value = "linear"
+    explorer.maps.method.value = "linear"
     explorer.more.value = " ".join(["tree"] * 60)
     assert "window" in explorer.report.value or "long" in explorer.report.value
 
 
 def test_it_can_begin_with_words_that_the_prompt_lacks(pipe, made):
     explorer = widgets.explore(pipe, PROMPT, words=["tree", "a  car"], image=made[0], recording=made[1])
-    assert list(shown(explorer)) == ["image", "tree", "a car"] and explorer.method.value == "OVAM"
+    assert list(shown(explorer)) == ["image", "tree", "a car"] and explorer.maps.method.value == "OVAM"
 
 
 def test_words_that_were_asked_for_stay_when_another_image_is_made(explorer, pipe):
     explorer.add("a tree")
     explorer.take(*views.generate(pipe, "a car on a road", seed=1, steps=2))
-    assert list(explorer.chips) == ["a (1)", "car", "on", "a (2)", "road", "a tree"]
+    assert list(explorer.words.chips) == ["a (1)", "car", "on", "a (2)", "road", "a tree"]
     assert list(shown(explorer)) == ["image", "a tree"]
-    explorer.method.value = "DAAM"
+    explorer.maps.method.value = "DAAM"
     assert list(shown(explorer)) == ["image"] and "a tree: not in the prompt" in explorer.report.value
 
 
@@ -120,8 +120,8 @@ def test_learned_words_are_offered(pipe, made):
     image, recording = made
     token = al.fit_token([recording], [np.asarray(image)[..., 0] > 150], init="fire", name="glow")
     explorer = widgets.explore(pipe, PROMPT, image=image, recording=recording, tokens=al.TokenLibrary([token]))
-    explorer.method.value = "linear"
-    explorer.chips["glow"][1].value = True
+    explorer.maps.method.value = "linear"
+    explorer.words.chips["glow"][1].value = True
     assert "glow" in shown(explorer)
 
 
@@ -130,21 +130,21 @@ def test_generating_in_the_background(pipe):
     explorer.start()
     explorer.start()  # a second click while it runs
     assert "generating already" in explorer.report.value or explorer.image is not None
-    explorer.thread.join()
+    explorer.form.thread.join()
     image, _ = views.generate(pipe, PROMPT, seed=3, steps=3)
     np.testing.assert_array_equal(np.asarray(explorer.image), np.asarray(image))
-    assert explorer.progress.value == 3 and not explorer.generate.disabled and explorer.stop.disabled
+    assert explorer.form.progress.value == 3 and not explorer.form.generate.disabled and explorer.form.stop.disabled
 
 
 def test_stopped_on_the_way_it_can_be_started_again(pipe):
     explorer = widgets.explore(pipe, PROMPT, steps=200)
     explorer.start()
     explorer.end(wait=True)
-    assert "stopped" in explorer.report.value and explorer.image is None and explorer.progress.value < 200
-    assert not explorer.generate.disabled and not pipe.unet._forward_pre_hooks
-    explorer.steps.value = 2
+    assert "stopped" in explorer.report.value and explorer.image is None and explorer.form.progress.value < 200
+    assert not explorer.form.generate.disabled and not pipe.unet._forward_pre_hooks
+    explorer.form.steps.value = 2
     explorer.start()
-    explorer.thread.join()
+    explorer.form.thread.join()
     assert explorer.image is not None
 
 
@@ -152,8 +152,8 @@ def test_another_explorer_of_the_pipeline_ends_the_first_one(pipe):
     first, second = widgets.explore(pipe, PROMPT, steps=200), widgets.explore(pipe, PROMPT, steps=2)
     first.start()
     second.start()
-    second.thread.join()
-    assert not first.thread.is_alive() and second.image is not None
+    second.form.thread.join()
+    assert not first.form.thread.is_alive() and second.image is not None
     second.close()
     assert not [t for t in threading.enumerate() if "_generate" in t.name]
 
@@ -162,7 +162,7 @@ def test_another_explorer_of_the_pipeline_ends_the_first_one(pipe):
 def test_an_empty_prompt_is_said_in_the_widget(pipe, prompt):
     explorer = widgets.explore(pipe, prompt)
     explorer.start()
-    assert "the prompt is empty" in explorer.report.value and not explorer.generate.disabled
+    assert "the prompt is empty" in explorer.report.value and not explorer.form.generate.disabled
     explorer.more.value = "tree"
     assert "generate an image first" in explorer.report.value
 

@@ -14,14 +14,6 @@ from .recipe import Filters, Recipe
 from .records import Dataset, Pair, difference_hash, verify_dataset
 
 __all__ = [
-    "Dataset",
-    "Filters",
-    "Labeling",
-    "Pair",
-    "Recipe",
-    "difference_hash",
-    "export_coco",
-    "generate_dataset",
-    "label",
+    "Dataset", "Filters", "Labeling", "Pair", "Recipe", "difference_hash", "export_coco", "generate_dataset", "label",
     "verify_dataset",
-]
+]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Widgets for JupyterLab, each over plain functions: in `views`, `mask`, `browse`.
+"""Explore maps, masks, tokens and data sets in JupyterLab, with plain functions below: `views`, `mask`, `browse`.
 
     from attnlab import widgets
     widgets.explore(pipe)                   # generate, ask for words, point at pixels
-    widgets.inspect_pixel(image, recording)  # which words a pixel looks at
+    widgets.inspect_pixel(image, recording)  # the words a pixel attends to
     widgets.explore_mask(heat, image)       # from a map to a mask, live
     widgets.paint_token(image, recording)   # paint a thing, get a word for it
     widgets.browse_dataset("runs/05/dataset")
@@ -18,15 +18,6 @@ from .picture import Picture
 from .pixel import PixelInspector, inspect_pixel
 
 __all__ = [
-    "DatasetBrowser",
-    "Explorer",
-    "MaskExplorer",
-    "Picture",
-    "PixelInspector",
-    "TokenPainter",
-    "browse_dataset",
-    "explore",
-    "explore_mask",
-    "inspect_pixel",
-    "paint_token",
-]
+    "DatasetBrowser", "Explorer", "MaskExplorer", "Picture", "PixelInspector", "TokenPainter", "browse_dataset",
+    "explore", "explore_mask", "inspect_pixel", "paint_token",
+]  # fmt: skip

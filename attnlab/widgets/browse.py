@@ -1,4 +1,4 @@
-"""`browse_dataset(folder)`: look through a data set, mark what is bad; and the plain functions behind it."""
+"""Look through a data set and mark what is bad: `browse_dataset(folder)`."""
 
 import html
 from pathlib import Path
@@ -12,34 +12,32 @@ from .drawing import beside, enlarged
 from .panel import Panel, Report, row, sized
 from .picture import Picture
 
-PAGE = 12  # pairs
+__all__ = ["DatasetBrowser", "browse_dataset", "describe_pair", "draw_pair", "find_records"]
+
+_PAIRS_PER_PAGE = 12
 
 
 def find_records(
     dataset: Dataset, kind: str | None = None, text: str = "", score: float = 0.0, bad: bool = False
 ) -> list[int]:
-    """Numbers of the records that show a class, whose prompt has a text, whose score is high enough, marked as bad.
+    """Find the records that show a class, with a text in the prompt, a high enough score, and marked as bad; by number.
 
-    The score is that of the class, or the least of the classes that the image shows. None, "", 0 and False let all
-    through.
+    The score is that of the class, or the least of the image's. None, "", 0 and False let all through.
     """
 
-    def fits(metadata):
-        scores = [s for name, s in metadata["scores"].items() if s is not None and kind in (None, name)]
-        shows = kind is None or (metadata["areas"].get(kind) or 0) > 0
-        good = score <= 0 or (scores and min(scores) >= score)
-        return (
-            shows
-            and text.lower() in metadata["prompt"].lower()
-            and good
-            and (not bad or metadata["file_name"] in dataset.bad)
-        )
+    def fits(line):
+        scores = [value for name, value in line["scores"].items() if value is not None and kind in (None, name)]
+        if kind is not None and not line["areas"].get(kind):
+            return False
+        if score > 0 and min(scores, default=0) < score:
+            return False
+        return text.lower() in line["prompt"].lower() and (not bad or line["file_name"] in dataset.bad)
 
-    return [i for i, metadata in enumerate(dataset.records) if fits(metadata)]
+    return [i for i, line in enumerate(dataset.records) if fits(line)]
 
 
-def pair_picture(pair: Pair, dataset: Dataset) -> np.ndarray:
-    """An image beside itself under its masks, in the colors of the classes: uint8 (row, column, rgb)."""
+def draw_pair(pair: Pair, dataset: Dataset) -> np.ndarray:
+    """Draw an image beside itself under its masks, in the colors of the classes: uint8 (row, column, rgb)."""
     pixels = np.asarray(pair.image)
     shown = pixels.astype(float)
     for number, name in enumerate(dataset.classes[1:], 1):
@@ -49,8 +47,8 @@ def pair_picture(pair: Pair, dataset: Dataset) -> np.ndarray:
     return enlarged(np.concatenate([pixels, shown.astype(np.uint8)], 1), 128)
 
 
-def about_pair(pair: Pair) -> str:
-    """A pair's prompt and its classes' areas and scores, HTML."""
+def describe_pair(pair: Pair) -> str:
+    """Return a pair's prompt and its classes' areas and scores, HTML."""
     scores = pair.metadata["scores"]
     parts = [
         f"{name} {area:.1%}" + (f", score {scores[name]:.2f}" if scores.get(name) is not None else "")
@@ -61,7 +59,15 @@ def about_pair(pair: Pair) -> str:
 
 
 class DatasetBrowser(Panel):
-    """The widget of `browse_dataset`; `found` are the numbers of the records that the filters let through."""
+    """The widget of `browse_dataset`.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        What is shown.
+    found : list of int
+        Numbers of the records that the filters let through.
+    """
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.found = dataset, list(range(len(dataset)))
@@ -73,17 +79,18 @@ class DatasetBrowser(Panel):
         self.marked = ui.Checkbox(description="marked as bad only", indent=False)
         self.back = ui.Button(description="Back", icon="arrow-left", layout={"width": "90px"})
         self.ahead = ui.Button(description="Ahead", icon="arrow-right", layout={"width": "90px"})
-        self.page, self.report, self.sheet = 0, Report(), row()
+        self.page = 0
+        self.report, self.sheet = Report(), row()
         super().__init__(
             [row(self.kind, self.text, self.score, self.marked), row(self.back, self.ahead, self.report), self.sheet]
         )
         for control in (self.kind, self.text, self.score, self.marked):
-            control.observe(lambda _: self.filter(), "value")
+            control.observe(lambda _: self._filter(), "value")
         self.back.on_click(lambda _: self.turn(-1))
         self.ahead.on_click(lambda _: self.turn(1))
-        self.filter()
+        self._filter()
 
-    def filter(self) -> None:
+    def _filter(self):
         """Find what the fields ask for, and show its first page."""
         kind = None if self.kind.index == 0 else self.kind.value
         asked = {"kind": kind, "text": self.text.value, "score": self.score.value, "bad": self.marked.value}
@@ -92,12 +99,12 @@ class DatasetBrowser(Panel):
         self.turn(0)
 
     def turn(self, pages: int) -> None:
-        """So many pages on."""
-        last = max(0, (len(self.found) - 1) // PAGE)
+        """Go so many pages on, or back."""
+        last = max(0, (len(self.found) - 1) // _PAIRS_PER_PAGE)
         self.page = min(max(self.page + pages, 0), last)
         self.back.disabled, self.ahead.disabled = self.page == 0, self.page == last
         with self.report.saying():
-            here = self.found[self.page * PAGE : (self.page + 1) * PAGE]
+            here = self.found[self.page * _PAIRS_PER_PAGE :][:_PAIRS_PER_PAGE]
             self.sheet.children = [self._card(i) for i in here]
             bad = len(self.dataset.bad)
             self.report.say(f"page {self.page + 1} of {last + 1}; {len(self.found)} pairs; {bad} marked as bad")
@@ -105,10 +112,10 @@ class DatasetBrowser(Panel):
     def _card(self, i):
         pair = self.dataset[i]
         name = pair.metadata["file_name"]
-        picture = Picture(pair_picture(pair, self.dataset), pair.metadata["prompt"], width=240)
+        shown = Picture(draw_pair(pair, self.dataset), pair.metadata["prompt"], width=240)
         bad = ui.ToggleButton(name in self.dataset.bad, description="bad", icon="thumbs-down", layout={"width": "70px"})
         bad.observe(lambda change: self.mark(i, change["new"]), "value")
-        return ui.VBox([picture, ui.HTML(about_pair(pair)), bad], layout={"width": "250px", "margin": "0 8px 12px 0"})
+        return ui.VBox([shown, ui.HTML(describe_pair(pair)), bad], layout={"width": "250px", "margin": "0 8px 12px 0"})
 
     def mark(self, i: int, bad: bool = True) -> None:
         """Mark a record as bad, or as good again; exports leave out what is bad."""
@@ -117,14 +124,23 @@ class DatasetBrowser(Panel):
             self.report.say(f"{len(self.dataset.bad)} marked as bad, in {self.dataset.folder / 'bad.json'}")
 
     def still(self) -> np.ndarray:
-        shown = [card.children[0].pixels for card in self.sheet.children[:4]]
-        return beside(shown) if shown else np.full((16, 16, 3), 255, np.uint8)
+        """Return the first pairs of the page."""
+        return beside([card.children[0].pixels for card in self.sheet.children[:4]])
 
 
 def browse_dataset(folder: str | Path | Dataset) -> DatasetBrowser:
-    """A widget with the pairs of a data set, page by page, found by class, prompt and score.
+    """Make a widget with the pairs of a data set, page by page, found by class, prompt and score.
 
-    What is marked as bad is kept in bad.json beside the data set, and left out of exports. FileNotFoundError for a
-    folder without a finished data set.
+    What is marked as bad is kept in bad.json beside the data set, and left out of exports.
+
+    Parameters
+    ----------
+    folder : str, Path or Dataset
+        A finished data set, or its folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no finished data set.
     """
     return DatasetBrowser(folder if isinstance(folder, Dataset) else Dataset(folder))

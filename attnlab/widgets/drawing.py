@@ -1,4 +1,4 @@
-"""Pixels of the widgets: uint8 (row, column, rgb), drawn without matplotlib, which is too slow for a slider."""
+"""Draw what widgets show, uint8 (row, column, rgb), without matplotlib, which is too slow for a slider."""
 
 import html
 import io
@@ -7,44 +7,46 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-MASK = (255, 31, 209)  # as in `attnlab.plots`: neither fire nor sky nor grass has it
+__all__ = ["MASK_RGB", "as_png", "beside", "border", "draw_mask", "enlarged", "titled"]
+
+MASK_RGB = (255, 31, 209)  # `attnlab.plots.MASK_COLOR`: neither fire nor sky nor grass has it
 
 
 def enlarged(pixels: np.ndarray, least: int = 256) -> np.ndarray:
-    """Pixels (row, column, ...) repeated so often that neither side is shorter than `least`, if that is needed."""
+    """Repeat pixels (row, column, ...) until neither side is shorter than `least`."""
     factor = max(1, -(-least // min(pixels.shape[:2])))
     return np.repeat(np.repeat(pixels, factor, 0), factor, 1)
 
 
-def mask_picture(image, mask: np.ndarray, color: Sequence[int] = MASK) -> np.ndarray:
-    """The image, `enlarged`, with a mask (row, column) of its size tinted and outlined in white."""
+def draw_mask(image, mask: np.ndarray, color: Sequence[int] = MASK_RGB) -> np.ndarray:
+    """Draw an image, `enlarged`, with a mask (row, column) of its size tinted and outlined in white."""
     pixels = np.asarray(image).astype(float)
     pixels = enlarged(np.where(mask[..., None], 0.5 * pixels + 0.5 * np.array(color), pixels))
     pixels[border(enlarged(mask))] = 255
     return pixels.astype(np.uint8)
 
 
-def border(mask):
-    """Pixels of a mask beside one that is not in it."""
+def border(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of a mask beside one that is not in it."""
     padded = np.pad(mask, 1)
     inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
     return mask & ~inside
 
 
-def beside(pictures: list[np.ndarray], gap: int = 4) -> np.ndarray:
-    """Pictures of one height in a row, white between them."""
-    height = max(x.shape[0] for x in pictures)
-    parts = [np.pad(x, ((0, height - x.shape[0]), (0, gap), (0, 0)), constant_values=255) for x in pictures]
-    return np.concatenate(parts, axis=1)
+def beside(images: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+    """Put images of one height in a row, white between them; white pixels if there are none."""
+    height = max((x.shape[0] for x in images), default=16)
+    parts = [np.pad(x, ((0, height - x.shape[0]), (0, gap), (0, 0)), constant_values=255) for x in images]
+    return np.concatenate(parts or [np.full((height, height, 3), 255, np.uint8)], axis=1)
 
 
 def as_png(pixels: np.ndarray) -> bytes:
-    """Pixels uint8 (row, column, rgb) as the bytes of a PNG file."""
+    """Return pixels, uint8 (row, column, rgb), as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def titled(name: str) -> str:
-    """A name as the title of a picture, HTML."""
+    """Return a name as the title of a picture, HTML."""
     return f"<b>{html.escape(name)}</b>"

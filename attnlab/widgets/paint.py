@@ -1,4 +1,4 @@
-"""`paint_token(image, recording)`: paint what you mean, and get a word for it."""
+"""Paint a thing on an image, and fit a token to it: `paint_token(image, recording)`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +11,27 @@ from ..learning.fit import fit_token
 from ..maps.linear import LinearMap, linear_daam
 from ..recording.recording import Recording
 from ..tokens import TokenLibrary
-from .drawing import beside, enlarged, mask_picture
+from .drawing import beside, draw_mask, enlarged
 from .panel import Panel, Report, row, sized
 from .picture import Picture
 
-Shown = tuple[Image.Image, Recording | LinearMap]
+__all__ = ["TokenPainter", "paint_token"]
+
+_Shown = tuple[Image.Image, Recording | LinearMap]
 
 
 class TokenPainter(Panel):
-    """The widget of `paint_token`; `token` is the last one fitted, or None."""
+    """The widget of `paint_token`.
 
-    def __init__(self, shown: Sequence[Shown], word: str, library: Path):
+    Attributes
+    ----------
+    token : Token or None
+        The last token fitted.
+    canvas : Picture
+        Where the mask is painted: ``canvas.painted``.
+    """
+
+    def __init__(self, shown: Sequence[_Shown], word: str, library: Path):
         self.images = [np.asarray(image) for image, _ in shown]
         self.maps = [one if isinstance(one, LinearMap) else linear_daam(one) for _, one in shown]
         self.library, self.token = library, None
@@ -29,28 +39,26 @@ class TokenPainter(Panel):
         self.tool = ui.ToggleButtons(options=["paint", "erase"], style={"button_width": "80px"})
         widest = max(8, self.images[0].shape[0] // 6)
         self.brush = ui.IntSlider(value=3, min=1, max=widest, description="brush, pixels", **sized("300px"))
-        self.clear = ui.Button(description="Clear", icon="trash")
+        clear = ui.Button(description="Clear", icon="trash")
         self.name = ui.Text("my word", description="name", **sized("220px"))
         self.start = ui.Text(word, description="starts at", placeholder="a word, or nothing", **sized("220px"))
-        self.fit = ui.Button(description="Fit", button_style="primary", icon="magic")
+        fit = ui.Button(description="Fit", button_style="primary", icon="magic")
         self.save = ui.Button(description="Save", icon="save", disabled=True, tooltip=f"add it to {library}")
         self.report, self.gallery = Report(), row()
         self.report.say("paint the thing, with the mouse or with arrow keys and space")
-        tools = row(self.tool, self.brush, self.clear)
-        super().__init__(
-            [tools, row(self.name, self.start, self.fit, self.save), self.report, self.canvas, self.gallery]
-        )
+        tools = row(self.tool, self.brush, clear)
+        super().__init__([tools, row(self.name, self.start, fit, self.save), self.report, self.canvas, self.gallery])
         for control in (self.tool, self.brush):
             control.observe(lambda _: self._choose_brush(), "value")
-        self.clear.on_click(lambda _: setattr(self.canvas, "mask", b""))
-        self.fit.on_click(lambda _: self.learn())
+        clear.on_click(lambda _: setattr(self.canvas, "mask", b""))
+        fit.on_click(lambda _: self.learn())
         self.save.on_click(lambda _: self.keep())
 
     def _choose_brush(self):
         self.canvas.brush = self.brush.value * (1 if self.tool.value == "paint" else -1)
 
     def learn(self) -> None:
-        """Fit a token to what is painted, and show where it says it is, on all images."""
+        """Fit a token to what is painted, and show its masks on all images."""
         with self.report.saying():
             mask = self.canvas.painted
             if not mask.any():
@@ -68,9 +76,9 @@ class TokenPainter(Panel):
             self._show()
 
     def _show(self):
-        """Where the token is above its zero level."""
+        """Show where the token's maps are above zero."""
         pixels = [
-            mask_picture(image, linear.upscaled(self.token, image.shape[:2]) > 0)
+            draw_mask(image, linear.upscaled(self.token, image.shape[:2]) > 0)
             for image, linear in zip(self.images, self.maps, strict=True)
         ]
         if len(self.gallery.children) == len(pixels):
@@ -83,7 +91,7 @@ class TokenPainter(Panel):
             ]
 
     def keep(self) -> None:
-        """Add the token to the library's file, in the place of one of its name."""
+        """Add the token to the library's file; it replaces one of its name."""
         with self.report.saying():
             if self.token is None:
                 raise ValueError("there is no token yet: paint, then fit")
@@ -93,26 +101,35 @@ class TokenPainter(Panel):
             self.report.say(f"{self.token.name!r} is in {self.library}, which has {len(known)} tokens")
 
     def still(self) -> np.ndarray:
+        """Return the image and the masks of the token on all images."""
         return beside([self.canvas.pixels, *(picture.pixels for picture in self.gallery.children)])
 
 
 def paint_token(
     image: Image.Image,
     recording: Recording | LinearMap,
-    gallery: Sequence[Shown] = (),
+    gallery: Sequence[_Shown] = (),
     *,
     word: str = "",
     mask: np.ndarray | None = None,
     library: str | Path = "tokens.safetensors",
 ) -> TokenPainter:
-    """A widget in which a mask is painted on an image, a token fitted to it, shown on others and kept in a file.
+    """Make a widget to paint a mask on an image, fit a token to it, see it on other images and keep it in a file.
 
     Parameters
     ----------
-    recording : of the image, or its LinearMap
-    gallery : other images with theirs, of the same model and size; they tell `fit_token` how features vary, too
-    word : the token starts at it
-    mask : bool (row, column) of the image's size, painted and fitted to begin with
+    image : PIL.Image.Image
+        The image to paint on.
+    recording : Recording or LinearMap
+        Its recording, or its linear map.
+    gallery : Sequence of (image, recording)
+        Other images of the same model and size. `fit_token` learns from them how features vary.
+    word : str
+        Word that the token starts at.
+    mask : (row, column) array of bool, optional
+        Mask of the image's size to begin with.
+    library : str or Path
+        File of tokens to save to.
     """
     painter = TokenPainter([(image, recording), *gallery], word, Path(library))
     if mask is not None:

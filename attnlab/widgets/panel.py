@@ -1,4 +1,4 @@
-"""What all widgets share: a line that says what happened, and a still picture where no browser is behind the cell."""
+"""The parts of all widgets: a line of messages, and a still picture for notebooks that are only read."""
 
 import base64
 import html
@@ -11,38 +11,39 @@ import ipywidgets as ui
 from .drawing import as_png
 from .views import Stopped
 
+__all__ = ["ROW_LAYOUT", "Panel", "Report", "row", "sized"]
+
 log = logging.getLogger(__name__)
-COLORS = {"says": "#333333", "failed": "#b00020"}
+_MESSAGE_COLORS = {"says": "#333333", "failed": "#b00020"}
+ROW_LAYOUT = {"flex_flow": "row wrap", "align_items": "center"}  # it breaks where the window is narrow
 
 
 class Report(ui.HTML):
-    """A line of text; errors and warnings of a `saying` block stand there instead of a traceback."""
+    """A line of text that shows errors and warnings, where a traceback would be lost."""
 
     def say(self, text: str, kind: str = "says") -> None:
-        self.value = f'<span role="status" style="color:{COLORS[kind]}">{html.escape(text)}</span>'
+        """Show a text; `kind` is "says" or "failed"."""
+        self.value = f'<span role="status" style="color:{_MESSAGE_COLORS[kind]}">{html.escape(text)}</span>'
 
     @contextmanager
     def saying(self):
-        """What is raised or warned within the block is said here, and the block is left."""
-        with warnings.catch_warnings(record=True) as said:
+        """Show what is raised or warned within the block, which then ends."""
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 yield
             except Stopped:
                 self.say("stopped on the way; the picture before it is kept")
             except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-                log.debug("said in the widget", exc_info=True)
+                log.debug("shown in the widget", exc_info=True)
                 self.say(str(error.args[0] if error.args else error), "failed")
             else:
-                if said:
-                    self.say(str(said[-1].message), "failed")
+                if caught:
+                    self.say(str(caught[-1].message), "failed")
 
 
 class Panel(ui.VBox):
-    """A widget that is also a still picture, for notebooks that are only read.
-
-    Each has `still()`: pixels uint8 (row, column, rgb) of what it shows.
-    """
+    """A widget that is a still picture as well: `still()` returns its pixels, uint8 (row, column, rgb)."""
 
     def _repr_mimebundle_(self, **kwargs):
         found = super()._repr_mimebundle_(**kwargs)
@@ -50,10 +51,10 @@ class Panel(ui.VBox):
 
 
 def row(*children: ui.Widget) -> ui.HBox:
-    """Widgets in a line that breaks where the window is narrow."""
-    return ui.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center"})
+    """Put widgets into a line that breaks where the window is narrow."""
+    return ui.HBox(children, layout=ROW_LAYOUT)
 
 
 def sized(width: str) -> dict:
-    """Options of a control so wide, at most as wide as the window, its description in full."""
+    """Return the options of a control of a width, at most the window's, with its description in full."""
     return {"style": {"description_width": "initial"}, "layout": {"width": width, "max_width": "100%"}}

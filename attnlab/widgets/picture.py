@@ -1,4 +1,4 @@
-"""A picture in the notebook that can be pointed at and painted on, with the mouse or the keyboard."""
+"""Show pixels that can be pointed at and painted on, with the mouse or the keyboard."""
 
 from pathlib import Path
 
@@ -8,7 +8,9 @@ import traitlets
 
 from .drawing import as_png
 
-HERE = Path(__file__).parent
+__all__ = ["Picture"]
+
+_FOLDER = Path(__file__).parent
 
 
 class Picture(anywidget.AnyWidget):
@@ -16,15 +18,18 @@ class Picture(anywidget.AnyWidget):
 
     Attributes
     ----------
-    size : (rows, columns) that points and masks count in; of the pixels unless given as `grid`
-    point : (row, column) of the pixel that was pointed at, or ()
-    brush : radius in pixels of what is painted; below 0 of what is erased; 0 points instead
-    pixels : what is shown
-    painted : bool (row, column)
+    size : tuple of two int
+        (rows, columns) that points and masks count in; those of the pixels, or `grid`.
+    point : list of int
+        [row, column] of the pixel that was pointed at, or [].
+    brush : int
+        Radius in pixels of what is painted; below 0 of what is erased; 0 points instead.
+    pixels : (row, column, rgb) array of uint8
+        What is shown.
     """
 
-    _esm = HERE / "picture.js"
-    _css = HERE / "picture.css"
+    _esm = _FOLDER / "picture.js"
+    _css = _FOLDER / "picture.css"
 
     png = traitlets.Bytes().tag(sync=True)
     size = traitlets.Tuple((1, 1)).tag(sync=True)
@@ -32,9 +37,9 @@ class Picture(anywidget.AnyWidget):
     label = traitlets.Unicode().tag(sync=True)  # what a screen reader says
     point = traitlets.List().tag(sync=True)
     brush = traitlets.Int(0).tag(sync=True)
-    # painted, one byte a pixel, row by row; empty where nothing is
+    # painted, one byte per pixel, row by row; empty where nothing is
     mask = traitlets.Bytes().tag(sync=True, from_json=lambda value, _: bytes(value))
-    number = traitlets.Int(0).tag(sync=True)  # of the picture that is shown, counted up
+    number = traitlets.Int(0).tag(sync=True)  # of the pixels that are shown, counted up
 
     def __init__(self, pixels: np.ndarray, label: str = "", grid: tuple[int, int] | None = None, **traits):
         super().__init__(label=label, **traits)
@@ -51,6 +56,7 @@ class Picture(anywidget.AnyWidget):
 
     @property
     def painted(self) -> np.ndarray:
+        """The painted mask, bool (row, column)."""
         if not self.mask:
             return np.zeros(self.size, bool)
         return np.frombuffer(self.mask, np.uint8).reshape(self.size).astype(bool)

@@ -1,4 +1,4 @@
-"""`inspect_pixel(image, recording)`: point at a pixel, and see which words it looks at."""
+"""Point at a pixel, and see the words that it attends to: `inspect_pixel(image, recording)`."""
 
 import io
 from collections.abc import Sequence
@@ -13,9 +13,17 @@ from .drawing import beside, enlarged
 from .panel import Panel, Report
 from .picture import Picture
 
+__all__ = ["PixelInspector", "inspect_pixel"]
+
 
 class PixelInspector(Panel):
-    """The widget of `inspect_pixel`; `picture.point` is the pixel, [row, column]."""
+    """The widget of `inspect_pixel`.
+
+    Attributes
+    ----------
+    picture : Picture
+        The image; ``picture.point`` is the pixel, [row, column].
+    """
 
     def __init__(self, image: np.ndarray, recording: Recording, point: Sequence[int]):
         self.recording, self.size, self.report = recording, image.shape[:2], Report()
@@ -24,29 +32,41 @@ class PixelInspector(Panel):
         super().__init__([self.report, self.picture, self.found])
         self.inspect(*point)
         self.picture.point = list(map(int, point))
-        self.picture.observe(lambda change: self.update(), "point")
+        self.picture.observe(lambda _: self._update(), "point")
 
     def inspect(self, row: int, column: int) -> None:
-        """Draw what a pixel looks at."""
+        """Draw the attention of a pixel to the prompt's words."""
         self.found.value = views.pixel_figure(self.recording, (row, column), self.size)
         self.report.say(f"row {row}, column {column}; click another pixel, or move by arrow keys")
 
-    def update(self) -> None:
+    def _update(self):
         with self.report.saying():
             self.inspect(*self.picture.point)
 
     def still(self) -> np.ndarray:
+        """Return the image beside the drawing."""
         with Image.open(io.BytesIO(self.found.value)) as found:
             return beside([self.picture.pixels, np.asarray(found.convert("RGB"))])
 
 
 def inspect_pixel(image: Image.Image, recording: Recording, point: Sequence[int] | None = None) -> PixelInspector:
-    """A widget that tells what a pixel looks at: its words, strongest first, and the first one over steps and layers.
+    """Make a widget that draws a pixel's attention to words, strongest first, and to the first over steps and layers.
 
-    `point`: (row, column) of the image's pixel to begin with, its middle unless given. The shares are DAAM's, over all
-    layers, steps and heads.
+    Attention is the mean over all layers, steps and heads (DAAM).
 
-    ValueError: a point outside the image.
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        The image.
+    recording : Recording
+        Its recording.
+    point : (row, column), optional
+        The pixel to begin with. Default: the middle of the image.
+
+    Raises
+    ------
+    ValueError
+        If the point is outside the image.
     """
     pixels = np.asarray(image)
     point = [length // 2 for length in pixels.shape[:2]] if point is None else point

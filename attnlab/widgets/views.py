@@ -1,4 +1,4 @@
-"""What `explore` shows and does, as plain functions: nothing here needs a notebook.
+"""Compute and draw what `explore` shows, in plain functions that need no notebook.
 
 image, recording = generate(pipe, "a burning house with smoke", seed=11)
 maps = word_maps(recording, ["smoke", "house"], "DAAM")            # float32 (row, column) each
@@ -23,22 +23,24 @@ from ..recording.recording import Recording
 from ..recording.words import Query
 from ..tokens import Token
 
-METHODS = ("DAAM", "OVAM", "linear")
+__all__ = [
+    "COLORMAPS", "MAP_METHODS", "SCALES", "Stopped", "curves_at", "generate", "pixel_figure", "rank_words",
+    "side_by_side", "spelled", "word_maps", "words_of",
+]  # fmt: skip
+
+MAP_METHODS = ("DAAM", "OVAM", "linear")
 SCALES = ("each", "together", "0 to 1")
 COLORMAPS = ("inferno", "viridis", "cividis", "gray")  # even in lightness, so that color-blind readers see their order
 
 
 class Stopped(Exception):
-    """A generation was ended on the way."""
+    """A generation was stopped on the way."""
 
 
 def generate(
     pipe, prompt: str, *, seed: int = 0, steps: int = 20, guidance: float = 4.0, each: Callable[[int], None] = int
 ) -> tuple[Image.Image, Recording]:
-    """An image and the recording of it. `each(steps done)` is called on the way, and may raise `Stopped`.
-
-    ValueError: an empty prompt, fewer than one step.
-    """
+    """Generate an image and record it. `each(steps done)` is called on the way, and may raise `Stopped`."""
     if not prompt.strip():
         raise ValueError("the prompt is empty: write what the image shows")
     if steps < 1:
@@ -69,15 +71,13 @@ def word_maps(
     steps: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The map float32 (row, column) of each word, phrase or learned token.
+    """Return the map, float32 (row, column), of each word, phrase or learned token.
 
-    `method`: "DAAM", of the prompt's own words; "OVAM", of any text; "linear", of any word or token by itself.
-
-    ValueError: a word that the prompt lacks, for DAAM, and what the map functions refuse.
+    The method is "DAAM" for the prompt's own words, "OVAM" for any text, "linear" for any word or token by itself.
     """
     chosen = {"layers": layers, "steps": steps, "heads": heads}
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: choose one of {', '.join(METHODS)}")
+    if method not in MAP_METHODS:
+        raise ValueError(f"method={method!r}: choose one of {', '.join(MAP_METHODS)}")
     if method == "linear":
         linear = linear_daam(recording, **chosen)
         return {spelled(word): linear[word[0] if isinstance(word, tuple) else word] for word in words}
@@ -98,9 +98,9 @@ def side_by_side(
     colormap: str = "inferno",
     scale: str = "each",
 ) -> dict[str, np.ndarray]:
-    """The image under each map, uint8 (row, column, rgb), of its size.
+    """Draw the image under each map: uint8 (row, column, rgb), of the image's size.
 
-    `scale`: what the last color stands for: the map's own maximum, that of all of them "together", or 1, all attention.
+    The last color is each map's own maximum, that of all maps "together", or 1, all attention ("0 to 1").
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: choose one of {', '.join(SCALES)}")
@@ -112,9 +112,9 @@ def side_by_side(
 
 
 def rank_words(recording: Recording, row: float, column: float, **chosen) -> list[tuple[str, float]]:
-    """Words of the prompt with their attention (DAAM) at a point, strongest first.
+    """Return the prompt's words with their attention (DAAM) at a point, strongest first.
 
-    `row`, `column`: shares of the image's height and width, 0..1; `chosen`: layers, steps, heads.
+    The point is given as fractions of the image's height and width, 0..1.
     """
     maps = daam(recording, **chosen)
     found = [(spelled(word), float(_at(maps[word], row, column))) for word in maps]
@@ -122,7 +122,7 @@ def rank_words(recording: Recording, row: float, column: float, **chosen) -> lis
 
 
 def curves_at(recording: Recording, word: str, row: float, column: float) -> dict[str, dict[str, float]]:
-    """The attention (DAAM) that a point gives a word of the prompt, in each "step" and in each "layer"."""
+    """Return the attention (DAAM) of a point to a word of the prompt, in each "step" and in each "layer"."""
     return {
         per: {str(key): float(_at(maps[word], row, column)) for key, maps in daam(recording, per=per).items()}
         for per in ("step", "layer")
@@ -130,14 +130,14 @@ def curves_at(recording: Recording, word: str, row: float, column: float) -> dic
 
 
 def words_of(recording: Recording) -> list[Query]:
-    """The words of a prompt, as maps are asked for."""
+    """Return the words of a prompt, as maps are indexed by them."""
     return list(HeatMaps(np.zeros((0, 1, 1)), recording.words))
 
 
 def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int], count: int = 6) -> bytes:
-    """What a pixel looks at, as a PNG: its strongest words, and the first of them over steps and over layers.
+    """Draw the attention of a pixel as a PNG: its strongest words, and the first of them over steps and over layers.
 
-    `point`: (row, column) in an image of `size` (rows, columns). ValueError: a point outside it.
+    The point is (row, column) in an image of `size` (rows, columns); ValueError where it is outside.
     """
     if not all(0 <= at < length for at, length in zip(point, size, strict=True)):
         raise ValueError(
@@ -151,7 +151,7 @@ def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]
     bars, *axes = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.25, top=0.95, wspace=0.35)  # a layout engine takes as long
     with plots.style():
-        bars.barh([name for name, _ in ranked][::-1], [share for _, share in ranked][::-1], color="#1958b3")
+        bars.barh([name for name, _ in ranked][::-1], [value for _, value in ranked][::-1], color="#1958b3")
         bars.set_xlabel("share of attention (DAAM)")
     for ax, (per, values) in zip(axes, curves.items(), strict=True):
         line = {strongest[1]: list(values.values())}
@@ -167,7 +167,7 @@ def _at(heat, row, column):
 
 
 def spelled(word: Query | Token) -> str:
-    """A word as people read it: a token's name, "car (2)" for the second car."""
+    """Spell a word as people read it: a token's name, "car (2)" for the second car."""
     if isinstance(word, Token):
         return word.name
     return word if isinstance(word, str) else f"{word[0]} ({word[1] + 1})"

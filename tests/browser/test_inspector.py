@@ -76,7 +76,7 @@ class Notebook:
         self.page = page
 
     def shot(self, name):
-        """A picture of what the cell shows, in runs/browser."""
+        """Write a screenshot of what the cell shows to runs/browser."""
         SHOTS.mkdir(parents=True, exist_ok=True)
         shown = self.page.locator(".jp-OutputArea-output", has=self.pictures).last
         shown.screenshot(path=SHOTS / f"{name}.png")
@@ -146,16 +146,16 @@ explorer
 """
 REPEAT = """
 display(explorer)
-explorer.start(); explorer.thread.join()
+explorer.start(); explorer.form.thread.join()
 used = []
 for k in range(50):
-    explorer.chips["fire"][1].value = k % 2 == 0
+    explorer.words.chips["fire"][1].value = k % 2 == 0
     explorer.inspect(k, k)
     used.append(memory().rss)
 print("memory", (used[-1] - used[4]) / 1e6)
-explorer.steps.value = 500; explorer.start()
-again = widgets.explore(pipe, steps=2); again.start(); again.thread.join()
-print("running", explorer.thread.is_alive(), again.image is not None)
+explorer.form.steps.value = 500; explorer.start()
+again = widgets.explore(pipe, steps=2); again.start(); again.form.thread.join()
+print("running", explorer.form.thread.is_alive(), again.image is not None)
 """
 MASK = """
 import attnlab as al
@@ -183,7 +183,7 @@ classes = {"fire": "burning", "smoke": "smoke"}
 recipe = Recipe(prompts=["a burning house with smoke"], classes=classes, images=16, steps=4)
 widgets.browse_dataset(generate_dataset(recipe, "fires").folder)
 """
-MOST = 0.2  # seconds, median, from a click to the picture
+SLOWEST = 0.2  # seconds, median, from a click to the picture
 
 
 def timed(nb, act, index=1):
@@ -245,7 +245,7 @@ def test_generate_choose_words_move_sliders_point_at_pixels(notebook):
     nb.pictures.first.press("ArrowDown")
     nb.shot("inspect_pixel")
     for name, x in times.items():
-        assert np.median(x) < 5 * MOST, f"{name}: the widget stalls"  # how fast it is, the printed table says
+        assert np.median(x) < 5 * SLOWEST, f"{name}: the widget stalls"  # how fast it is, the printed table says
     page.get_by_role("button", name="Stop").wait_for(state="visible")
     assert not page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count()
 

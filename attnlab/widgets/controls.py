@@ -1,0 +1,158 @@
+"""Controls of `explore`: the form of a generation, the words of a recording, and how their maps are shown."""
+
+import threading
+from collections.abc import Callable, Sequence
+from weakref import WeakSet
+
+import ipywidgets as ui
+
+from ..recording.recording import Trace
+from ..recording.words import Query
+from ..tokens import Token
+from . import views
+from .panel import ROW_LAYOUT, row, sized
+
+__all__ = ["GenerationForm", "MapControls", "WordChips", "end_all"]
+
+_RUNNING: WeakSet = WeakSet()  # forms that generate: a new one ends them, so that no forgotten cell runs on
+
+
+def end_all() -> None:
+    """Stop every generation of explorers, and wait until they have stopped."""
+    for running in list(_RUNNING):
+        running.end(wait=True)
+
+
+class GenerationForm:
+    """The fields of a generation, and the thread in which it runs."""
+
+    def __init__(self, prompt: str, seed: int, steps: int, guidance: float):
+        self.prompt = ui.Text(prompt, description="prompt", **sized("420px"))
+        self.seed = ui.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **sized("110px"))
+        self.steps = ui.BoundedIntText(steps, 1, 1000, description="steps", **sized("110px"))
+        self.guidance = ui.BoundedFloatText(guidance, min=0, max=50, step=0.5, description="guidance", **sized("140px"))
+        self.generate = ui.Button(description="Generate", button_style="primary", icon="play")
+        self.stop = ui.Button(description="Stop", icon="stop", disabled=True)
+        self.progress = ui.IntProgress(0, 0, steps, layout={"width": "160px"})
+        self.stopping = threading.Event()
+        self.thread = None
+        self.stop.on_click(lambda _: self.end())
+
+    @property
+    def values(self) -> dict:
+        """Options of `views.generate`."""
+        fields = {"prompt": self.prompt, "seed": self.seed, "steps": self.steps, "guidance": self.guidance}
+        return {"each": self._advance} | {name: field.value for name, field in fields.items()}
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Call `work` in the background, after all other generations are ended."""
+        if self.thread is not None and self.thread.is_alive():
+            raise ValueError("it is generating already: wait, or stop it first")
+        if not self.prompt.value.strip():
+            raise ValueError("the prompt is empty: write what the image shows")
+        end_all()
+        _RUNNING.add(self)
+        self.stopping.clear()
+        self.progress.max, self.progress.value = self.steps.value, 0
+        self.generate.disabled, self.stop.disabled = True, False
+        self.thread = threading.Thread(target=self._generate, args=(work,), daemon=True)
+        self.thread.start()
+
+    def end(self, wait: bool = False) -> None:
+        """Stop a generation after its current step."""
+        self.stopping.set()
+        if wait and self.thread is not None:
+            self.thread.join()
+
+    def _generate(self, work):
+        try:
+            work()
+        finally:
+            self.generate.disabled, self.stop.disabled = False, True
+            _RUNNING.discard(self)
+
+    def _advance(self, done):
+        self.progress.value = done
+        if self.stopping.is_set():
+            raise views.Stopped
+
+
+class WordChips(ui.HBox):
+    """Buttons for words and tokens: those of the prompt, then those that were asked for.
+
+    Attributes
+    ----------
+    asked : list of str or Token
+        Words and tokens beyond the prompt's.
+    chips : dict of str to (word or token, ui.ToggleButton)
+        All of them, by the name on the button.
+    """
+
+    def __init__(self, asked: Sequence[str | Token], changed: Callable[[], None]):
+        super().__init__(layout=ROW_LAYOUT)
+        self.asked = list(asked)
+        self.chips: dict[str, tuple[Query | Token, ui.ToggleButton]] = {}
+        self._on_change = changed
+
+    @property
+    def chosen(self) -> dict[str, Query | Token]:
+        """Chosen words and tokens by name."""
+        return {name: word for name, (word, chip) in self.chips.items() if chip.value}
+
+    def fill(self, own: Sequence[Query]) -> None:
+        """Offer a prompt's words. Chosen stay those that were, or else what was asked for, or the last word."""
+        before, self.chips = self.chosen, {}
+        for word in (*own, *self.asked):
+            self._add(word)
+        texts = [word for word in self.asked if isinstance(word, str)]
+        for name in [name for name in before if name in self.chips] or texts or [views.spelled(own[-1])]:
+            self.chips[name][1].value = True
+
+    def choose(self, text: str) -> None:
+        """Choose any word or phrase, or a token by its name."""
+        if text not in self.chips:
+            self.asked.append(text)
+            self._add(text)
+        self.chips[text][1].value = True
+
+    def _add(self, word):
+        name = views.spelled(word)
+        chip = ui.ToggleButton(description=name, layout={"width": "auto"}, tooltip=f"show the map of {name}")
+        chip.observe(lambda _: self._on_change(), "value")
+        self.chips[name] = word, chip
+        self.children = [chip for _, chip in self.chips.values()]
+
+
+class MapControls:
+    """The controls of how maps are computed and shown."""
+
+    def __init__(self, method: str, changed: Callable[[], None]):
+        self.method = ui.ToggleButtons(options=views.MAP_METHODS, value=method, style={"button_width": "80px"})
+        self.opacity = ui.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity", **sized("260px"))
+        self.colormap = ui.Dropdown(options=views.COLORMAPS, description="colors", **sized("140px"))
+        self.scale = ui.Dropdown(options=views.SCALES, description="scale", **sized("140px"))
+        self.layers, self.kept, self.heads = (
+            ui.IntRangeSlider(value=(0, 0), min=0, max=0, description=name, continuous_update=False, **sized("265px"))
+            for name in ("layers", "steps", "heads")
+        )
+        self.rows = [row(self.method, self.opacity, self.colormap, self.scale), row(self.layers, self.kept, self.heads)]
+        for control in (child for line in self.rows for child in line.children):
+            control.observe(lambda _: changed(), "value")
+
+    def fit(self, trace: Trace) -> None:
+        """Choose all layers, steps and heads of a recording."""
+        counts = len(trace.sizes), len(trace.steps), min(layer.heads for layer in trace.layers.values())
+        for slider, count in zip((self.layers, self.kept, self.heads), counts, strict=True):
+            slider.max, slider.value = count - 1, (0, count - 1)
+
+    def chosen(self, trace: Trace) -> dict:
+        """Return the chosen layers, steps and heads, as the map functions take them."""
+        ranges = [range(low, high + 1) for low, high in (self.layers.value, self.kept.value, self.heads.value)]
+        names = list(trace.sizes)
+        layers, steps = [names[i] for i in ranges[0]], [trace.steps[i] for i in ranges[1]]
+        return {"layers": layers, "steps": steps, "heads": list(ranges[2])}
+
+    @property
+    def look(self) -> dict:
+        """Options of `views.side_by_side`."""
+        return {"opacity": self.opacity.value, "colormap": self.colormap.value, "scale": self.scale.value}
