@@ -6,7 +6,7 @@ import pytest
 import attnlab as al
 from attnlab.metrics import class_ious
 from attnlab.scenes import aerial, street
-from experiments.bundled.steer import shown
+from experiments.bundled.steer import shown_classes
 from experiments.bundled.street_segmenter import measure
 
 
@@ -40,7 +40,7 @@ def test_generated_images(segmenter, pipe):
     labels = segmenter.segment(images)
     assert labels.shape == (4, 64, 64) and labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, segmenter.segment(np.stack([np.asarray(i) for i in images]), batch=3))
-    found = shown(labels, len(segmenter.classes))
+    found = shown_classes(labels, len(segmenter.classes))
     assert found[:, street.CLASSES.index("fire")].all() and found[:, street.CLASSES.index("smoke")].sum() >= 3
 
 
@@ -64,7 +64,7 @@ def test_measure_by_hand():
 def test_shown():
     labels = np.zeros((2, 100, 100), np.uint8)
     labels[0, :10, :10], labels[1, :5, :5] = 1, 1  # 1% is enough to be named, 0.25% is not
-    assert shown(labels, 3).tolist() == [[True, True, False], [True, False, False]]
+    assert shown_classes(labels, 3).tolist() == [[True, True, False], [True, False, False]]
 
 
 def test_wrong_input(segmenter):

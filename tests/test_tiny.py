@@ -10,42 +10,43 @@ import torch
 
 import attnlab as al
 from attnlab import training
+from attnlab.pipelines import BUNDLED
 from attnlab.scenes import street
-from experiments.bundled import cards, localize, steer
-from experiments.bundled import text_to_image as denoiser
-from experiments.bundled import train_street as train
+from experiments.bundled import cards, localize, steer, text_to_image as denoiser, train_street
 from experiments.bundled.text_encoder import train_tokenizer
 from experiments.bundled.text_to_image import grounding_loss
 
 
-@pytest.mark.parametrize("preset", train.PRESETS)
+@pytest.mark.parametrize("preset", train_street.STREET_PRESETS)
 def test_every_stage_of_every_preset(preset, tmp_path):
     """Two steps each, from scenes to a folder that loads as a pipeline and draws an image of the preset's size."""
     steps = dict.fromkeys(("vae", "denoiser", "segmenter"), training.Schedule(steps=2, lr=1e-3))
-    short = replace(train.PRESETS[preset], scenes=20, recipe=denoiser.Recipe(batch=4), **steps)
-    run = train.Run(short, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
+    settings = denoiser.TextToImageSettings(batch=4)
+    short = replace(train_street.STREET_PRESETS[preset], scenes=20, settings=settings, **steps)
+    run = train_street.StreetTraining(short, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
     run.vae()
-    for stage in train.DENOISERS:
+    for stage in train_street.DENOISERS:
         run.train_denoiser(stage)
     run.segmenter()
     run.export()
-    for name in train.DENOISERS.values():
+    for name in train_street.DENOISERS.values():
         pipe = al.load_pipeline(tmp_path / "models" / name, device="cpu")
         pipe.set_progress_bar_config(disable=True)
         image = pipe("a house", num_inference_steps=2).images[0]
         assert image.size == (short.size, short.size)
         size = sum(file.stat().st_size for file in (tmp_path / "models" / name).rglob("*.safetensors"))
         assert size < 20e6, "more than the budget of the bundled weights"
-    curves = [np.genfromtxt(tmp_path / "work" / s / "curve.csv", delimiter=",", names=True) for s in train.DENOISERS]
+    paths = [tmp_path / "work" / stage / "curve.csv" for stage in train_street.DENOISERS]
+    curves = [np.genfromtxt(path, delimiter=",", names=True) for path in paths]
     assert curves[0]["diffusion"][0] == curves[1]["diffusion"][0]  # the same start and the same batch
     assert (curves[0]["loss"] > curves[0]["diffusion"]).all() and (curves[1]["loss"] == curves[1]["diffusion"]).all()
     assert (tmp_path / "models/street-segmenter/diffusion_pytorch_model.safetensors").exists()
 
 
 def test_unfinished_models_are_not_exported(tmp_path):
-    preset = replace(train.PRESETS["cpu"], scenes=20, recipe=denoiser.Recipe(batch=4))
+    preset = replace(train_street.STREET_PRESETS["cpu"], scenes=20, settings=denoiser.TextToImageSettings(batch=4))
     preset = replace(preset, vae=training.Schedule(1, 1e-3), denoiser=training.Schedule(1, 1e-3))
-    run = train.Run(preset, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
+    run = train_street.StreetTraining(preset, tmp_path / "work", tmp_path / "models", torch.device("cpu"))
     run.vae()
     run.train_denoiser("denoiser")
     replace(run, preset=replace(preset, denoiser=training.Schedule(2, 1e-3))).export()
@@ -56,24 +57,23 @@ def test_grounding_loss_by_hand():
     """One word, its mask the upper half: attention spread evenly costs log 2, attention inside the mask nothing."""
     labels = torch.zeros(1, 64, 64, dtype=torch.uint8)
     labels[:, :32] = 1
-    where, what = torch.tensor([[1]]), torch.tensor([[1]])
-    visible, weight = torch.ones(1, 3, dtype=torch.bool), torch.ones(1)
+    given = {"labels": labels, "attention_mask": torch.ones(1, 3, dtype=torch.bool), "weight": torch.ones(1)}
+    given |= {"positions": torch.tensor([[1]]), "classes": torch.tensor([[1]])}
     even = {"a": torch.zeros(1, 2, 256, 3), "b": torch.zeros(1, 2, 64, 3)}
-    assert math.isclose(grounding_loss(even, labels, visible, where, what, weight), math.log(2), abs_tol=1e-3)
+    assert math.isclose(grounding_loss(even, **given), math.log(2), abs_tol=1e-3)
     inside = {name: torch.zeros_like(score) for name, score in even.items()}
     for score in inside.values():
         score[:, :, : score.shape[2] // 2, 1] = 20.0
         score[:, :, score.shape[2] // 2 :, 1] = -20.0
-    assert grounding_loss(inside, labels, visible, where, what, weight) < 1e-3
-    half = grounding_loss(even, labels, visible, where, what, 0.5 * weight)
+    assert grounding_loss(inside, **given) < 1e-3
+    half = grounding_loss(even, **given | {"weight": torch.full((1,), 0.5)})
     assert math.isclose(half, 0.5 * math.log(2), abs_tol=1e-3)
     for nothing in (
-        {"what": torch.tensor([[-1]])},  # no class
-        {"visible": torch.tensor([[True, False, True]])},  # the word is hidden
+        {"classes": torch.tensor([[-1]])},  # no class
+        {"attention_mask": torch.tensor([[True, False, True]])},  # the word is hidden
         {"labels": torch.zeros(1, 64, 64, dtype=torch.uint8)},  # the class is not in the scene
     ):
-        given = {"labels": labels, "visible": visible, "where": where, "what": what, "weight": weight} | nothing
-        assert grounding_loss(even, **given) == 0
+        assert grounding_loss(even, **given | nothing) == 0
 
 
 def test_tokenizer_knows_the_words_it_was_trained_on(tmp_path):
@@ -89,8 +89,8 @@ def test_summary_by_hand():
     truth = np.zeros((8, 8), bool)
     truth[:4] = True
     good, bad = np.where(truth, 1.0, 0.3), np.where(truth, 0.3, 1.0)
-    found = [localize.Case(0, "house", good, truth, bad), localize.Case(1, "car", good, truth, None)]
-    result = localize.summary(found, found)
+    found = [localize.WordCase(0, "house", good, truth, bad), localize.WordCase(1, "car", good, truth, None)]
+    result = localize.summarize_cases(found, found)
     assert 0.3 < result["threshold"] <= 1
     assert (result["word iou"], result["word pointing"]) == (1, 1)
     assert (result["shuffled word iou"], result["shuffled word pointing"]) == (0, 0)
@@ -112,7 +112,7 @@ def test_bundled_models_share_their_vocabulary_and_autoencoder():
         assert torch.equal(a, b)
     assert {**one.unet.config, "_name_or_path": ""} == {**other.unet.config, "_name_or_path": ""}
     assert one.scheduler.config == other.scheduler.config
-    curves = [train.MODELS / name / "curve.csv" for name in ("tiny", "tiny-plain")]
+    curves = [BUNDLED / name / "curve.csv" for name in ("tiny", "tiny-plain")]
     assert len({path.read_text().splitlines()[-1].split(",")[0] for path in curves}) == 1  # as many steps
 
 
@@ -126,7 +126,7 @@ def test_steering(pipe):
     """Every class has its row, and two rough images of each already show most of what was asked."""
     result = steer.steering(pipe, al.load_segmenter("street", "cpu"), images=2, scenes=60, steps=6)
     assert tuple(result["classes"]) == street.CLASSES
-    mean, least = steer.share(result["classes"], thin=False)
+    mean, least = steer.shown_when_asked(result["classes"], thin=False)
     assert 0.6 < mean <= 1 and least <= mean
 
 
@@ -161,7 +161,7 @@ def test_tables_and_card(tmp_path):
 @pytest.mark.parametrize("name", ["tiny", "tiny-plain", "street-segmenter"])
 def test_cards_hold_what_was_measured(name):
     """The tables in a card are those of its measured.json: nothing was typed in by hand."""
-    found = {p.parent.name: json.loads(p.read_text()) for p in train.MODELS.glob("*/measured.json")}
+    found = {p.parent.name: json.loads(p.read_text()) for p in BUNDLED.glob("*/measured.json")}
     tables = cards.segmenter_tables if name == "street-segmenter" else cards.pipeline_tables
-    card = (train.MODELS / name / "README.md").read_text()
+    card = (BUNDLED / name / "README.md").read_text()
     assert tables(name, found) in card and "@" not in card

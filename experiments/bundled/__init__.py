@@ -1,1 +1,1 @@
-"""The bundled models and the scripts that train them: `python -m experiments.bundled.train_street --help`."""
+"""Train and measure the bundled models: `python -m experiments.bundled.train_street --help`."""

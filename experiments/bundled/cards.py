@@ -1,4 +1,4 @@
-"""What was measured of the bundled models as Markdown tables, written into their cards."""
+"""Write what was measured of the bundled models as Markdown tables into their cards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +9,19 @@ from attnlab.scenes import street
 from attnlab.storage import replacing
 
 from .localize import TIMESTEPS
-from .steer import COMPANIONS, share
+from .steer import COMPANIONS, shown_when_asked
 
+__all__ = ["MARKS", "joint_tables", "markdown_table", "pipeline_tables", "segmenter_tables", "write_card"]
+
+# measured.json calls the reference segmenters "oracle" (streets) and "judge" (aerial)
 MARKS = "<!-- measured -->", "<!-- end of what was measured -->"
 
 
-def table(head: list[str], rows) -> str:
-    """A Markdown table; numbers with three digits behind the point."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in line) + " |" for line in lines
-    )
+def markdown_table(head: list[str], rows) -> str:
+    """Write a Markdown table, with three decimals."""
+    rows = [head, ["---"] * len(head), *rows]
+    lines = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _between(value, interval):
@@ -27,7 +29,7 @@ def _between(value, interval):
 
 
 def pipeline_tables(name: str, found: dict[str, dict]) -> str:
-    """What was measured of a pipeline, as the text between the marks of its card."""
+    """Write what was measured of a pipeline, as the text between the marks of its card."""
     maps, steer = found[name]["maps"], found[name]["steering"]
     rows = []
     for other in ("tiny", "tiny-plain"):
@@ -41,7 +43,7 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
         f"{street.HELD_OUT:,}), noised to t = {', '.join(map(str, TIMESTEPS))} of 1000; IoU at one threshold "
         f"({maps['threshold']:.2f} of the maximum for {name}), chosen on {maps['tuning scenes']} other scenes; means "
         "over scenes with 95% bootstrap intervals.",
-        table(["model", "map", "mean IoU", "pointing game"], rows),
+        markdown_table(["model", "map", "mean IoU", "pointing game"], rows),
         f"Steering: {steer['images a class']} images per class from single-object prompts ({steer['steps']} steps, "
         f"guidance {steer['guidance']:g}). Whether an image shows a class is said by the reference segmenter, whose "
         f"own recall on {maps['scenes']} rendered scenes stands beside it; 95% Wilson intervals. Unasked: in the "
@@ -49,14 +51,14 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
         f"({', '.join(f'{a} with {b}' for a, b in COMPANIONS.items())}). The columns about maps are means over maps.",
     ]
     for thin, title in ((False, "class"), (True, "thin class")):
-        mean, least = share(steer["classes"], thin)
+        mean, least = shown_when_asked(steer["classes"], thin)
         rows = [
             _class_row(c, maps["classes"].get(c), steer["classes"][c])
             for c in steer["classes"]
             if (c in street.THIN) == thin
         ]
         head = [title, "maps", "mean IoU", "pointing", "shown when asked", "shown unasked", "segmenter's recall"]
-        parts.append(table(head, [*rows, ["mean; least", "", "", "", f"{mean:.3f}; {least:.2f}", "", ""]]))
+        parts.append(markdown_table(head, [*rows, ["mean; least", "", "", "", f"{mean:.3f}; {least:.2f}", "", ""]]))
     parts.append(
         f"Autoencoder: {found[name]['PSNR']:.1f} dB PSNR on those scenes. An image of 20 steps with guidance: "
         f"{found[name]['seconds an image']:.2f} s on a CPU ({found[name]['cores']} cores)."
@@ -70,7 +72,7 @@ def _class_row(name, maps, steer):
 
 
 def segmenter_tables(name: str, found: dict[str, dict]) -> str:
-    """What was measured of the street segmenter, as the text between the marks of its card."""
+    """Write what was measured of the street segmenter, as the text between the marks of its card."""
     sharp, restored = found[name]["sharp"], found[name]["restored"]
     rows = []
     for c, iou in sharp["IoU"].items():
@@ -81,7 +83,7 @@ def segmenter_tables(name: str, found: dict[str, dict]) -> str:
         f"On {sharp['images']} held-out scenes (seeds from {street.HELD_OUT:,}), sharp and as the autoencoder restores "
         "them. A small object is a connected region of 8 pixels to 2.4% of the image; found: most of its pixels have "
         "its class.\n\n"
-    ) + table(head, [*rows, ["mean", sharp["mIoU"], restored["mIoU"], "", "", ""]])
+    ) + markdown_table(head, [*rows, ["mean", sharp["mIoU"], restored["mIoU"], "", "", ""]])
 
 
 def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, str]:
@@ -106,14 +108,14 @@ def joint_tables(found: dict[str, dict], classes: Sequence[str]) -> dict[str, st
     names = ["scenes", "steps", "held-out error", "class proportions off, conditional", "its standard error"]
     names += ["unconditional", "its standard error", "held-out proportions off, conditional", "unconditional"]
     names += ["distance", "Fréchet distance", "the same, other scenes", "pixels with margin below 0.9"]
-    parts = [agreement, table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
-    cards = {"aerial": "\n\n".join([*parts, scores, table(names, [_scores(one) for one in of])])}
-    cards["aerial-segmenter"] = "\n\n".join([agreement.split(",")[0] + ".", table(head, rows[:1])])
+    parts = [agreement, markdown_table(head, [*rows, _ious("samples, shuffled masks", shuffled, classes)])]
+    cards = {"aerial": "\n\n".join([*parts, scores, markdown_table(names, [_scores(one) for one in of])])}
+    cards["aerial-segmenter"] = "\n\n".join([agreement.split(",")[0] + ".", markdown_table(head, rows[:1])])
     for one in (one for key, one in found.items() if key.startswith("enlarge ")):
         kinds = {kind: one[kind] for kind in ("enlarged", "pixels repeated")}
         rows = [[kind, *values.values()] for kind, values in kinds.items()]
         says = f"{one['tests']} held-out scenes of 128 x 128 pixels, shrunk and enlarged, beside those scenes."
-        cards["aerial-x2"] = "\n\n".join([says, table(["", *kinds["enlarged"]], rows)])
+        cards["aerial-x2"] = "\n\n".join([says, markdown_table(["", *kinds["enlarged"]], rows)])
     return cards
 
 

@@ -1,4 +1,4 @@
-"""Measure the bundled models, and write what was found into their folders and cards.
+"""Measure the bundled models, and write the results into their folders and cards.
 
 Of a pipeline: how well its words' maps find their objects (`localize`), whether prompts steer it (`steer`), its
 autoencoder's PSNR, the time one image takes on the CPU. Of the reference segmenter: its IoU and its recall of small
@@ -18,18 +18,20 @@ import torch
 from tqdm.auto import tqdm
 
 from attnlab import load_pipeline, load_segmenter, seed
+from attnlab.pipelines import BUNDLED
 from attnlab.scenes import street
 
 from . import cards, street_segmenter, vae
 from .localize import localization
 from .steer import steering
-from .train_street import MODELS
 
-log = logging.getLogger(__name__)
-NAMES = ("street-segmenter", "tiny", "tiny-plain")
+__all__ = ["main"]
+
+_log = logging.getLogger(__name__)
+_NAMES = ("street-segmenter", "tiny", "tiny-plain")
 
 
-def measure_pipeline(name: str, scenes: int, images: int) -> dict:
+def _measure_pipeline(name: str, scenes: int, images: int) -> dict:
     pipe = load_pipeline(name, device="cpu")
     pipe.set_progress_bar_config(disable=True)
     held_out = _held_out(pipe.unet.config.sample_size * pipe.vae_scale_factor, scenes)
@@ -42,7 +44,7 @@ def measure_pipeline(name: str, scenes: int, images: int) -> dict:
     }
 
 
-def measure_segmenter(name: str, scenes: int, images: int) -> dict:
+def _measure_segmenter(name: str, scenes: int, images: int) -> dict:
     segmenter, autoencoder = load_segmenter("street", "cpu"), load_pipeline("tiny", device="cpu").vae
     held_out = _held_out(segmenter.model.config.sample_size, scenes)
     pictures, labels = np.stack([s.image for s in held_out]), np.stack([s.labels for s in held_out])
@@ -55,7 +57,7 @@ def _held_out(size, count):
 
 
 def _seconds(pipe, repeats: int = 7) -> float:
-    """Median time of one image of 20 steps with guidance."""
+    """Return the median time of one image of 20 steps with guidance."""
     times = []
     for k in tqdm(range(repeats), desc="timing", leave=False):
         start = time.perf_counter()
@@ -66,24 +68,23 @@ def _seconds(pipe, repeats: int = 7) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; default all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(_NAMES)}; default all")
     parser.add_argument("--scenes", type=int, default=500, help="held-out scenes")
-    parser.add_argument("--images", type=int, default=50, help="images a class")
+    parser.add_argument("--images", type=int, default=50, help="images per class")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     given = parser.parse_args()
-    if wrong := set(given.names) - set(NAMES):
-        parser.error(f"no model {', '.join(wrong)}; there are {', '.join(NAMES)}")
+    if wrong := set(given.names) - set(_NAMES):
+        parser.error(f"no model {', '.join(wrong)}; there are {', '.join(_NAMES)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in () if given.tables else given.names or NAMES:
-        found = (measure_segmenter if name == "street-segmenter" else measure_pipeline)(
-            name, given.scenes, given.images
-        )
-        (MODELS / name / "measured.json").write_text(json.dumps(found, indent=1) + "\n")
-    found = {n: json.loads(p.read_text()) for n in NAMES if (p := MODELS / n / "measured.json").exists()}
+    for name in () if given.tables else given.names or _NAMES:
+        measure = _measure_segmenter if name == "street-segmenter" else _measure_pipeline
+        found = measure(name, given.scenes, given.images)
+        (BUNDLED / name / "measured.json").write_text(json.dumps(found, indent=1) + "\n")
+    found = {n: json.loads(p.read_text()) for n in _NAMES if (p := BUNDLED / n / "measured.json").exists()}
     for name in found:
         text = (cards.segmenter_tables if name == "street-segmenter" else cards.pipeline_tables)(name, found)
-        cards.write_card(MODELS / name, text)
-        log.info("%s\n\n%s\n", name, text)
+        cards.write_card(BUNDLED / name, text)
+        _log.info("%s\n\n%s\n", name, text)
 
 
 if __name__ == "__main__":

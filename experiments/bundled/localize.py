@@ -1,9 +1,9 @@
-"""How well the maps of a model's words find their objects in held-out rendered scenes.
+"""Measure how well the maps of a model's words find their objects in held-out rendered scenes.
 
-Every scene is noised and looked at once per timestep (`record_image`), the map of every caption word that names a class
-(DAAM's, or another method's) is resized to the scene, divided by its maximum and held against the exact mask. The
-threshold is the one with the highest mean IoU on other scenes. Baseline: each map held against the mask of another
-class of its caption.
+Every scene is noised and recorded once per timestep (`record_image`). The map of each caption word for a class (DAAM's,
+or another method's) is resized to the scene, divided by its maximum and compared with the exact mask. The threshold is
+the one with the highest mean IoU on other scenes. Baseline: each map compared with the mask of another class of its
+caption.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,13 @@ from attnlab import Recording, daam, metrics, record_image, seed
 from attnlab.maps.heatmaps import resize
 from attnlab.scenes import street
 
+__all__ = ["TIMESTEPS", "TUNING", "WordCase", "caption_maps", "localization", "summarize_cases", "word_cases"]
+
 TIMESTEPS = (100, 300, 500)  # of 1000
 TUNING = street.HELD_OUT + 100_000  # first seed of the scenes on which the threshold is chosen
 
 
-class Case(NamedTuple):
+class WordCase(NamedTuple):
     """One word of one scene: its map and mask (row, column), and the map of another class of the caption, if any."""
 
     scene: int
@@ -31,20 +33,20 @@ class Case(NamedTuple):
     other: np.ndarray | None
 
 
-Method = Callable[[Recording, list[str]], dict[str, np.ndarray]]
-"""From a recording of a scene and words of its caption to the map (row, column) of each."""
+# from a recording of a scene and words of its caption to the map (row, column) of each
+_Method = Callable[[Recording, list[str]], dict[str, np.ndarray]]
 
 
 def caption_maps(recording: Recording, words: list[str]) -> dict[str, np.ndarray]:
-    """DAAM's map of each word, of the first one where it occurs more than once."""
+    """Return the DAAM map of each word, or of its first occurrence."""
     maps = daam(recording)
     return {word: maps[word, 0] for word in words}
 
 
-def cases(
-    pipe, first: int, count: int, methods: dict[str, Method], batch: int = 10, self_attention: int | tuple = ()
-) -> dict[str, list[Case]]:
-    """By method, all words of the scenes with seeds first, first + 1, ...; the noise depends on the seed."""
+def word_cases(
+    pipe, first: int, count: int, methods: dict[str, _Method], batch: int = 10, self_attention: int | tuple = ()
+) -> dict[str, list[WordCase]]:
+    """Return, by method, the maps of all words of the scenes with seeds first, first + 1, ... and their masks."""
     found = {name: [] for name in methods}
     for start in tqdm(range(first, first + count, batch), desc="scenes"):
         seeds = range(start, min(start + batch, first + count))
@@ -65,23 +67,22 @@ def cases(
 
 def _cases(number, scene, heats):
     size = scene.labels.shape
-    heats = {
-        word: resize(torch.from_numpy(heat)[None, None], size, "bicubic")[0, 0].numpy() for word, heat in heats.items()
-    }
+    tensors = {word: torch.from_numpy(heat)[None, None] for word, heat in heats.items()}
+    heats = {word: resize(tensor, size, "bicubic")[0, 0].numpy() for word, tensor in tensors.items()}
     for word in heats:
         others = [other for other in heats if scene.words[other] != scene.words[word]]
         shuffled = heats[others[number % len(others)]] if others else None
-        yield Case(number, scene.words[word], heats[word], scene.mask(word), shuffled)
+        yield WordCase(number, scene.words[word], heats[word], scene.mask(word), shuffled)
 
 
 def localization(pipe, scenes: int = 500, tuning: int = 200) -> dict:
-    """`summary` over `scenes` held-out scenes, the threshold chosen on `tuning` others."""
-    methods = {"daam": caption_maps}
-    return summary(cases(pipe, TUNING, tuning, methods)["daam"], cases(pipe, street.HELD_OUT, scenes, methods)["daam"])
+    """Summarize DAAM maps over `scenes` held-out scenes, with a threshold chosen on `tuning` others."""
+    ranges = (TUNING, tuning), (street.HELD_OUT, scenes)
+    return summarize_cases(*(word_cases(pipe, *one, {"daam": caption_maps})["daam"] for one in ranges))
 
 
-def summary(tuning: list[Case], test: list[Case]) -> dict:
-    """Mean IoU at the threshold chosen on `tuning` and pointing game on `test`, with 95 % intervals over scenes."""
+def summarize_cases(tuning: list[WordCase], test: list[WordCase]) -> dict:
+    """Return mean IoU at the threshold chosen on `tuning`, and pointing game, of `test`; 95 % intervals over scenes."""
     ious = metrics.miou_curve([c.heat for c in tuning], [c.truth for c in tuning])
     tau = metrics.best_threshold(metrics.THRESHOLDS, ious)
     result = {

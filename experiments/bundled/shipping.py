@@ -1,10 +1,12 @@
-"""What a finished training leaves in the folder of a bundled model: averaged weights and a short curve."""
+"""Make averaged weights and a short curve of a finished training, for the folder of a bundled model."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
 import torch
+
+__all__ = ["averaged", "thin_curve"]
 
 
 def averaged(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:

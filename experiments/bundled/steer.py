@@ -1,7 +1,7 @@
 """Measure whether prompts steer a model: what the reference segmenter sees in images of single-object prompts.
 
-Beside the share of images that show the class that was asked for: the share of other images that show it unasked, and
-the segmenter's own recall on rendered scenes that do show it.
+Measured by class: the fraction of images that show it when asked, the fraction of other images that show it unasked,
+and the segmenter's own recall on rendered scenes.
 """
 
 import numpy as np
@@ -12,7 +12,9 @@ from attnlab import seed
 from attnlab.scenes import street
 from attnlab.scenes.captions import VISIBLE_AREA
 
-NOUNS = {
+__all__ = ["COMPANIONS", "shown_classes", "shown_when_asked", "steering"]
+
+_PROMPTS = {
     "sky": "a blue sky",
     "ground": "grass",
     "water": "a river",
@@ -22,31 +24,31 @@ NOUNS = {
 }
 """Prompts of classes that are not "a car", "a tree", ..."""
 COMPANIONS = {"pole": "traffic light", "bicycle": "rider", "smoke": "fire"}
-"""What comes with something else, and with what: that is not unasked."""
+"""Classes that come with another one, in whose images they do not count as unasked."""
 
 
-def shown(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Which classes each label map shows, bool (image, class): those that a caption could name."""
-    areas = np.stack([np.bincount(m.ravel(), minlength=classes) for m in labels]) / labels[0].size
+def shown_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return which classes each label map shows, bool (image, class): those that a caption could name."""
+    areas = np.stack([np.bincount(m.ravel(), minlength=num_classes) for m in labels]) / labels[0].size
     return areas >= VISIBLE_AREA
 
 
 def steering(
     pipe, segmenter, images: int = 50, scenes: int = 500, batch: int = 10, steps: int = 20, guidance: float = 4.0
 ) -> dict:
-    """Share of images that show the asked class, by class, with intervals; unasked share; the segmenter's recall."""
+    """Return, by class, how often images show it when asked (with interval) and unasked, and the segmenter's recall."""
     found = {}
     for c, name in enumerate(tqdm(segmenter.classes, desc="classes")):
-        prompt, pictures = NOUNS.get(name, f"a {name}"), []
+        prompt, pictures = _PROMPTS.get(name, f"a {name}"), []
         for first in range(0, images, batch):
             generators = [seed(1000 * c + k) for k in range(first, min(first + batch, images))]
             call = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators}
             pictures += pipe([prompt] * len(generators), **call).images
-        found[name] = shown(segmenter.segment(pictures), len(segmenter.classes))
+        found[name] = shown_classes(segmenter.segment(pictures), len(segmenter.classes))
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     rendered = [street.render(s, size) for s in range(street.HELD_OUT, street.HELD_OUT + scenes)]
-    true = shown(np.stack([s.labels for s in rendered]), len(segmenter.classes))
-    judged = shown(segmenter.segment([s.image for s in rendered]), len(segmenter.classes))
+    true = shown_classes(np.stack([s.labels for s in rendered]), len(segmenter.classes))
+    segmented = shown_classes(segmenter.segment([s.image for s in rendered]), len(segmenter.classes))
     rows = {}
     for c, name in enumerate(segmenter.classes):
         asked = found[name][:, c]
@@ -55,12 +57,12 @@ def steering(
             "asked": float(asked.mean()),
             "interval": list(binomtest(int(asked.sum()), len(asked)).proportion_ci(method="wilson")),
             "unasked": float(np.mean(others)),
-            "oracle recall": float(judged[true[:, c], c].mean()),
+            "oracle recall": float(segmented[true[:, c], c].mean()),
         }
     return {"images a class": images, "steps": steps, "guidance": guidance, "classes": rows}
 
 
-def share(rows: dict, thin: bool) -> tuple[float, float]:
-    """Mean and least share of images that show what was asked, over the thin classes or all others."""
+def shown_when_asked(rows: dict, thin: bool) -> tuple[float, float]:
+    """Return the mean and the least fraction of images that show what was asked, of the thin classes or the others."""
     asked = [row["asked"] for name, row in rows.items() if (name in street.THIN) == thin]
     return float(np.mean(asked)), min(asked)

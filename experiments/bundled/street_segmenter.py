@@ -13,12 +13,13 @@ from attnlab import training
 from attnlab.metrics import class_ious, confusion
 from attnlab.scenes import street
 from attnlab.segmentation import Segmenter
-from attnlab.segmentation.model import UNet
+from attnlab.segmentation.model import UNet, as_input
 
-from . import vae
 from .data import Scenes
 
-SMALL = 100 / 64**2  # an object below this share of the image is small
+__all__ = ["measure", "restore", "train_street_segmenter"]
+
+_SMALL_OBJECT = 100 / 64**2  # fraction of the image below which an object is small
 
 
 def train_street_segmenter(
@@ -29,18 +30,18 @@ def train_street_segmenter(
     device: torch.device,
     batch: int = 32,
 ) -> UNet:
-    """Minimize cross-entropy, rare classes weighted up by the root of their rarity; return the trained model.
+    """Minimize cross-entropy, with classes weighted by 1 / sqrt(frequency); return the trained model.
 
-    `blurred` holds the first scenes as the VAE restores them, uint8 (image, row, column, rgb): half of every batch, for
-    generated images have its look.
+    `blurred` holds the first scenes as the VAE restores them, uint8 (image, row, column, rgb). Half of every batch is
+    of them, because generated images look like this.
     """
-    share = np.bincount(scenes.labels[:4000].ravel(), minlength=len(street.CLASSES)) / scenes.labels[:4000].size
-    weight = torch.from_numpy((1 / np.sqrt(share)) / (1 / np.sqrt(share)).mean()).float().to(device)
+    frequency = np.bincount(scenes.labels[:4000].ravel(), minlength=len(street.CLASSES)) / scenes.labels[:4000].size
+    weight = torch.from_numpy((1 / np.sqrt(frequency)) / (1 / np.sqrt(frequency)).mean()).float().to(device)
 
     def loss(model, generator):
         sharp = torch.randint(len(scenes), (batch // 2,), generator=generator).numpy()
         soft = torch.randint(len(blurred), (batch // 2,), generator=generator).numpy()
-        images = vae.to_tensor(np.concatenate([scenes.images[sharp], blurred[soft]]))
+        images = as_input(np.concatenate([scenes.images[sharp], blurred[soft]]))
         images = images + 0.04 * torch.randn(images.shape, generator=generator)
         labels = torch.from_numpy(scenes.labels[np.concatenate([sharp, soft])]).long()
         flip = torch.rand(1, generator=generator) < 0.5
@@ -57,11 +58,11 @@ def train_street_segmenter(
 
 @torch.no_grad()
 def restore(autoencoder: AutoencoderKL, images: np.ndarray, batch: int = 100) -> np.ndarray:
-    """Images as the VAE gives them back, uint8 (image, row, column, rgb)."""
+    """Return images as the VAE restores them, uint8 (image, row, column, rgb)."""
     restored = []
     for i in tqdm(range(0, len(images), batch), desc="restoring", leave=False):
         with torch.autocast(autoencoder.device.type, torch.bfloat16):
-            latents = autoencoder.encode(vae.to_tensor(images[i : i + batch]).to(autoencoder.device)).latent_dist.mean
+            latents = autoencoder.encode(as_input(images[i : i + batch]).to(autoencoder.device)).latent_dist.mean
             pixels = autoencoder.decode(latents).sample.float().clamp(-1, 1)
         restored.append(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(restored)
@@ -88,9 +89,9 @@ def measure(segmenter: Segmenter, images: np.ndarray, labels: np.ndarray) -> dic
 
 
 def _small_hits(truth, found):
-    """For each small region of `truth` (image, row, column), whether most of it is in `found`."""
+    """Return for each small region of `truth` (image, row, column) whether most of it is in `found`."""
     hits = []
     for mask, answer in zip(truth, found, strict=True):
         regions = regionprops(label(mask, connectivity=1), answer.astype(float))
-        hits += [region.intensity_mean > 0.5 for region in regions if 8 <= region.area < SMALL * mask.size]
+        hits += [region.intensity_mean > 0.5 for region in regions if 8 <= region.area < _SMALL_OBJECT * mask.size]
     return hits

@@ -1,4 +1,4 @@
-"""The tokenizer and the text encoder: CLIP's classes, a vocabulary learned from the captions."""
+"""Make the tokenizer and the text encoder: CLIP's classes, with a vocabulary learned from the captions."""
 
 import json
 from pathlib import Path
@@ -6,19 +6,23 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-LENGTH = 32  # tokens a prompt, start and end included
-START, END = "<|startoftext|>", "<|endoftext|>"
-CLIP_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+__all__ = ["PROMPT_LENGTH", "new_text_encoder", "train_tokenizer"]
+
+PROMPT_LENGTH = 32  # tokens per prompt, start and end included
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_CLIP_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def train_tokenizer(captions, folder: Path) -> CLIPTokenizer:
-    """Byte-pair encoding run until every word of the captions is one token; any other text falls to pieces, never to
-    an unknown token. Written to `folder` in CLIP's own files."""
+    """Learn byte-pair encoding until every word of the captions is one token, and write it as CLIP's own files.
+
+    Any other text becomes several tokens, never an unknown one.
+    """
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(CLIP_SPLIT), "removed", invert=True),
+            pre_tokenizers.Split(Regex(_CLIP_SPLIT), "removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -31,24 +35,22 @@ def train_tokenizer(captions, folder: Path) -> CLIPTokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator(captions, trainer)
-    merges = [
-        tuple(m) if not isinstance(m, str) else tuple(m.split()) for m in json.loads(bpe.to_str())["model"]["merges"]
-    ]
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    merges = [tuple(m.split()) if isinstance(m, str) else tuple(m) for m in merges]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters), *("".join(m) for m in merges), START, END])
+    tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters), *("".join(m) for m in merges), _START, _END])
     vocab = {token: i for i, token in enumerate(tokens)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n", encoding="utf-8"
-    )
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH)
+    lines = ["#version: 0.2", *(" ".join(m) for m in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=PROMPT_LENGTH)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2, heads: int = 4) -> CLIPTextModel:
-    """A text encoder with starting weights, for the tokenizer's vocabulary and window."""
+    """Return a text encoder with random weights, for the tokenizer's vocabulary and window."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

@@ -1,7 +1,7 @@
-"""The text encoder and the denoiser, trained together; `grounding` ties a word's attention to its exact mask.
+"""Train the text encoder and the denoiser together; `grounding` ties the attention of a word to its exact mask.
 
-Grounding follows TokenCompose (Wang et al., CVPR 2024): beside the diffusion loss, the cross-attention of every word
-that names a class is drawn towards the pixels of that class. Weight 0 trains the plain model.
+Grounding follows TokenCompose (Wang et al., CVPR 2024): a second loss, beside that of diffusion, moves the
+cross-attention of each word for a class towards the pixels of that class. Weight 0 trains the plain model.
 """
 
 import math
@@ -20,26 +20,31 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from attnlab import training
 from attnlab.scenes import street
+from attnlab.storage import replacing
 
 from . import vae
 from .data import Scenes
-from .text_encoder import LENGTH, new_text_encoder
+from .text_encoder import PROMPT_LENGTH, new_text_encoder
 
-COARSEST = 8  # side of the smallest maps that the down and up blocks have, and that are grounded; the middle's are not
-WORDS = 10  # most grounded words of one caption
+__all__ = ["Batches", "TextToImageSettings", "TextToLatent", "grounding_loss", "new_scheduler", "train_denoiser"]
+
+_COARSEST = 8  # side of the smallest attention maps of the down and up blocks; the smaller ones are not grounded
+_MAX_WORDS = 10  # grounded words per caption
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TextToImageSettings:
+    """What a batch holds, and the weight of grounding."""
+
     batch: int = 32
     grounding: float = 0.15  # weight of the grounding loss; 0 for the plain model
-    empty: float = 0.1  # share of captions dropped: what classifier-free guidance needs
-    keywords: float = 0.15  # share of captions cut down to some of their class words, in any order
-    bare: float = 0.5  # share of samples in which the end token and the padding are hidden from the denoiser
+    empty: float = 0.1  # fraction of captions that are dropped, for classifier-free guidance
+    keywords: float = 0.15  # fraction of captions that are cut down to some of their class words, in any order
+    bare: float = 0.5  # fraction of samples in which the end token and the padding are hidden from the denoiser
 
 
 def new_scheduler() -> DDIMScheduler:
-    """v-prediction down to zero signal, sampled from the last step on (Lin et al., WACV 2024)."""
+    """Return a scheduler of v-prediction down to zero signal, sampled from the last step on (Lin et al., WACV 2024)."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -53,14 +58,14 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def new_unet(side: int, channels: tuple[int, ...]) -> UNet2DConditionModel:
-    looks = [side // 2**level >= COARSEST for level in range(len(channels))]
+def _new_unet(side: int, channels: tuple[int, ...]) -> UNet2DConditionModel:
+    attends = [side // 2**level >= _COARSEST for level in range(len(channels))]
     return UNet2DConditionModel(
         sample_size=side,
         in_channels=4,
         out_channels=4,
-        down_block_types=tuple("CrossAttnDownBlock2D" if look else "DownBlock2D" for look in looks),
-        up_block_types=tuple("CrossAttnUpBlock2D" if look else "UpBlock2D" for look in looks[::-1]),
+        down_block_types=tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if one else "UpBlock2D" for one in attends[::-1]),
         block_out_channels=channels,
         layers_per_block=1,
         attention_head_dim=4,  # in this class of diffusers the number of heads
@@ -78,17 +83,18 @@ class TextToLatent(nn.Module):
 
     @classmethod
     def new(cls, tokenizer: CLIPTokenizer, side: int, channels: tuple[int, ...]) -> "TextToLatent":
-        return cls(new_text_encoder(tokenizer), new_unet(side, channels))
+        """Return both with random weights, for latents of a side."""
+        return cls(new_text_encoder(tokenizer), _new_unet(side, channels))
 
-    def forward(self, noisy, timestep, ids, visible):
-        """Predicted v (image, channel, row, column) from token ids and visible (image, token)."""
+    def forward(self, noisy, timestep, ids, attention_mask):
+        """Predict v (image, channel, row, column) from token ids and their attention mask (image, token)."""
         text = self.text_encoder(ids).last_hidden_state
-        return self.unet(noisy, timestep, text, encoder_attention_mask=visible).sample
+        return self.unet(noisy, timestep, text, encoder_attention_mask=attention_mask).sample
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Everything a step draws from, in main memory: latents (image, channel, row, column), labels and captions."""
+    """All scenes in memory, to draw batches from: latents (image, channel, row, column), labels and captions."""
 
     latents: torch.Tensor
     labels: torch.Tensor
@@ -98,47 +104,46 @@ class Batches:
 
     @classmethod
     def of(cls, scenes: Scenes, autoencoder, tokenizer, cache: Path | None = None) -> "Batches":
-        """Batches of scenes, their latents read from the .npy file `cache` where an earlier run left them."""
+        """Encode scenes; their latents are read from the .npy file `cache` where an earlier run left them."""
         if cache and cache.exists():
             latents = torch.from_numpy(np.load(cache))
         else:
-            latents = vae.encode(autoencoder, scenes.images) * autoencoder.config.scaling_factor
+            latents = vae.encode_images(autoencoder, scenes.images) * autoencoder.config.scaling_factor
         if cache and not cache.exists():
-            part = cache.with_suffix(".part.npy")
-            np.save(part, latents.numpy())
-            part.replace(cache)
+            with replacing(cache) as part:
+                np.save(part, latents.numpy())
         return cls(latents, torch.from_numpy(scenes.labels), scenes.captions, scenes.words, tokenizer)
 
-    def draw(self, recipe: Recipe, generator):
-        """Latents, token ids, visible tokens, and for grounding the token positions and classes of words (-1: none)."""
-        n = recipe.batch
+    def draw(self, settings: TextToImageSettings, generator):
+        """Draw latents, labels, token ids, attention mask, and positions and classes (-1: none) of grounded words."""
+        n = settings.batch
         index = torch.randint(len(self.captions), (n,), generator=generator)
         chance = torch.rand(n, 3, generator=generator)
-        texts = [self._caption(int(i), c, recipe, generator) for i, c in zip(index, chance, strict=True)]
+        texts = [self._caption(int(i), c, settings, generator) for i, c in zip(index, chance, strict=True)]
         tokens = self.tokenizer(
             texts,
             padding="max_length",
-            max_length=LENGTH,
+            max_length=PROMPT_LENGTH,
             truncation=True,
             return_offsets_mapping=True,
             return_tensors="pt",
         )
         length = tokens.attention_mask.sum(1)  # start, words and end
-        positions = torch.arange(LENGTH)
-        visible = (chance[:, 2:] >= recipe.bare) | (positions < length[:, None] - 1)
-        where, what = torch.zeros(n, WORDS, dtype=torch.long), torch.full((n, WORDS), -1)
+        attention_mask = (chance[:, 2:] >= settings.bare) | (torch.arange(PROMPT_LENGTH) < length[:, None] - 1)
+        positions = torch.zeros(n, _MAX_WORDS, dtype=torch.long)
+        classes = torch.full((n, _MAX_WORDS), -1)
         for row, (i, text) in enumerate(zip(index, texts, strict=True)):
             spans = [(p, text[a:b]) for p, (a, b) in enumerate(tokens.offset_mapping[row].tolist()) if a < b]
-            named = [(p, self.words[int(i)][t]) for p, t in spans if t in self.words[int(i)]][:WORDS]
+            named = [(p, self.words[int(i)][t]) for p, t in spans if t in self.words[int(i)]][:_MAX_WORDS]
             for k, (p, name) in enumerate(named):
-                where[row, k], what[row, k] = p, street.CLASSES.index(name)
-        return self.latents[index], self.labels[index], tokens.input_ids, visible, where, what
+                positions[row, k], classes[row, k] = p, street.CLASSES.index(name)
+        return self.latents[index], self.labels[index], tokens.input_ids, attention_mask, positions, classes
 
-    def _caption(self, i, chance, recipe, generator):
-        if chance[0] < recipe.empty:
+    def _caption(self, i, chance, settings, generator):
+        if chance[0] < settings.empty:
             return ""
         words = list(self.words[i])
-        if chance[1] < recipe.keywords and words:
+        if chance[1] < settings.keywords and words:
             order = torch.randperm(len(words), generator=generator)
             keep = 1 + int(torch.randint(min(3, len(words)), (1,), generator=generator))
             return " ".join(words[k] for k in order[:keep].tolist())
@@ -146,8 +151,8 @@ class Batches:
 
 
 @contextmanager
-def attention_scores(unet):
-    """Within the block, the scores q·k / sqrt(d) of each grounded layer's latest pass, (image, head, pixel, token)."""
+def _attention_scores(unet):
+    """Yield {layer: scores q·k / sqrt(d) of its latest pass, (image, head, pixel, token)} of the grounded layers."""
     seen, scores, handles = {}, {}, []
 
     def keep(name, attention, role):
@@ -169,15 +174,25 @@ def attention_scores(unet):
             handle.remove()
 
 
-def grounding_loss(scores, labels, visible, where, what, weight):
-    """Mean KL divergence from the uniform distribution over a word's mask to the word's spatial attention.
+def grounding_loss(scores, labels, attention_mask, positions, classes, weight):
+    """Return the mean KL divergence from the uniform distribution over a word's mask to the word's spatial attention.
 
-    scores: of each layer (image, head, pixel, token); labels (image, row, column); visible (image, token); where, what
-    (image, word); weight (image,) by how much signal is left at the timestep.
+    Parameters
+    ----------
+    scores : dict from str to (image, head, pixel, token) tensor
+        Of each layer, before the softmax.
+    labels : (image, row, column) tensor
+        Class of each pixel.
+    attention_mask : (image, token) tensor of bool
+        Tokens that the denoiser sees.
+    positions, classes : (image, word) tensor
+        Token position and class of each grounded word; -1 for none.
+    weight : (image,) tensor
+        How much signal is left at the timestep.
     """
-    masks = (labels[:, None] == what[:, :, None, None]).float()  # (image, word, row, column)
-    counts = (what >= 0) & masks.flatten(2).any(-1) & visible.gather(1, where)
-    total, hidden = 0.0, ~visible[:, None, None, :]
+    masks = (labels[:, None] == classes[:, :, None, None]).float()  # (image, word, row, column)
+    counts = (classes >= 0) & masks.flatten(2).any(-1) & attention_mask.gather(1, positions)
+    total, hidden = 0.0, ~attention_mask[:, None, None, :]
 
     @cache
     def target(pixels):
@@ -185,8 +200,9 @@ def grounding_loss(scores, labels, visible, where, what, weight):
         return small / small.sum(-1, keepdim=True).clamp(min=1e-6)
 
     for score in scores.values():
-        share = score.masked_fill(hidden, -torch.inf).softmax(-1).mean(1)  # (image, pixel, token)
-        maps = share.mT.gather(1, where[..., None].expand(-1, -1, share.shape[1]))  # (image, word, pixel)
+        probability = score.masked_fill(hidden, -torch.inf).softmax(-1).mean(1)  # (image, pixel, token)
+        index = positions[..., None].expand(-1, -1, probability.shape[1])
+        maps = probability.mT.gather(1, index)  # (image, word, pixel)
         maps = maps / maps.sum(-1, keepdim=True).clamp(min=1e-6)
         goal = target(maps.shape[-1])
         total = total + (goal * ((goal + 1e-6).log() - (maps + 1e-6).log())).sum(-1)
@@ -195,8 +211,9 @@ def grounding_loss(scores, labels, visible, where, what, weight):
 
 
 def train_denoiser(
-    model: TextToLatent, batches: Batches, recipe: Recipe, schedule: training.Schedule, folder: Path
+    model: TextToLatent, batches: Batches, settings: TextToImageSettings, schedule: training.Schedule, folder: Path
 ) -> TextToLatent:
+    """Train a model by the diffusion loss and, unless its weight is 0, the grounding loss."""
     scheduler = new_scheduler()
     device = model.unet.device
     if device.type == "cpu":  # the fast kernels' backward pass is slow there
@@ -204,18 +221,18 @@ def train_denoiser(
     alphas = scheduler.alphas_cumprod.to(device)
 
     def loss(model, generator):
-        latents, labels, ids, visible, where, what = (t.to(device) for t in batches.draw(recipe, generator))
-        n = len(latents)
+        latents, labels, ids, *words = (t.to(device) for t in batches.draw(settings, generator))
+        n, attention_mask = len(latents), words[0]
         # stratified over the batch: every step sees early and late timesteps
         timestep = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * len(alphas)).long()
         timestep = timestep[torch.randperm(n, generator=generator)].to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         noisy = scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
-        with attention_scores(model.unet) as scores:
-            predicted = model(noisy, timestep, ids, visible)
+        with _attention_scores(model.unet) as scores:
+            predicted = model(noisy, timestep, ids, attention_mask)
         diffusion = F.mse_loss(predicted.float(), scheduler.get_velocity(latents, noise, timestep))
-        grounding = grounding_loss(scores, labels, visible, where, what, alphas[timestep].sqrt())
-        total = diffusion + recipe.grounding * grounding if recipe.grounding else diffusion
+        grounding = grounding_loss(scores, labels, *words, alphas[timestep].sqrt())
+        total = diffusion + settings.grounding * grounding if settings.grounding else diffusion
         return {"loss": total, "diffusion": diffusion, "grounding": grounding}
 
     return training.run_training(model, loss, schedule, folder)

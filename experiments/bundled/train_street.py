@@ -1,7 +1,7 @@
-"""Train the bundled models from nothing, stage by stage; a stage that was interrupted is continued.
+"""Train the bundled models from nothing, stage by stage; an interrupted stage is continued.
 
     python -m experiments.bundled.train_street vae              # images to latents of a quarter of their side
-    python -m experiments.bundled.train_street denoiser         # words that are drawn towards their masks: `tiny`
+    python -m experiments.bundled.train_street denoiser         # attention grounded in exact masks: `tiny`
     python -m experiments.bundled.train_street denoiser-plain   # the same by the diffusion loss alone: `tiny-plain`
     python -m experiments.bundled.train_street segmenter        # the reference segmenter
     python -m experiments.bundled.train_street export           # half-precision weights, curves: attnlab/models
@@ -25,43 +25,42 @@ from attnlab.pipelines import BUNDLED
 from attnlab.scenes import street
 from attnlab.segmentation import Segmenter
 
-from . import data, shipping, street_segmenter, vae
-from . import text_encoder as text
-from . import text_to_image as denoiser
+from . import data, shipping, street_segmenter, text_encoder as text, text_to_image as denoiser, vae
 
-log = logging.getLogger(__name__)
-MODELS = BUNDLED
+__all__ = ["DENOISERS", "STREET_PRESETS", "StreetPreset", "StreetTraining", "main"]
+
+_log = logging.getLogger(__name__)
 DENOISERS = {"denoiser": "tiny", "denoiser-plain": "tiny-plain"}  # stage -> bundled model
 
 
 @dataclass(frozen=True)
-class Preset:
-    """What is trained on, how large the denoiser is, and for how long each part is trained."""
+class StreetPreset:
+    """The training scenes, the size of the denoiser, and the schedule of each part."""
 
     size: int  # side of a scene in pixels
     scenes: int
     channels: tuple[int, ...]  # of the denoiser
-    recipe: denoiser.Recipe
+    settings: denoiser.TextToImageSettings
     vae: training.Schedule
     denoiser: training.Schedule
     segmenter: training.Schedule
 
 
-PRESETS = {
-    "cpu": Preset(
+STREET_PRESETS = {
+    "cpu": StreetPreset(
         size=64,
         scenes=48_000,
         channels=(64, 96, 160),
-        recipe=denoiser.Recipe(batch=32),
+        settings=denoiser.TextToImageSettings(batch=32),
         vae=training.Schedule(steps=3_500, lr=2e-3, weight_decay=0.0),
         denoiser=training.Schedule(steps=10_000, lr=1e-3, cycles=2, ema=0.9985),
         segmenter=training.Schedule(steps=1_200, lr=2e-3),
     ),
-    "gpu": Preset(
+    "gpu": StreetPreset(
         size=128,
         scenes=100_000,
         channels=(64, 96, 160),
-        recipe=denoiser.Recipe(batch=256),
+        settings=denoiser.TextToImageSettings(batch=256),
         vae=training.Schedule(steps=12_000, lr=1e-3, weight_decay=0.0),
         denoiser=training.Schedule(steps=20_000, lr=1e-3, ema=0.9995),
         segmenter=training.Schedule(steps=3_000, lr=2e-3),
@@ -70,27 +69,31 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run: its preset, the folder of scenes, checkpoints and curves, the folder of models, the device."""
+class StreetTraining:
+    """The training of all street models."""
 
-    preset: Preset
-    work: Path
-    models: Path
+    preset: StreetPreset
+    work: Path  # folder of scenes, checkpoints and curves
+    models: Path  # folder of exported models
     device: torch.device
 
     @property
     def scenes(self) -> data.Scenes:
-        return data.cached(self.work, 0, self.preset.scenes, self.preset.size)
+        """The training scenes."""
+        return data.cached_scenes(self.work, 0, self.preset.scenes, self.preset.size)
 
     @property
     def autoencoder(self) -> AutoencoderKL:
+        """The trained autoencoder."""
         return AutoencoderKL.from_pretrained(self.work / "vae" / "model").to(self.device)
 
     @property
     def latents(self) -> Path:
+        """File of the latents of the training scenes."""
         return self.work / "latents.npy"
 
     def vae(self) -> None:
+        """Train the autoencoder."""
         model = vae.train_vae(self.scenes, self.preset.vae, self.work / "vae", self.device)
         model.save_pretrained(self.work / "vae" / "model")
         self.latents.unlink(missing_ok=True)  # those of an earlier autoencoder
@@ -100,19 +103,20 @@ class Run:
         scenes = self.scenes
         tokenizer = text.train_tokenizer(scenes.captions, self.work / "tokenizer")
         batches = denoiser.Batches.of(scenes, self.autoencoder, tokenizer, cache=self.latents)
-        recipe = self.preset.recipe if stage == "denoiser" else replace(self.preset.recipe, grounding=0.0)
+        settings = self.preset.settings if stage == "denoiser" else replace(self.preset.settings, grounding=0.0)
         with training.seeded(self.preset.denoiser.seed):
             model = denoiser.TextToLatent.new(tokenizer, self.preset.size // 4, self.preset.channels).to(self.device)
-        denoiser.train_denoiser(model, batches, recipe, self.preset.denoiser, self.work / stage)
+        denoiser.train_denoiser(model, batches, settings, self.preset.denoiser, self.work / stage)
 
     def segmenter(self) -> None:
+        """Train the reference segmenter."""
         scenes, folder = self.scenes, self.work / "segmenter"
         restored = street_segmenter.restore(self.autoencoder, scenes.images[:6000])
         model = street_segmenter.train_street_segmenter(scenes, restored, self.preset.segmenter, folder, self.device)
         Segmenter(model, street.CLASSES).save_pretrained(folder / "model")
 
     def export(self) -> None:
-        """Write every model that is trained to its end in half precision, and the curves of its training beside it."""
+        """Write every finished model in half precision, and the curves of its training beside it."""
         for stage, name in DENOISERS.items():
             if (self.work / stage / "checkpoint.pt").exists():
                 self._export_pipeline(stage, self.models / name)
@@ -124,7 +128,7 @@ class Run:
     def _export_pipeline(self, stage: str, folder: Path) -> None:
         steps, average = shipping.averaged(self.work / stage)
         if steps < self.preset.denoiser.steps:
-            log.warning("%s is at step %d of %d: not exported", stage, steps, self.preset.denoiser.steps)
+            _log.warning("%s is at step %d of %d: not exported", stage, steps, self.preset.denoiser.steps)
             return
         from diffusers import StableDiffusionPipeline  # only here: its import warns of torchvision, which is not wanted
 
@@ -151,14 +155,14 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("vae", *DENOISERS, "segmenter", "export"))
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--preset", choices=STREET_PRESETS, default="cpu")
     parser.add_argument("--work", type=Path, help="scenes, checkpoints and curves go here; default runs/tiny-PRESET")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work = given.work or Path("runs") / f"tiny-{given.preset}"
-    models = MODELS if given.preset == "cpu" else work / "models"
-    run = Run(PRESETS[given.preset], work, models, torch.device(given.device))
+    models = BUNDLED if given.preset == "cpu" else work / "models"
+    run = StreetTraining(STREET_PRESETS[given.preset], work, models, torch.device(given.device))
     run.train_denoiser(given.stage) if given.stage in DENOISERS else getattr(run, given.stage)()
 
 

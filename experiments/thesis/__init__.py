@@ -7,7 +7,7 @@ experiment.curves("DAAM", "generated")["car"]                      # IoU (thresh
 
 from .examples import MIN_OBJECT_AREA, PROMPT, PROMPT_WORDS, Example, main_object
 from .experiment import (
-    MAP_METHODS,
+    THESIS_METHODS,
     TRACKS,
     CurveSummary,
     Experiment,
@@ -20,6 +20,6 @@ from .experiment import (
 )
 from .gallery import Gallery
 
-__all__ = ["MAP_METHODS", "MIN_OBJECT_AREA", "PROMPT", "PROMPT_WORDS", "TRACKS", "CurveSummary", "Example"]
+__all__ = ["MIN_OBJECT_AREA", "PROMPT", "PROMPT_WORDS", "THESIS_METHODS", "TRACKS", "CurveSummary", "Example"]
 __all__ += ["Experiment", "Gallery", "bootstrap_band", "by_resolution", "correlations", "layers_by_steps"]
 __all__ += ["main_object", "over_classes", "summarize_curve"]

@@ -18,11 +18,11 @@ from attnlab.tokens import Token
 from .examples import PROMPT_WORDS, Example
 from .gallery import Gallery
 
-__all__ = ["MAP_METHODS", "TRACKS", "CurveSummary", "Experiment", "bootstrap_band", "by_resolution", "correlations"]
+__all__ = ["THESIS_METHODS", "TRACKS", "CurveSummary", "Experiment", "bootstrap_band", "by_resolution", "correlations"]
 __all__ += ["layers_by_steps", "over_classes", "summarize_curve"]
 
 TRACKS = ("generated", "rendered")
-MAP_METHODS = {
+THESIS_METHODS = {
     "DAAM": "",
     "Linear DAAM": "",
     "DAAM, optimized": "thesis-softmax",
@@ -82,7 +82,7 @@ class Experiment:
 
     def token(self, method: str, track: str, name: str, count: int | None = None) -> Token:
         """Return the token that a method learned from the first `count` train examples."""
-        preset = MAP_METHODS[method]
+        preset = THESIS_METHODS[method]
         settings = replace(PRESETS[preset], epochs=self.epochs) if preset in PRESETS else preset
         train = self.train[track, name][: count or self.usual]
         return self.gallery.learn(train, settings, [e for n in PROMPT_WORDS for e in self.sets[track, n]])

@@ -16,7 +16,7 @@ from attnlab.metrics import THRESHOLDS, best_threshold, bootstrap_interval, mean
 from attnlab.storage import replacing
 
 from .examples import PROMPT_WORDS
-from .experiment import MAP_METHODS, TRACKS, Experiment, over_classes, summarize_curve
+from .experiment import THESIS_METHODS, TRACKS, Experiment, over_classes, summarize_curve
 
 __all__ = ["Table", "as_columns", "at_chosen_threshold", "chosen_threshold", "images", "miou", "training_sizes"]
 
@@ -91,7 +91,7 @@ def miou(experiments: Sequence[Experiment], area: bool = False) -> Table:
     published, rows = _PUBLISHED_AREA if area else _PUBLISHED, []
     for x in experiments:
         for track in TRACKS:
-            curves = {method: x.curves(method, track) for method in MAP_METHODS}
+            curves = {method: x.curves(method, track) for method in THESIS_METHODS}
             for name in [*x.names(track), *(["all"] if x.names(track) else [])]:
                 found = [over_classes(c) if name == "all" else c[name] for c in curves.values()]
                 values = [100 * getattr(summarize_curve(ious), "area" if area else "maximum") for ious in found]
@@ -103,8 +103,8 @@ def miou(experiments: Sequence[Experiment], area: bool = False) -> Table:
         f"is of the mean of the classes' curves. Tokens are learned from {experiments[0].usual} other images. "
         "Published: Stable Diffusion 2-base, generated images."
     )
-    header = ["model", "track", "class", "images", *MAP_METHODS]
-    header += [f"published: {method}" for method in list(MAP_METHODS)[:4]]
+    header = ["model", "track", "class", "images", *THESIS_METHODS]
+    header += [f"published: {method}" for method in list(THESIS_METHODS)[:4]]
     return Table("07_area" if area else "07_maximum_miou", caption, header, rows)
 
 
@@ -137,7 +137,7 @@ def chosen_threshold(experiments: Sequence[Experiment]) -> Table:
     rows = []
     for x in experiments:
         for track in (track for track in TRACKS if x.names(track)):
-            found = {method: at_chosen_threshold(x, method, track) for method in MAP_METHODS}
+            found = {method: at_chosen_threshold(x, method, track) for method in THESIS_METHODS}
             for name in x.names(track):
                 values = [ious[name] for ious in found.values()]
                 cells = [_interval(v.mean(), *bootstrap_interval(v)) for v in values]
@@ -149,7 +149,7 @@ def chosen_threshold(experiments: Sequence[Experiment]) -> Table:
         f"best for the {experiments[0].usual} images of the class that tokens are learned from; *all* is the mean over "
         "classes. Nothing is chosen on the images it is reported on."
     )
-    return Table("07_chosen_threshold", caption, ["model", "track", "class", "images", *MAP_METHODS], rows)
+    return Table("07_chosen_threshold", caption, ["model", "track", "class", "images", *THESIS_METHODS], rows)
 
 
 def at_chosen_threshold(x: Experiment, method: str, track: str, count: int | None = None) -> dict[str, np.ndarray]:
