@@ -24,7 +24,6 @@ __all__ = ["PREDICTIONS", "Conditioning", "Denoiser", "as_settings", "as_x0"]
 PREDICTIONS = ("sample", "v_prediction", "epsilon")
 _CODES = ("bits", "one-hot")
 _MAX_SCENES = 2000  # whose class proportions are kept with a model
-_FILE_KEYS = {"proportions": "shares"}  # what files call it
 
 
 class Conditioning(NamedTuple):
@@ -63,9 +62,8 @@ class Denoiser:
         self.unet, self.metadata, self.classes = unet, metadata, tuple(metadata["classes"])
         self.codec = ChannelCodec(metadata["codes"], metadata["mean"], metadata["std"])
         self.schedule = DDPMScheduler(**noise_schedule())
-        if unet.device.type == "cpu":  # the fast kernels are slow there, their backward pass above all
-            for part in filter(lambda part: isinstance(part, Attention), unet.modules()):
-                part.set_processor(AttnProcessor())
+        if unet.device.type == "cpu":
+            _use_plain_attention(unet)
 
     @classmethod
     def new(
@@ -115,9 +113,9 @@ class Denoiser:
                 f"{len(classes)} classes, codes={codes!r}, prediction={prediction!r}: give two classes or more, one of "
                 f"{', '.join(_CODES)} and one of {', '.join(PREDICTIONS)}"
             )
-        factor = shuffle * 2 ** (len(channels) - 1) * upscale
-        if images.shape[1] != images.shape[2] or images.shape[1] % factor:
-            raise ValueError(f"images are {images.shape[1:3]}: give squares whose side {factor} divides")
+        (_, height, width, _), factor = images.shape, shuffle * 2 ** (len(channels) - 1) * upscale
+        if height != width or height % factor:
+            raise ValueError(f"images are {(height, width)}: give squares whose side {factor} divides")
         metadata = {"classes": list(classes), "codes": _codes_of(labels, len(classes), codes).tolist()}
         metadata |= {"prediction": prediction, "shuffle": shuffle, **_colors_of(images), "upscale": upscale}
         metadata["self_conditioning"] = self_conditioning
@@ -125,7 +123,7 @@ class Denoiser:
             found = class_proportions(labels, len(classes))
             metadata["proportions"] = found[~np.isnan(found[:, 0])][:_MAX_SCENES].round(4).tolist()
         with seeded(seed):
-            return cls(_new_unet(images.shape[1] // shuffle, channels, metadata), metadata)
+            return cls(_new_unet(height // shuffle, channels, metadata), metadata)
 
     @property
     def size(self) -> int:
@@ -170,13 +168,13 @@ class Denoiser:
         folder = BUNDLED / folder if (BUNDLED / folder / "joint.json").exists() else Path(folder)
         if not (folder / "joint.json").exists():
             raise FileNotFoundError(f"{folder} holds no joint model: joint.json is missing")
-        metadata = _as_metadata(json.loads((folder / "joint.json").read_text()))
+        metadata = json.loads((folder / "joint.json").read_text())
+        if "shares" in metadata:
+            metadata["proportions"] = metadata.pop("shares")
         unet = UNet2DModel.from_pretrained(folder, dtype=torch.float32)
         expected = (3 + len(metadata["codes"][0])) * metadata["shuffle"] ** 2
         if (found := unet.config.out_channels) != expected:
-            raise ValueError(
-                f"{folder}: weights of {found} channels, joint.json wants {expected}: they are of two models"
-            )
+            raise ValueError(f"{folder}: weights of {found} channels, joint.json of {expected}: they are of two models")
         return cls(unet.to(device).eval(), metadata)
 
     def predict(self, unet, noisy, previous, conditioning, times):
@@ -212,13 +210,15 @@ def as_x0(kind: str, prediction: torch.Tensor, noisy: torch.Tensor, alphas: torc
 
 
 def as_settings(metadata: dict) -> dict:
-    """Return metadata under the names that files give them."""
-    return {_FILE_KEYS.get(name, name): value for name, value in metadata.items()}
+    """Return metadata as files hold it: there class proportions are called shares."""
+    return {"shares" if name == "proportions" else name: value for name, value in metadata.items()}
 
 
-def _as_metadata(settings):
-    names = {key: name for name, key in _FILE_KEYS.items()}
-    return {names.get(key, key): value for key, value in settings.items()}
+def _use_plain_attention(unet):
+    """Replace the fast kernels, which are slow on a CPU, their backward pass above all."""
+    for part in unet.modules():
+        if isinstance(part, Attention):
+            part.set_processor(AttnProcessor())
 
 
 def _codes_of(labels, num_classes, kind):

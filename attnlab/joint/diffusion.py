@@ -144,8 +144,8 @@ class JointDiffusion(Denoiser):
             If a number or name is out of range, `small` or `proportions` do not fit the model, or do not sum to 1.
         """
         if sampler not in _SAMPLERS or count < 1 or not 1 <= steps <= NUM_TIMES:
-            known = f"1 or more, 1 to {NUM_TIMES}, {', '.join(_SAMPLERS)}"
-            raise ValueError(f"{count} samples, {steps} steps, sampler {sampler!r}: {known}")
+            wanted = f"1 or more, 1 to {NUM_TIMES}, {', '.join(_SAMPLERS)}"
+            raise ValueError(f"{count} samples, {steps} steps, sampler {sampler!r}: {wanted}")
         if (small is not None) != (self.metadata["upscale"] > 1):
             raise ValueError("small=(images, labels) is for a model with upscale above 1, and for no other")
         if proportions is not None and "proportions" not in self.metadata:

@@ -3,7 +3,7 @@
 Images are uint8 (image, row, column, rgb), labels uint8 (image, row, column) with 255 where a pixel is ignored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from skimage.measure import label
@@ -86,14 +86,8 @@ def copy_paste(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
     return images, labels
 
 
-AUGMENTATIONS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], Pairs]] = {
-    "flip": flip,
-    "rotate90": rotate90,
-    "crop": crop,
-    "color": color,
-    "cutmix": cutmix,
-    "copy-paste": copy_paste,
-}
+AUGMENTATIONS = {"flip": flip, "rotate90": rotate90, "crop": crop, "color": color, "cutmix": cutmix}
+AUGMENTATIONS["copy-paste"] = copy_paste
 
 
 def check_augmentations(names: Sequence[str]) -> None:

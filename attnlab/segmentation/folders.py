@@ -10,6 +10,7 @@ Labels are 0, 1, ... in the order of the classes, and 255 where a pixel is ignor
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +131,12 @@ class PairFolder(Sequence):
         images = sorted(path for path in self.folder.glob(layout.images) if path.is_file())
         if not images:
             raise FileNotFoundError(f"{self.folder} has no {layout.images}: name the folder above, or another layout")
-        self.paths = [(path, self._mask_of(path)) for path in images]
+        above = [path.parent.parent.relative_to(self.folder).as_posix() for path in images]
+        masks = [layout.masks.format(name=path.stem, parent=parent) for path, parent in zip(images, above, strict=True)]
+        self.paths = [(path, self.folder / mask) for path, mask in zip(images, masks, strict=True)]
         if alone := [str(image.relative_to(folder)) for image, mask in self.paths if not mask.is_file()]:
             shown = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
             raise FileNotFoundError(f"{len(alone)} of {len(images)} images have no mask {layout.masks}: {shown}")
-
-    def _mask_of(self, path):
-        parent = path.parent.parent.relative_to(self.folder).as_posix()
-        return self.folder / self.layout.masks.format(name=path.stem, parent=parent)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -153,10 +152,8 @@ class PairFolder(Sequence):
             image = np.asarray(image.convert("RGB"))
         labels = _read_labels(mask_path, self.layout)
         if labels.shape != image.shape[:2]:
-            rows, columns = image.shape[:2]
-            raise ValueError(
-                f"{mask_path} is {labels.shape[0]} x {labels.shape[1]}, its image {path.name} {rows} x {columns}"
-            )
+            own, other = (" x ".join(map(str, shape[:2])) for shape in (labels.shape, image.shape))
+            raise ValueError(f"{mask_path} is {own}, its image {path.name} {other}")
         return image, labels
 
     def __repr__(self) -> str:
@@ -211,6 +208,8 @@ def patches(
 ) -> Pairs:
     """Cut pairs into squares: images (patch, row, column, rgb) and labels (patch, row, column), both uint8.
 
+    ValueError if no square is left: images are smaller, or too few pixels have a class.
+
     Parameters
     ----------
     pairs : iterable of (image, labels)
@@ -221,11 +220,6 @@ def patches(
         Pixels between squares; the last one of a row or column ends at the image's edge. Default: `size`.
     valid : float in 0..1
         Least fraction of pixels with a class; other squares are left out.
-
-    Raises
-    ------
-    ValueError
-        If there is no patch: images are smaller than `size`, or too few pixels have a class.
     """
     stride = size if stride is None else stride
     if size < 1 or stride < 1:
@@ -233,16 +227,13 @@ def patches(
     images, labels, seen = [], [], 0
     for image, one in tqdm(pairs, desc="patches", leave=False):
         seen += 1
-        for row in _starts(image.shape[0], size, stride):
-            for column in _starts(image.shape[1], size, stride):
-                part = one[row : row + size, column : column + size]
-                if (part != IGNORE).mean() >= valid:
-                    images.append(image[row : row + size, column : column + size])
-                    labels.append(part)
+        for row, column in product(*(_starts(length, size, stride) for length in one.shape)):
+            square = np.s_[row : row + size, column : column + size]
+            if (one[square] != IGNORE).mean() >= valid:
+                images.append(image[square])
+                labels.append(one[square])
     if not images:
-        raise ValueError(
-            f"no patch of {size} x {size} in {seen} images: they are smaller, or fewer pixels have a class"
-        )
+        raise ValueError(f"no patch of {size} x {size} in {seen} images: they are smaller, or have fewer valid pixels")
     return np.stack(images), np.stack(labels)
 
 
