@@ -16,11 +16,7 @@ BUNDLED = Path(__file__).parent / "models"
 
 
 def load_pipeline(
-    name: str | Path = "tiny",
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    **options,
+    name: str | Path = "tiny", *, device: str | torch.device | None = None, dtype: torch.dtype | None = None, **options
 ) -> DiffusionPipeline:
     """Load a diffusers pipeline, ready to generate.
 
