@@ -52,11 +52,8 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
     ]
     for thin, title in ((False, "class"), (True, "thin class")):
         mean, least = shown_when_asked(steer["classes"], thin)
-        rows = [
-            _class_row(c, maps["classes"].get(c), steer["classes"][c])
-            for c in steer["classes"]
-            if (c in street.THIN) == thin
-        ]
+        classes = [c for c in steer["classes"] if (c in street.THIN) == thin]
+        rows = [_class_row(c, maps["classes"].get(c), steer["classes"][c]) for c in classes]
         head = [title, "maps", "mean IoU", "pointing", "shown when asked", "shown unasked", "segmenter's recall"]
         parts.append(markdown_table(head, [*rows, ["mean; least", "", "", "", f"{mean:.3f}; {least:.2f}", "", ""]]))
     parts.append(

@@ -14,15 +14,8 @@ from attnlab.scenes.captions import VISIBLE_AREA
 
 __all__ = ["COMPANIONS", "shown_classes", "shown_when_asked", "steering"]
 
-_PROMPTS = {
-    "sky": "a blue sky",
-    "ground": "grass",
-    "water": "a river",
-    "mountain": "mountains",
-    "fire": "fire",
-    "smoke": "smoke",
-}
-"""Prompts of classes that are not "a car", "a tree", ..."""
+_PROMPTS = {"sky": "a blue sky", "ground": "grass", "water": "a river", "mountain": "mountains"}
+_PROMPTS |= {"fire": "fire", "smoke": "smoke"}  # of all others "a car", "a tree", ...
 COMPANIONS = {"pole": "traffic light", "bicycle": "rider", "smoke": "fire"}
 """Classes that come with another one, in whose images they do not count as unasked."""
 

@@ -9,11 +9,11 @@ from diffusers import AutoencoderKL
 from skimage.measure import label, regionprops
 from tqdm.auto import tqdm
 
-from attnlab import training
 from attnlab.metrics import class_ious, confusion
 from attnlab.scenes import street
 from attnlab.segmentation import Segmenter
 from attnlab.segmentation.model import UNet, as_input
+from attnlab.training import Schedule, run_training, seeded
 
 from .data import Scenes
 
@@ -23,16 +23,11 @@ _SMALL_OBJECT = 100 / 64**2  # fraction of the image below which an object is sm
 
 
 def train_street_segmenter(
-    scenes: Scenes,
-    blurred: np.ndarray,
-    schedule: training.Schedule,
-    folder: Path,
-    device: torch.device,
-    batch: int = 32,
+    scenes: Scenes, restored: np.ndarray, schedule: Schedule, folder: Path, device: torch.device, batch: int = 32
 ) -> UNet:
     """Minimize cross-entropy, with classes weighted by 1 / sqrt(frequency); return the trained model.
 
-    `blurred` holds the first scenes as the VAE restores them, uint8 (image, row, column, rgb). Half of every batch is
+    `restored` holds the first scenes as the VAE restores them, uint8 (image, row, column, rgb). Half of every batch is
     of them, because generated images look like this.
     """
     frequency = np.bincount(scenes.labels[:4000].ravel(), minlength=len(street.CLASSES)) / scenes.labels[:4000].size
@@ -40,8 +35,8 @@ def train_street_segmenter(
 
     def loss(model, generator):
         sharp = torch.randint(len(scenes), (batch // 2,), generator=generator).numpy()
-        soft = torch.randint(len(blurred), (batch // 2,), generator=generator).numpy()
-        images = as_input(np.concatenate([scenes.images[sharp], blurred[soft]]))
+        soft = torch.randint(len(restored), (batch // 2,), generator=generator).numpy()
+        images = as_input(np.concatenate([scenes.images[sharp], restored[soft]]))
         images = images + 0.04 * torch.randn(images.shape, generator=generator)
         labels = torch.from_numpy(scenes.labels[np.concatenate([sharp, soft])]).long()
         flip = torch.rand(1, generator=generator) < 0.5
@@ -50,10 +45,10 @@ def train_street_segmenter(
         logits = model(images.to(device).contiguous(memory_format=torch.channels_last)).logits
         return {"loss": F.cross_entropy(logits, labels.to(device), weight)}
 
-    with training.seeded(schedule.seed):
+    with seeded(schedule.seed):
         model = UNet.new(len(street.CLASSES), channels=(24, 48, 80), shuffle=1, size=scenes.images.shape[1])
         model = model.to(device, memory_format=torch.channels_last)
-    return training.run_training(model, loss, schedule, folder)
+    return run_training(model, loss, schedule, folder)
 
 
 @torch.no_grad()

@@ -177,18 +177,8 @@ def _attention_scores(unet):
 def grounding_loss(scores, labels, attention_mask, positions, classes, weight):
     """Return the mean KL divergence from the uniform distribution over a word's mask to the word's spatial attention.
 
-    Parameters
-    ----------
-    scores : dict from str to (image, head, pixel, token) tensor
-        Of each layer, before the softmax.
-    labels : (image, row, column) tensor
-        Class of each pixel.
-    attention_mask : (image, token) tensor of bool
-        Tokens that the denoiser sees.
-    positions, classes : (image, word) tensor
-        Token position and class of each grounded word; -1 for none.
-    weight : (image,) tensor
-        How much signal is left at the timestep.
+    `scores` of each layer are (image, head, pixel, token), `labels` (image, row, column), `attention_mask` (image,
+    token), `positions` and `classes` (image, word); `weight` (image,) is the signal that is left at the timestep.
     """
     masks = (labels[:, None] == classes[:, :, None, None]).float()  # (image, word, row, column)
     counts = (classes >= 0) & masks.flatten(2).any(-1) & attention_mask.gather(1, positions)

@@ -12,19 +12,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from attnlab import (
-    LinearMap,
-    Recording,
-    Token,
-    fit_token,
-    linear_daam,
-    metrics,
-    optimize_token,
-    ovam,
-    record_image,
-    seed,
-)
-from attnlab.learning.fit import Whitening
+from attnlab import LinearMap, Recording, Token, linear_daam, metrics, ovam, record_image, seed
+from attnlab.learning.fit import Whitening, fit_token
+from attnlab.learning.optimize import optimize_token
 from attnlab.maps.heatmaps import minmax
 from attnlab.scenes import street
 from attnlab.scenes.scene import Scene
@@ -68,9 +58,8 @@ def record_pool(pipe, first: int, count: int, batch: int = 20) -> ScenePool:
     for start in tqdm(range(first, first + count, batch), desc="scenes", leave=False):
         scenes = [street.render(s, size) for s in range(start, min(start + batch, first + count))]
         images, captions = [s.image for s in scenes], [s.caption for s in scenes]
-        recording = record_image(
-            pipe, images, captions, timesteps=TIMESTEPS, dtype=torch.float16, generator=seed(start)
-        )
+        options = {"timesteps": TIMESTEPS, "dtype": torch.float16, "generator": seed(start)}
+        recording = record_image(pipe, images, captions, **options)
         found.scenes += scenes
         found.recordings += list(recording)
         found.maps += [linear_daam(one) for one in recording]
@@ -108,17 +97,7 @@ def _ious_above_zero(token: Token, name: str, pool: ScenePool, numbers: Sequence
 
 @dataclass
 class FewShotStudy:
-    """A table of methods, each learning from a few train examples per class, tested on `tests` others.
-
-    Attributes
-    ----------
-    rows : dict from str to (scene, class) array
-        IoU of the test scenes, by name of the row; NaN where a scene is no test example of a class.
-    seconds : dict from str to list[float]
-        Duration of each fit, by name of the row.
-    test_numbers : dict from str to list[int]
-        Numbers of the test scenes, by class.
-    """
+    """A table of methods, each learning from a few train examples per class, tested on `tests` others."""
 
     train: ScenePool
     test: ScenePool
@@ -126,8 +105,8 @@ class FewShotStudy:
     tests: int = 60  # scenes per class
 
     def __post_init__(self):
-        self.rows: dict[str, np.ndarray] = {}
-        self.seconds: dict[str, list[float]] = {}
+        self.rows: dict[str, np.ndarray] = {}  # IoU (scene, class); NaN where a scene is no test example of a class
+        self.seconds: dict[str, list[float]] = {}  # of each fit, by row
         self.test_numbers = {name: self.test.examples(name, self.tests) for name in self.names}
         self.whitening = Whitening.of(self.train.maps)
 

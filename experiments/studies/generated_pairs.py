@@ -72,6 +72,9 @@ def real_pairs(count: int, first: int) -> Pairs:
     return np.stack(images), np.stack(labels)
 
 
+_rendered_once = lru_cache(maxsize=2)(real_pairs)
+
+
 def _as_arrays(dataset: Dataset) -> Pairs:
     pairs = list(dataset)
     return np.stack([np.asarray(p.image) for p in pairs]), np.stack([p.labels for p in pairs])
@@ -108,28 +111,14 @@ def _label_with_tokens(images: Sequence[tuple[np.ndarray, LinearMap]], tokens: T
 
 @dataclass(frozen=True)
 class GeneratedPairsStudy:
-    """What is compared.
+    """What is compared."""
 
-    Attributes
-    ----------
-    sizes : tuple of int
-        Numbers of real pairs.
-    seeds : int
-        Repetitions, each with other real pairs and another start of the segmenter.
-    images : int
-        Generated images of each of 48 prompts.
-    denoising, steps : int
-        Steps of a generation, and of the training of a segmenter.
-    tests : int
-        Held-out scenes.
-    """
-
-    sizes: tuple[int, ...] = (10, 30, 100)
-    seeds: int = 5
-    images: int = 6
-    denoising: int = 20
-    steps: int = 500
-    tests: int = 400
+    sizes: tuple[int, ...] = (10, 30, 100)  # numbers of real pairs
+    seeds: int = 5  # repetitions, each with other real pairs and another start of the segmenter
+    images: int = 6  # generated images of each of 48 prompts
+    denoising: int = 20  # steps of a generation
+    steps: int = 500  # of the training of each segmenter
+    tests: int = 400  # held-out scenes
 
     def recipe(self, model: str, **changes) -> Recipe:
         """Return the recipe of the generated pairs."""
@@ -144,7 +133,7 @@ class GeneratedPairsStudy:
 
     def few(self, n: int, s: int) -> Pairs:
         """Return the n real pairs of a seed."""
-        images, labels = _real(max(self.sizes))
+        images, labels = _rendered_once(max(self.sizes), FIRST_REAL_SEED)
         some = np.random.default_rng([s, n]).permutation(len(images))[:n]
         return images[some], labels[some]
 
@@ -200,7 +189,7 @@ class GeneratedPairsStudy:
         first, extra = (self.few(n, s), more) if n else (more, None)
         options = {"extra": extra, "steps": self.steps, "seed": s, "progress": False}
         segmenter = train_segmenter(*first, ("background", *DISASTERS), **options)
-        return segmenter.evaluate(*_tests(self.tests)).sum(0).tolist()
+        return segmenter.evaluate(*_rendered_once(self.tests, FIRST_REAL_TEST_SEED)).sum(0).tolist()
 
 
 def run_ious(record: dict, real: int, added: str) -> np.ndarray:
@@ -239,16 +228,6 @@ def _generate(pipe, recipe):
             made = pipe([recipe.prompt(i) for i in batch], **call)
         found += [(np.asarray(x), linear_daam(one)) for x, one in zip(made.images, recording, strict=True)]
     return found
-
-
-@lru_cache(maxsize=1)
-def _real(count):
-    return real_pairs(count, FIRST_REAL_SEED)
-
-
-@lru_cache(maxsize=1)
-def _tests(count):
-    return real_pairs(count, FIRST_REAL_TEST_SEED)
 
 
 def _pairs_file(out, name):

@@ -38,12 +38,8 @@ COMPARED_MIXES = ("half", "pool", "pretrain", "half, ignore band")
 _MIN_MARGIN = 0.9  # pixels of drawn pairs with a smaller margin are ignored, where the mix says "ignore band"
 _SEGMENTER_OPTIONS = {"architecture": "unet", "batch": 8, "lr": 2e-3, "progress": False}
 _BASIC = ("rotate90", "crop", "color")
-COMPARED_AUGMENTATIONS = {
-    "flips": (),
-    "geometry and color": _BASIC,
-    "CutMix": (*_BASIC, "cutmix"),
-    "Copy-Paste": (*_BASIC, "copy-paste"),
-}
+COMPARED_AUGMENTATIONS = {"flips": (), "geometry and color": _BASIC}
+COMPARED_AUGMENTATIONS |= {"CutMix": (*_BASIC, "cutmix"), "Copy-Paste": (*_BASIC, "copy-paste")}
 KINDS_OF_PAIRS = {  # that are added to the scenes
     "": "nothing",
     "drawn": "pairs drawn by the joint model of the same scenes",
@@ -57,31 +53,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JointPairsStudy:
-    """What is compared.
+    """What is compared."""
 
-    Attributes
-    ----------
-    sizes : tuple of int
-        Numbers of scenes that the joint model and the segmenter learn from.
-    ratios : tuple of int
-        Drawn pairs per scene.
-    tried, trial : int
-        The size and the ratio at which mixes and augmentations are compared, for all sizes and ratios.
-    tries, seeds : int
-        Seeds of runs that are compared on validation scenes, and of all others.
-    steps : int
-        Of each segmenter. With fewer steps, training is what is scarce, not labels.
-    """
-
-    sizes: tuple[int, ...] = (25, 50, 100)
-    ratios: tuple[int, ...] = (1, 2, 3, 4, 5)
-    tried: int = 25
-    trial: int = 3
-    tries: int = 2
-    seeds: int = 5
-    steps: int = 800
-    validation: int = 200
-    tests: int = 400
+    sizes: tuple[int, ...] = (25, 50, 100)  # numbers of scenes that the joint model and the segmenter learn from
+    ratios: tuple[int, ...] = (1, 2, 3, 4, 5)  # drawn pairs per scene
+    tried: int = 25  # the size at which mixes and augmentations are compared, for all sizes
+    trial: int = 3  # the ratio at which they, and other masks, are compared
+    tries: int = 2  # seeds of the runs that are compared on validation scenes
+    seeds: int = 5  # of all other runs
+    steps: int = 800  # of each segmenter; with fewer steps, training is what is scarce, not labels
+    validation: int = 200  # scenes
+    tests: int = 400  # scenes
 
     def run(self, work: str | Path, workers: int = 2) -> dict:
         """Draw pairs, compare on validation scenes, then train the rest; write and return work/study/record.json.

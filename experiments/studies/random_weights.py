@@ -1,4 +1,4 @@
-"""Pipelines of Stable Diffusion's exact geometry with random weights: costs can be measured on them."""
+"""Make pipelines of Stable Diffusion's exact geometry with random weights, to measure costs on them."""
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DConditionModel
@@ -9,23 +9,25 @@ from attnlab.training import seeded
 
 from ..bundled.text_encoder import new_text_encoder
 
-WINDOW = 77  # tokens of CLIP's texts
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+__all__ = ["stable_diffusion_2_base", "stable_diffusion_15"]
+
+_WINDOW = 77  # tokens of CLIP's texts
+_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def stable_diffusion_15(dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """Stable Diffusion 1.5: 860 million parameters in the denoiser, text 768 wide, latents an eighth of the image.
+    """Make a Stable Diffusion 1.5: 860 million parameters in the denoiser, text 768 wide, latents 1/8 of the image.
 
-    The text encoder has its width and depth but the vocabulary of `tiny`; the autoencoder is a small one of the right
-    sizes.
+    The text encoder has its width and depth but the vocabulary of `tiny`. The autoencoder is small, with the right
+    sizes of images and latents.
     """
     with seeded(0), torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    return _pipeline(unet, {"width": 768, "layers": 12, "heads": 12}, DDIMScheduler(**NOISE, clip_sample=False), dtype)
+    return _pipeline(unet, {"width": 768, "layers": 12, "heads": 12}, DDIMScheduler(**_NOISE, clip_sample=False), dtype)
 
 
 def stable_diffusion_2_base(dtype: torch.dtype = torch.float32, narrow: int = 1) -> DiffusionPipeline:
-    """Stable Diffusion 2-base, as `stable_diffusion_15`: text 1024 wide, 5 to 20 heads of width 64, PNDM.
+    """Make a Stable Diffusion 2-base, as `stable_diffusion_15`: text 1024 wide, 5 to 20 heads of width 64, PNDM.
 
     `narrow` divides the denoiser's channels, and with them the width of heads: 8 makes it small enough for tests.
     """
@@ -39,14 +41,14 @@ def stable_diffusion_2_base(dtype: torch.dtype = torch.float32, narrow: int = 1)
             cross_attention_dim=1024,
             use_linear_projection=True,
         )
-    scheduler = PNDMScheduler(**NOISE, skip_prk_steps=True)
+    scheduler = PNDMScheduler(**_NOISE, skip_prk_steps=True)
     return _pipeline(unet, {"width": 1024, "layers": 23, "heads": 16}, scheduler, dtype)
 
 
 def _pipeline(unet, text, scheduler, dtype):
     tiny = load_pipeline("tiny", device="cpu")
     tokenizer = tiny.tokenizer
-    tokenizer.model_max_length = WINDOW
+    tokenizer.model_max_length = _WINDOW
     with seeded(0):
         encoder = new_text_encoder(tokenizer, **text)
         levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
@@ -64,7 +66,7 @@ def _pipeline(unet, text, scheduler, dtype):
 
 
 def _random(unet, dtype):
-    """Weights of the usual size in place of those that are only declared: quicker than the library's own start."""
+    """Draw weights of the usual size for a model without memory yet: quicker than the library's own start."""
     unet = nn.Module.to(unet, dtype).to_empty(device="cpu").eval()  # not its own `to`, which warns of other types
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

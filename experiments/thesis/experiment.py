@@ -45,14 +45,6 @@ class Experiment:
         Numbers of train examples that are compared.
     epochs : int
         Of the methods that optimize a token.
-
-    Attributes
-    ----------
-    sets : dict from (track, class) to list[Example]
-        All examples.
-    train, tests : dict from (track, class) to list[Example]
-        The first `max(training)` examples that show the class, and the others that show it. Track and class are missing
-        where no test example is left.
     """
 
     def __init__(self, gallery: Gallery, images: int = 50, training: Sequence[int] = (1, 2, 5), epochs: int = 500):
@@ -60,12 +52,13 @@ class Experiment:
             text = f"training={list(training)} of {images} images"
             raise ValueError(f"{text}: learn from 1 or more, and leave some to test on")
         self.gallery, self.training, self.epochs = gallery, sorted(training), epochs
-        self.sets: dict[tuple[str, str], list[Example]] = {}
+        self.sets: dict[tuple[str, str], list[Example]] = {}  # all examples by (track, class)
         for name in PROMPT_WORDS:
             self.sets["generated", name] = gallery.generated(name, range(images))
             self.sets["rendered", name] = gallery.rendered(name, images)
         most = self.training[-1]
         shown = {key: [e for e in examples if e.shown] for key, examples in self.sets.items()}
+        # those that show the class, by (track, class): the first ones, and the others; neither where no other is left
         self.train = {key: examples[:most] for key, examples in shown.items() if len(examples) > most}
         self.tests = {key: shown[key][most:] for key in self.train}
         self._ious: dict[tuple, np.ndarray] = {}
