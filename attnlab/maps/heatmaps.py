@@ -35,22 +35,19 @@ class HeatMaps:
         self.special = special
 
     def __getitem__(self, query: words.Query | Token) -> np.ndarray:
-        query = query.name if isinstance(query, Token) else query
-        return self.values[list(words.find(self.words, query))].mean(0)
+        return self.values[list(words.find(self.words, getattr(query, "name", query)))].mean(0)
 
     def __iter__(self) -> Iterator[words.Query]:
-        seen: dict[str, int] = {}
         names = [word.text for word in self.words]
-        for name in names:
-            seen[name] = seen.get(name, -1) + 1
-            yield name if names.count(name) == 1 else (name, seen[name])
+        for i, name in enumerate(names):
+            yield name if names.count(name) == 1 else (name, names[:i].count(name))
 
     def __len__(self) -> int:
         return len(self.words)
 
     def __contains__(self, query: words.Query | Token) -> bool:
         """Whether the text has such a word, once or more often."""
-        query = query.name if isinstance(query, Token) else query
+        query = getattr(query, "name", query)
         return isinstance(query, str | tuple | Integral) and bool(words.matches(self.words, query))
 
     def __repr__(self) -> str:

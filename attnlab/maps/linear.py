@@ -79,13 +79,12 @@ class LinearMap:
     def __matmul__(self, embedding: torch.Tensor | np.ndarray) -> np.ndarray:
         """Return the map (row, column) of an embedding (text width,), or maps (token, row, column) of several."""
         x = torch.as_tensor(embedding).detach().to("cpu", torch.float32)
-        if x.ndim not in (1, 2) or x.shape[-1] != self.matrix.shape[1]:
-            width = self.matrix.shape[1]
+        width = self.matrix.shape[1]
+        if x.ndim not in (1, 2) or x.shape[-1] != width:
             raise ValueError(f"embeddings are ({width},) or (token, {width}) for this model, not {tuple(x.shape)}")
         if not x.isfinite().all():
             raise ValueError("the embedding holds NaN or infinity")
-        scores = x @ self.matrix.T + self.bias
-        return scores.unflatten(-1, self.size).numpy()
+        return (x @ self.matrix.T + self.bias).unflatten(-1, self.size).numpy()
 
     @classmethod
     def stack(cls, maps: Sequence["LinearMap"]) -> "LinearMap":
@@ -102,12 +101,8 @@ class LinearMap:
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.size))
-        return f"<LinearMap {size}, text width {self.matrix.shape[1]}, {self.nbytes / 1e6:.1f} MB>"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the matrix and the bias."""
-        return self.matrix.nbytes + self.bias.nbytes
+        megabytes = (self.matrix.nbytes + self.bias.nbytes) / 1e6
+        return f"<LinearMap {size}, text width {self.matrix.shape[1]}, {megabytes:.1f} MB>"
 
     def save(self, path: str | Path) -> Path:
         """Write to a safetensors file in half precision, with the metadata, and return its path."""
@@ -122,11 +117,10 @@ class LinearMap:
         `encoder` is a `TextEncoder.of(pipe)`; unless given, the recorded model's own is loaded when first needed.
         """
         file = storage.File(path, "LinearMap")
-        metadata = dict(file.metadata)
-        size, scale = metadata.pop("size"), metadata.pop("scale")
+        size, scale = (file.metadata.pop(name) for name in ("size", "scale"))
         matrix, bias = (file.read(name).float() * scale for name in ("matrix", "bias"))
-        models = {metadata["model"]} if metadata.get("model") else set()
-        return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), metadata)
+        models = {file.metadata["model"]} if file.metadata.get("model") else set()
+        return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), file.metadata)
 
 
 Images = Recording | LinearMap | Iterable[Recording | LinearMap]
@@ -161,7 +155,8 @@ def linear_daam(
     """Compute Linear DAAM: query-key products without a softmax, so that one matrix holds all steps, layers and heads.
 
     A(pixel, :) = mean over step, layer, head of resize(q W_k) / sqrt(d); a text embedding x has the map A x (+ b where
-    the model's keys have a bias).
+    the model's keys have a bias), of the size of the largest chosen layer's maps. ValueError as in `daam`, and for keys
+    that the model normalizes: those are not linear.
 
     Parameters
     ----------
@@ -171,16 +166,6 @@ def linear_daam(
         Whether products are divided by sqrt(d), as in the model's attention and OVAM; the thesis does not divide.
     mode : str
         "bilinear" or "bicubic", neither clamped: scores may be negative.
-
-    Returns
-    -------
-    LinearMap
-        Of the size of the largest chosen layer's maps.
-
-    Raises
-    ------
-    ValueError
-        Several images, an unknown layer, step, head or mode, or keys that the model normalizes: those are not linear.
     """
     trace = recording.trace
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
@@ -193,8 +178,14 @@ def linear_daam(
         if layer.norm_k is not None:
             raise ValueError(f"{name} normalizes its keys, which is not linear: use ovam")
         chosen = choose_heads(heads, layer.heads, name)
-        queries = _sum_of_queries(trace, name, index)[chosen].transpose(0, 1).flatten(1)  # (pixel, head x width)
-        scores = queries @ _weight_and_bias(layer)[chosen].flatten(0, 1)
+        if trace.queries:
+            queries = sum(layer.queries(trace.queries[name][i].cpu()) for i in index)  # (head, pixel, width)
+        else:  # summed up while recording, normalized already
+            queries = split_heads(trace.sums[name].cpu(), layer.heads, None)
+        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.float()
+        weights = torch.cat([layer.weight.float(), bias[:, None]], 1)  # (head x width, text width + 1)
+        weights = weights.unflatten(0, (layer.heads, -1))[chosen].flatten(0, 1)
+        scores = queries[chosen].transpose(0, 1).flatten(1) @ weights  # (pixel, text width + 1)
         sums[size] = sums.get(size, 0) + (layer.scale if scaled else 1.0) * scores
         count += len(index) * len(chosen)
     largest = max(sums, key=math.prod)
@@ -205,17 +196,3 @@ def linear_daam(
     choice = {"layers": names, "steps": list(steps), "heads": None if heads is None else as_list(heads)}
     metadata = {**recording.metadata, **choice, "scaled": scaled, "resize": mode, "versions": storage.versions()}
     return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, metadata)
-
-
-def _weight_and_bias(layer):
-    """Return key weights (head, width, text width + 1), the bias in the last column."""
-    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.float()
-    return torch.cat([layer.weight.float(), bias[:, None]], 1).unflatten(0, (layer.heads, -1))
-
-
-def _sum_of_queries(trace, name, index):
-    """Return the sum of a layer's queries over steps: float32 (head, pixel, width)."""
-    layer = trace.layers[name]
-    if name in trace.sums and not trace.queries:  # summed up while recording, normalized already
-        return split_heads(trace.sums[name].cpu(), layer.heads, None)
-    return sum(layer.queries(trace.queries[name][i].cpu()) for i in index)

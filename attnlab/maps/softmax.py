@@ -1,11 +1,7 @@
-"""Heat maps by softmax: of a prompt's words (`daam`), of any text's (`ovam`), and propagated by self-attention.
-
-Axes: step, head, token, pixel (row-major), then row, column.
-"""
+"""Heat maps by softmax: of a prompt's words (`daam`), of any text's (`ovam`), and propagated by self-attention."""
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -42,10 +38,8 @@ def daam(
         Of one image; of several images choose one with ``recording[i]``.
     layers : str, int or collection of these, optional
         Recorded layers, by name, beginning of a name, or height of their maps; all unless given.
-    steps : int or collection of int, optional
-        Recorded steps, by their number in the generation; all unless given.
-    heads : int or collection of int, optional
-        Heads of each layer; all unless given.
+    steps, heads : int or collection of int, optional
+        Recorded steps, by their number in the generation, and heads of each layer; all unless given.
     per : str, optional
         "step", "layer" or "head" for a dict of maps by step number, layer name, or (layer name, head).
     mode : str
@@ -62,8 +56,7 @@ def daam(
         Several images, a prompt given as embeddings, an unknown layer, step, head, `per` or `mode`.
     """
     trace, prompt_words = recording.trace, recording.words
-    tokens = list(range(trace.length))  # up to the first end token
-    text = _Text(trace.text, trace.attention_mask, tokens, prompt_words, streamed=None)
+    text = _Text(trace.text, trace.attention_mask, list(range(trace.length)), prompt_words, streamed=None)
     return _heat_maps(recording, text, layers, steps, heads, per, mode)
 
 
@@ -83,7 +76,7 @@ def ovam(
     """Compute open-vocabulary maps: of any text, whatever the prompt was (OVAM, Marcos-Manchón et al., CVPR 2024).
 
     The recorded queries meet the keys of another text: softmax over its tokens, mean over steps, heads and layers. With
-    the prompt as `text`, `padded` and `mode="bicubic"` it is `daam`.
+    the prompt as `text`, `padded` and `mode="bicubic"` it is `daam`; what it returns has the same form.
 
     Parameters
     ----------
@@ -102,21 +95,15 @@ def ovam(
     layers, steps, heads, per, mode
         As in `daam`.
 
-    Returns
-    -------
-    HeatMaps or dict of HeatMaps
-        Values are float32 (token, row, column).
-
     Raises
     ------
     ValueError
         As `daam`; an empty or too long text, no {} in `context`, embeddings of another width, padded without special.
     """
-    attention_mask = recording.trace.attention_mask
     if padded and not special:
         raise ValueError("padding stands behind the end token: padded=True needs special=True")
     if isinstance(text, str):
-        chosen = _of_text(recording, text, context, padded, special, attention_mask)
+        chosen = _of_text(recording, text, context, padded, special)
     elif padded or context != "{}" or not special:
         raise ValueError("padded, context and special are about text: embeddings and tokens are all that takes part")
     elif isinstance(text, Token) or not hasattr(text, "shape"):
@@ -136,7 +123,7 @@ class _Text(NamedTuple):
     streamed: str | None  # key of its maps where they were accumulated while recording; None for the prompt
 
 
-def _of_text(recording, text, context, padded, special, attention_mask) -> _Text:
+def _of_text(recording, text, context, padded, special) -> _Text:
     before, hole, after = context.partition("{}")
     if not hole or "{}" in after:
         raise ValueError(f"context={context!r}: write {{}} once, where the text stands")
@@ -152,21 +139,23 @@ def _of_text(recording, text, context, padded, special, attention_mask) -> _Text
             raise ValueError(f"context={context!r}: put spaces around {{}}, so that the text is a word of its own")
     tokens = list(range(whole.length))
     if padded:
-        return _Text(whole.embedding, attention_mask, tokens, found, _NOT_STREAMED)
+        return _Text(whole.embedding, recording.trace.attention_mask, tokens, found, _NOT_STREAMED)
     if special:
         return _Text(whole.embedding[tokens], None, tokens, found, whole.text)
     found = [word._replace(tokens=tuple(p - 1 for p in word.tokens)) for word in found]  # no start token before them
     return _Text(whole.embedding[tokens[1:-1]], None, tokens[:-2], found, _NOT_STREAMED)
 
 
-def _of_embedding(recording, embedding) -> _Text:
+def _of_embedding(recording, embedding, names=None) -> _Text:
+    """Return the rows of an embedding (token, text width) as words of these names; of their numbers unless given."""
     width = recording.trace.text.shape[-1]
     if embedding.ndim != 2 or embedding.shape[1] != width:
         raise ValueError(f"embeddings are (token, {width}) for this model, not {tuple(embedding.shape)}")
     if not embedding.isfinite().all():
         raise ValueError("the embeddings hold NaN or infinity")
     tokens = list(range(len(embedding)))
-    return _Text(embedding.detach().cpu(), None, tokens, [words.Word(str(i), (i,)) for i in tokens], _NOT_STREAMED)
+    found = [words.Word(name, (i,)) for i, name in enumerate(names or map(str, tokens))]
+    return _Text(embedding.detach().cpu(), None, tokens, found, _NOT_STREAMED)
 
 
 def _of_tokens(recording, tokens) -> _Text:
@@ -182,8 +171,7 @@ def _of_tokens(recording, tokens) -> _Text:
             raise ValueError(f"the recording has no text encoder to embed {token!r}: give tokens alone")
         values.append(token.value if isinstance(token, Token) else recording.encoder.embed(token))
         names.append(token.name if isinstance(token, Token) else token)
-    chosen = _of_embedding(recording, torch.stack(values))
-    return chosen._replace(words=[words.Word(name, (i,)) for i, name in enumerate(names)])
+    return _of_embedding(recording, torch.stack(values), names)
 
 
 def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=True):
@@ -197,56 +185,43 @@ def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=
         raise ValueError("this recording kept sums over its steps: per='step' needs record(pipe, keep='queries')")
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     largest = max((trace.sizes[name] for name in names), key=math.prod)
-    maps = _Maps(trace, text, heads, largest, mode, special)
-    if per is None:
-        return maps.mean(names, steps)
-    if per == "step":
-        return {step: maps.mean(names, [step]) for step in steps}
-    if per == "layer":
-        return {name: maps.mean([name], steps) for name in names}
-    if per == "head":
-        by_layer = ((name, zip(*maps.of_layer(name, steps), strict=True)) for name in names)
-        return {(name, head): maps.checked(values) for name, found in by_layer for head, values in found}
-    raise ValueError(f"per={per!r}: choose 'step', 'layer' or 'head', or leave it out")
 
-
-@dataclass(frozen=True)
-class _Maps:
-    """Maps of a text by layer and steps: of chosen heads, all resized to one size."""
-
-    trace: Trace
-    text: _Text
-    heads: int | Collection[int] | None
-    size: tuple[int, int]
-    mode: str
-    special: bool
-
-    def mean(self, names, steps) -> HeatMaps:
-        """Return the mean over layers, steps and heads."""
-        total, count = 0, 0
-        for name in names:
-            numbers, maps = self.of_layer(name, steps, summed=True)
-            total, count = total + maps.sum(0), count + len(numbers)
-        return self.checked(total / count)
-
-    def of_layer(self, name, steps, summed=False):
+    def of_layer(name, steps, summed=False):
         """Return the chosen heads' numbers, and their maps (head, token, row, column); `summed` may add them up."""
-        probabilities = _mean_probabilities(self.trace, name, steps, self.text)
-        numbers = choose_heads(self.heads, len(probabilities), name)
+        probabilities = _mean_probabilities(trace, name, steps, text)
+        numbers = choose_heads(heads, len(probabilities), name)
         probabilities = probabilities[numbers]
-        if summed and self.mode == "bilinear":  # resizing is linear, so once is enough; bicubic maps are clamped each
+        if summed and mode == "bilinear":  # resizing is linear, so once is enough; bicubic maps are clamped each
             probabilities = probabilities.sum(0, keepdim=True)
-        return numbers, resize(probabilities.unflatten(-1, self.trace.sizes[name]), self.size, self.mode)
+        return numbers, resize(probabilities.unflatten(-1, trace.sizes[name]), largest, mode)
 
-    def checked(self, values) -> HeatMaps:
+    def checked(values):
         if not values.isfinite().all():
             raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
-        return HeatMaps(values.numpy(), self.text.words, self.special)
+        return HeatMaps(values.numpy(), text.words, special)
+
+    def mean(names, steps):
+        total, count = 0, 0
+        for name in names:
+            numbers, maps = of_layer(name, steps, summed=True)
+            total, count = total + maps.sum(0), count + len(numbers)
+        return checked(total / count)
+
+    if per is None:
+        return mean(names, steps)
+    if per == "step":
+        return {step: mean(names, [step]) for step in steps}
+    if per == "layer":
+        return {name: mean([name], steps) for name in names}
+    if per == "head":
+        by_layer = ((name, zip(*of_layer(name, steps), strict=True)) for name in names)
+        return {(name, head): checked(values) for name, found in by_layer for head, values in found}
+    raise ValueError(f"per={per!r}: choose 'step', 'layer' or 'head', or leave it out")
 
 
 @torch.no_grad()
 def _mean_probabilities(trace: Trace, name: str, steps, text: _Text) -> torch.Tensor:
-    """Return the attention probabilities of a layer, mean over steps: float32 (head, token, pixel)."""
+    """Return the attention probabilities of a layer, mean over steps: float32 (head, token, pixel), row-major."""
     if not trace.queries:
         return trace.streamed[text.streamed][name].cpu() / len(trace.steps)
     layer, recorded = trace.layers[name], trace.queries[name]
@@ -268,6 +243,7 @@ def propagate(maps: HeatMaps, self_attention: torch.Tensor, size: tuple[int, int
     """Propagate maps along self-attention: each pixel becomes the mean of the pixels it attends to, `power` times.
 
     DiffSegmenter (Wang et al., 2023) refines maps like this. Values stay in 0..1, and a constant map does not change.
+    ValueError for a self-attention that does not fit its size, or a power below 0.
 
     Parameters
     ----------
@@ -279,11 +255,6 @@ def propagate(maps: HeatMaps, self_attention: torch.Tensor, size: tuple[int, int
         (height, width) of the self-attention, as `recording.self_attention()` gives it too.
     power : int
         How often maps are propagated, 0 or more.
-
-    Raises
-    ------
-    ValueError
-        A self-attention that does not fit its size, or a power below 0.
     """
     pixels, shape = math.prod(size), tuple(self_attention.shape)
     if shape != (pixels, pixels) or power < 0:
