@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from . import storage
 
@@ -73,7 +72,6 @@ class Token:
         if other := [n for n in compared if _as_json(self.metadata[n]) != _as_json(settings.get(n))]:
             warnings.warn(
                 f"token {self.name!r} was learned on maps with other {', '.join(other)}: its zero level does not hold",
-                UserWarning,
                 stacklevel=3,  # the line with linear[token]
             )
 
@@ -123,19 +121,8 @@ class TokenLibrary(Mapping):
     def load(cls, path: str | Path, model: str | None = None) -> "TokenLibrary":
         """Read what `save` wrote, or a plain safetensors file of embeddings by name, such as OVAM's published tokens.
 
-        Parameters
-        ----------
-        path : str or Path
-            The file.
-        model : str, optional
-            Model of the tokens, where the file does not name it, or names it otherwise.
-
-        Raises
-        ------
-        FileNotFoundError
-            No such file.
-        ValueError
-            A file that is cut short, is something else, or holds tensors that are no tokens.
+        `model` is the tokens' model, where the file does not name it, or names it otherwise. FileNotFoundError, or
+        ValueError for a file that is cut short, is something else, or holds tensors that are no tokens.
         """
         found = _read_plain(path) if storage.kind(path) is None else _read(path)
         if model is not None:
@@ -155,23 +142,20 @@ def same_model(one: str | None, other: str | None) -> bool:
 
 
 def _read(path):
-    file = storage.File(path, "TokenLibrary")
-    return [_unpack(name, entry, file) for name, entry in file.metadata.items()]
-
-
-def _unpack(name, entry, file):
-    background = entry.get("background")
-    if background is not None:
-        value = file.read(name + _BACKGROUND)
-        background = Token(background["name"], value, background["bias"], metadata=entry["about"])
-    return Token(name, file.read(name), entry["bias"], background, entry["about"])
+    file, found = storage.File(path, "TokenLibrary"), []
+    for name, entry in file.metadata.items():
+        background = None
+        if saved := entry.get("background"):
+            background = Token(saved["name"], file.read(name + _BACKGROUND), saved["bias"], metadata=entry["about"])
+        found.append(Token(name, file.read(name), entry["bias"], background, entry["about"]))
+    return found
 
 
 def _read_plain(path):
     """Return the tokens of a file of embeddings by name, whose header may name the model and the source."""
-    values = load_file(path)
     with safe_open(path, "pt") as file:
         header = file.metadata() or {}
+        values = {name: file.get_tensor(name) for name in file.keys()}
     wrong = {name: tuple(value.shape) for name, value in values.items() if value.ndim != 1}
     if wrong or not values:
         raise ValueError(f"{path} holds {wrong or 'nothing'}: tokens are (text width,) each")
