@@ -50,11 +50,6 @@ def threshold_mask(heat: ArrayLike, level: float = 0.4) -> np.ndarray:
         Heat map.
     level : float in 0..1
         Fraction of the maximum. 0.4 is OVAM's choice for words, 0.75 for optimized tokens (arXiv 2403.14291).
-
-    Returns
-    -------
-    (row, column) array of bool
-        The mask. Empty, with a warning, where no value is positive.
     """
     heat = _as_heat(heat)
     _check_fraction("level", level)

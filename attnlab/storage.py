@@ -1,4 +1,4 @@
-"""Tensors and what is known of them in one safetensors file: written whole or not at all, and read lazily."""
+"""Write tensors and metadata to one safetensors file, whole or not at all, and read it lazily."""
 
 from __future__ import annotations
 

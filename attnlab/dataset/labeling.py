@@ -24,30 +24,14 @@ __all__ = ["Labeling", "heats", "label", "streaming"]
 
 
 class Labeling(NamedTuple):
-    """Labels of one image.
+    """Labels of one image, and whether it is good enough."""
 
-    Attributes
-    ----------
-    labels : (row, column) array of uint8
-        0 background, from 1 on the classes in the recipe's order, 255 ignored.
-    masks : dict of str to (row, column) array of bool
-        Mask of each class with a map; masks may overlap.
-    areas : dict of str to float
-        Fraction of the image that each class has in `labels`.
-    scores : dict of str to float
-        Mean of a class's map inside its mask minus that outside, as a fraction of the map's range.
-    similarity : float or None
-        Cosine of the image and its prompt, where the recipe has a CLIP model.
-    rejected : str or None
-        Why the image is rejected.
-    """
-
-    labels: np.ndarray
-    masks: dict[str, np.ndarray]
-    areas: dict[str, float]
-    scores: dict[str, float]
-    similarity: float | None
-    rejected: str | None
+    labels: np.ndarray  # uint8 (row, column): 0 background, from 1 on the classes in the recipe's order, 255 ignored
+    masks: dict[str, np.ndarray]  # bool (row, column), of each class with a map; they may overlap
+    areas: dict[str, float]  # fraction of the image that each class has in `labels`
+    scores: dict[str, float]  # mean of a map inside its mask minus that outside, as a fraction of the map's range
+    similarity: float | None  # cosine of the image and its prompt, where the recipe has a CLIP model
+    rejected: str | None  # why the image is rejected
 
 
 def streaming(recipe: Recipe) -> dict:
@@ -82,9 +66,9 @@ def heats(
             for maps in {id(m): m for m in found.values()}.values()
         }
         found = {name: propagated[id(maps)] for name, maps in found.items()}
-    asked = {name: name if recipe.map == "linear" else recipe.classes[name] for name in found}
+    keys = {name: name if recipe.map == "linear" else recipe.classes[name] for name in found}
     mode = "bicubic" if recipe.map == "daam" else "bilinear"
-    return {name: upscale(maps[asked[name]], size, mode) for name, maps in found.items()}
+    return {name: upscale(maps[keys[name]], size, mode) for name, maps in found.items()}
 
 
 def label(

@@ -266,12 +266,8 @@ def _reject_duplicates(lines, most):
 
 
 def _as_rejected(line):
-    file = f"rejected/{line['index']:06d}.png"
-    return {
-        "file": file,
-        "reason": line["rejected"],
-        **{k: line[k] for k in ("index", "prompt", "seed", "areas", "scores")},
-    }
+    kept = {key: line[key] for key in ("index", "prompt", "seed", "areas", "scores")}
+    return {"file": f"rejected/{line['index']:06d}.png", "reason": line["rejected"], **kept}
 
 
 def _shard_name(number):

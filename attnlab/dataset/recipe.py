@@ -141,10 +141,8 @@ class Recipe:
         for name in ("prompts", "size"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.filters, Mapping):
-            unknown = set(self.filters) - {f.name for f in fields(Filters)}
-            if not unknown:
-                object.__setattr__(self, "filters", Filters(**self.filters))
+        if isinstance(self.filters, Mapping) and set(self.filters) <= {f.name for f in fields(Filters)}:
+            object.__setattr__(self, "filters", Filters(**self.filters))
         _refuse(_problems(self))
 
     def __len__(self) -> int:
@@ -271,15 +269,19 @@ def _problems(r):
     yield from _wrong_filters(r.filters)
 
 
+def _is_number(value, least, most):
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
 def _wrong_types(r):
     whole = {"images": 1, "seed": 0, "steps": 1, "batch": 1, "threads": 1, "shard": 1, "propagate": 0, "attention": 1}
     for name, least in whole.items():
         value = getattr(r, name)
         if type(value) is not int or value < least:
             yield f"{name} is {value!r}: it is a whole number from {least} on"
-    if isinstance(r.guidance, bool) or not isinstance(r.guidance, int | float) or not r.guidance >= 0:
+    if not _is_number(r.guidance, 0, float("inf")):
         yield f"guidance is {r.guidance!r}: it is a number from 0 on"
-    if not isinstance(r.band, int | float) or not 0 <= r.band < 1:
+    if not _is_number(r.band, 0, 1) or r.band == 1:
         yield f"band is {r.band!r}: it is a fraction from 0 to below 1"
     if r.size is not None and (len(r.size) != 2 or not all(type(n) is int and n > 0 and n % 8 == 0 for n in r.size)):
         yield f"size is {r.size!r}: (height, width) in multiples of 8, or leave it out"
@@ -291,11 +293,8 @@ def _wrong_types(r):
 
 
 def _wrong_prompts(r):
-    if (
-        not isinstance(r.prompts, tuple)
-        or not r.prompts
-        or not all(isinstance(p, str) and p.strip() for p in r.prompts)
-    ):
+    texts = r.prompts if isinstance(r.prompts, tuple) else ()
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         yield f"prompts is {r.prompts!r}: it is a list of one or more texts"
         return
     lists = r.lists if isinstance(r.lists, Mapping) else {}
@@ -352,9 +351,7 @@ def _wrong_filters(f):
         yield f"filters: area is {f.area!r}: [least, largest] fraction of the image, such as [0.05, 0.95]"
     for name, least, most in (("flat", 0, 1), ("blank", 0, 255), ("duplicates", 0, 64), ("similarity", -1, 1)):
         value = getattr(f, name)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most
-        ):
+        if value is not None and not _is_number(value, least, most):
             yield f"filters: {name} is {value!r}: a number from {least} to {most}, or nothing"
     if f.clip is not None and not isinstance(f.clip, str):
         yield f"filters: clip is {f.clip!r}: a folder or hub id of a CLIP model"

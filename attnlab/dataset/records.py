@@ -24,25 +24,15 @@ __all__ = [
     "Dataset", "Pair", "difference_hash", "read_lines", "verify_dataset", "write_lines", "write_record", "write_text",
 ]  # fmt: skip
 
-_MARKS = "bad.json"  # file names of images that people marked as bad
+_BAD_FILE = "bad.json"  # file names of images that people marked as bad
 
 
 class Pair(NamedTuple):
-    """An image with its labels.
-
-    Attributes
-    ----------
-    image : PIL.Image.Image
-        The image, RGB.
-    labels : (row, column) array of uint8, or dict of str to (row, column) array of bool
-        Class numbers, or the mask of each class.
-    metadata : dict
-        Its line of metadata.jsonl.
-    """
+    """An image with its labels."""
 
     image: Image.Image
-    labels: np.ndarray | dict[str, np.ndarray]
-    metadata: dict
+    labels: np.ndarray | dict[str, np.ndarray]  # uint8 (row, column) of class numbers, or the bool mask of each class
+    metadata: dict  # its line of metadata.jsonl
 
 
 class Dataset(Sequence):
@@ -71,7 +61,7 @@ class Dataset(Sequence):
         self.recipe = Recipe.load(self.folder / "recipe.yaml")
         self.records, self.rejected = (read_lines(self.folder / f"{n}.jsonl") for n in ("metadata", "rejected"))
         self.classes = ["background", *self.recipe.classes]
-        marks = self.folder / _MARKS
+        marks = self.folder / _BAD_FILE
         self.bad = set(json.loads(marks.read_text("utf-8"))) if marks.exists() else set()
 
     def mark(self, file_name: str, bad: bool = True) -> None:
@@ -79,7 +69,7 @@ class Dataset(Sequence):
         if file_name not in {metadata["file_name"] for metadata in self.records}:
             raise KeyError(f"no image {file_name} in {self.folder}")
         self.bad = self.bad | {file_name} if bad else self.bad - {file_name}
-        write_text(self.folder / _MARKS, json.dumps(sorted(self.bad), indent=1) + "\n")
+        write_text(self.folder / _BAD_FILE, json.dumps(sorted(self.bad), indent=1) + "\n")
 
     def __len__(self) -> int:
         return len(self.records)

@@ -74,14 +74,8 @@ def show_heat(
     if image is not None:
         show_image(ax, image)
     alpha, interpolation = (None, "nearest") if image is None else (_BLEND, "bilinear")
-    drawn = ax.imshow(
-        heat,
-        cmap=_HEAT_COLORMAP,
-        norm=_heat_scale(heat, vmax),
-        extent=_extent(ax, heat),
-        alpha=alpha,
-        interpolation=interpolation,
-    )
+    norm, extent = _heat_scale(heat, vmax), _extent(ax, heat)
+    drawn = ax.imshow(heat, _HEAT_COLORMAP, norm, extent=extent, alpha=alpha, interpolation=interpolation)
     if colorbar:
         add_colorbar(ax, drawn)
     return no_frame(ax, title)
@@ -267,11 +261,11 @@ def _as_rgb(image: ImageLike) -> np.ndarray:
     return np.rint(255 * image).astype(np.uint8)
 
 
-def _extent(ax: Axes, plane: np.ndarray) -> tuple[float, float, float, float]:
-    """Area (left, right, bottom, top) that a plane covers: that of the picture in the axes, or else its own pixels."""
+def _extent(ax: Axes, values: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the area (left, right, bottom, top) of the image in the axes, or else of the values' own pixels."""
     if ax.images:
         return tuple(ax.images[0].get_extent())
-    return (-0.5, plane.shape[1] - 0.5, plane.shape[0] - 0.5, -0.5)
+    return (-0.5, values.shape[1] - 0.5, values.shape[0] - 0.5, -0.5)
 
 
 def _painted(numbers: np.ndarray, palette: Mapping[int, tuple], alpha: float = 1.0) -> np.ndarray:

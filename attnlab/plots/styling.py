@@ -23,39 +23,18 @@ __all__ = [
 ]  # fmt: skip
 
 STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 8, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
     "lines.linewidth": 1.6,
-}
+}  # fmt: skip
 """The one style. It holds while a function that draws runs, and in a block `with style():` of your own."""
 
 CLASS_COLORS = {  # dark to light, even steps of brightness, so that a gray print keeps the classes of a scene apart
-    "pole": "#21121c",
-    "car": "#391066",
-    "bicycle": "#740d51",
-    "road": "#414148",
-    "water": "#1958b3",
-    "rider": "#d0206a",
-    "building": "#be4c32",
-    "vehicle": "#f03fa0",
-    "tree": "#37a253",
-    "traffic light": "#28b1a9",
-    "mountain": "#9d8da4",
-    "grass": "#a3c64f",
-    "fire": "#ff910b",
-    "person": "#ff84c8",
-    "sidewalk": "#c7c0a3",
-    "ground": "#e5cc90",
-    "smoke": "#dadadd",
-    "sky": "#cef1ff",
-}
+    "pole": "#21121c", "car": "#391066", "bicycle": "#740d51", "road": "#414148", "water": "#1958b3",
+    "rider": "#d0206a", "building": "#be4c32", "vehicle": "#f03fa0", "tree": "#37a253", "traffic light": "#28b1a9",
+    "mountain": "#9d8da4", "grass": "#a3c64f", "fire": "#ff910b", "person": "#ff84c8", "sidewalk": "#c7c0a3",
+    "ground": "#e5cc90", "smoke": "#dadadd", "sky": "#cef1ff",
+}  # fmt: skip
 """Color of each class, the same in every figure. Other names take the colors of matplotlib's tab10 in turn."""
 
 

@@ -59,15 +59,7 @@ def describe_pair(pair: Pair) -> str:
 
 
 class DatasetBrowser(Panel):
-    """The widget of `browse_dataset`.
-
-    Attributes
-    ----------
-    dataset : Dataset
-        What is shown.
-    found : list of int
-        Numbers of the records that the filters let through.
-    """
+    """The widget of `browse_dataset`; `found` are the numbers of the records that the filters let through."""
 
     def __init__(self, dataset: Dataset):
         self.dataset, self.found = dataset, list(range(len(dataset)))

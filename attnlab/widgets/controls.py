@@ -78,20 +78,12 @@ class GenerationForm:
 
 
 class WordChips(ui.HBox):
-    """Buttons for words and tokens: those of the prompt, then those that were asked for.
-
-    Attributes
-    ----------
-    asked : list of str or Token
-        Words and tokens beyond the prompt's.
-    chips : dict of str to (word or token, ui.ToggleButton)
-        All of them, by the name on the button.
-    """
+    """Buttons for words and tokens: those of the prompt, then those that were asked for."""
 
     def __init__(self, asked: Sequence[str | Token], changed: Callable[[], None]):
         super().__init__(layout=ROW_LAYOUT)
-        self.asked = list(asked)
-        self.chips: dict[str, tuple[Query | Token, ui.ToggleButton]] = {}
+        self.asked = list(asked)  # beyond the prompt's
+        self.chips: dict[str, tuple[Query | Token, ui.ToggleButton]] = {}  # by the name on the button
         self._on_change = changed
 
     @property

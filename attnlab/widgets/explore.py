@@ -18,13 +18,7 @@ __all__ = ["Explorer", "explore"]
 
 
 class Explorer(Panel):
-    """The widget of `explore`.
-
-    Attributes
-    ----------
-    image, recording : PIL.Image.Image, Recording
-        The last image and its recording, or None.
-    """
+    """The widget of `explore`; `image` and `recording` are those of the last generation, or None."""
 
     def __init__(
         self, pipe, prompt: str, seed: int, steps: int, guidance: float, words: Sequence[str], tokens: Sequence[Token]

@@ -56,13 +56,7 @@ def _recipe_line(settings):
 
 
 class MaskExplorer(Panel):
-    """The widget of `explore_mask`.
-
-    Attributes
-    ----------
-    mask : (row, column) array of bool
-        The mask, of the image's size.
-    """
+    """The widget of `explore_mask`; `mask` is bool (row, column) of the image's size."""
 
     def __init__(self, heat: np.ndarray, image: np.ndarray, truth: np.ndarray | None, settings: Mapping):
         self.image, self.truth, self.mask = image, truth, np.zeros(image.shape[:2], bool)

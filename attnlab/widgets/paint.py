@@ -21,15 +21,7 @@ _Shown = tuple[Image.Image, Recording | LinearMap]
 
 
 class TokenPainter(Panel):
-    """The widget of `paint_token`.
-
-    Attributes
-    ----------
-    token : Token or None
-        The last token fitted.
-    canvas : Picture
-        Where the mask is painted: ``canvas.painted``.
-    """
+    """The widget of `paint_token`; `token` is the last one fitted, or None."""
 
     def __init__(self, shown: Sequence[_Shown], word: str, library: Path):
         self.images = [np.asarray(image) for image, _ in shown]

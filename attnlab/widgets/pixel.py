@@ -17,13 +17,7 @@ __all__ = ["PixelInspector", "inspect_pixel"]
 
 
 class PixelInspector(Panel):
-    """The widget of `inspect_pixel`.
-
-    Attributes
-    ----------
-    picture : Picture
-        The image; ``picture.point`` is the pixel, [row, column].
-    """
+    """The widget of `inspect_pixel`; `picture.point` is the pixel, [row, column]."""
 
     def __init__(self, image: np.ndarray, recording: Recording, point: Sequence[int]):
         self.recording, self.size, self.report = recording, image.shape[:2], Report()
