@@ -15,7 +15,7 @@ from ..maps.heatmaps import HeatMaps, upscale
 from ..maps.linear import linear_daam
 from ..maps.softmax import daam, ovam, propagate
 from ..masks import IGNORE, mask_by
-from ..recording.recording import Recording
+from ..recording import Recording
 from ..recording.words import Word
 from ..tokens import TokenLibrary
 from .recipe import Recipe

@@ -80,20 +80,15 @@ class Recipe:
         As `load_pipeline` takes it.
     lists : dict of str to list of str
         The lists that prompts name; every combination is a prompt.
-    images : int
-        Images per prompt.
-    seed : int
-        Seed of record 0.
+    images, seed : int
+        Images per prompt, and the seed of record 0.
     steps, guidance, negative : int, float, str
         Denoising steps, guidance scale and negative prompt.
-    size : tuple of two int, optional
-        (height, width) in pixels. Default: the model's own.
-    scheduler : str, optional
-        Name of a diffusers scheduler. Default: the model's own.
-    batch, threads : int
-        Images per call of the model, and threads of torch per process. Rounding depends on both.
-    shard : int
-        Batches per shard. A shard that was interrupted is made again.
+    size, scheduler : tuple of two int, str
+        (height, width) in pixels, and the name of a diffusers scheduler. Default: the model's own.
+    batch, threads, shard : int
+        Images per call of the model, threads of torch per process (rounding depends on both), and batches per shard,
+        which is made again if it was interrupted.
     map : str
         "daam" (words of the prompt), "ovam" (any text) or "linear" (any text or learned token).
     context : str
