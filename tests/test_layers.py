@@ -36,8 +36,8 @@ def imports_of(path):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             dotted = ".".join([*base, *([node.module] if node.module else [])])
-            if dotted == "attnlab":
-                yield from ((node.lineno, f"attnlab.{name.name}") for name in node.names)
+            if dotted == "attnlab" or (node.level and not node.module):  # from . import words
+                yield from ((node.lineno, f"{dotted}.{name.name}") for name in node.names)
             elif dotted.startswith("attnlab."):
                 yield node.lineno, dotted
 
@@ -58,6 +58,24 @@ def test_a_module_imports_only_from_floors_below(path):
 def test_nothing_in_attnlab_imports_experiments():
     found = [path for path in MODULES if re.search(r"^\s*(from|import) experiments\b", path.read_text("utf-8"), re.M)]
     assert not found
+
+
+def test_no_circle_inside_a_folder():
+    """Modules of one folder import one another in one direction."""
+    for folder in {path.parent for path in MODULES} - {ROOT}:
+        names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        package = ".".join(["attnlab", *folder.relative_to(ROOT).parts])
+        uses = {
+            name: {
+                one for _, dotted in imports_of(folder / f"{name}.py") for one in [dotted.removeprefix(f"{package}.")]
+            }
+            & names
+            for name in names
+        }
+        while free := [name for name, used in uses.items() if not used & set(uses)]:
+            for name in free:
+                del uses[name]
+        assert not uses, f"{package}: {uses} import one another in a circle"
 
 
 def test_imports_are_read_in_all_their_spellings(tmp_path, monkeypatch):

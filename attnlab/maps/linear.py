@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from .. import storage
+from ..recording import Recording
 from ..recording.layers import Layers, as_list, choose_heads, split_heads
-from ..recording.recording import Recording
 from ..recording.texts import TextEncoder
 from ..tokens import Token
 from .heatmaps import resize, upscale

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..recording import words
+from ..recording import Recording, words
 from ..recording.layers import Layers, attention, choose_heads
-from ..recording.recording import Recording, Trace
+from ..recording.trace import Trace
 from ..tokens import Token
 from .heatmaps import HeatMaps, resize
 

@@ -9,7 +9,7 @@ import torch
 
 from .. import storage
 from .layers import Layer
-from .recording import Generation, SelfAttentionSum, Trace
+from .trace import Generation, SelfAttentionSum, Trace
 from .words import Word
 
 __all__ = ["pack", "unpack"]

@@ -19,9 +19,10 @@ import torch
 
 from .adapters import AttentionCall, DenoiserCall, adapter_of
 from .layers import Layer, Layers, as_list, choose_layers
-from .recording import Generation, Recording, Trace
+from .recording import Recording
 from .stores import Stores
 from .texts import TextEncoder
+from .trace import Generation, Trace
 from .words import split
 
 __all__ = ["Recorder", "record"]

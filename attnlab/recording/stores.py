@@ -14,8 +14,8 @@ from torch import nn
 
 from .adapters import Adapter, AttentionCall
 from .layers import Layer, as_list, attention, split_heads
-from .recording import SelfAttentionSum, Trace
 from .texts import Text, TextEncoder
+from .trace import SelfAttentionSum, Trace
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 

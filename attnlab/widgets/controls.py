@@ -6,7 +6,7 @@ from weakref import WeakSet
 
 import ipywidgets as ui
 
-from ..recording.recording import Trace
+from ..recording.trace import Trace
 from ..recording.words import Query
 from ..tokens import Token
 from . import views

@@ -6,7 +6,7 @@ import ipywidgets as ui
 import numpy as np
 from PIL import Image
 
-from ..recording.recording import Recording
+from ..recording import Recording
 from ..tokens import Token, TokenLibrary
 from . import views
 from .controls import GenerationForm, MapControls, WordChips, end_all

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..learning.fit import fit_token
 from ..maps.linear import LinearMap, linear_daam
-from ..recording.recording import Recording
+from ..recording import Recording
 from ..tokens import TokenLibrary
 from .drawing import beside, draw_mask, enlarged
 from .panel import Panel, Report, row, sized

@@ -7,7 +7,7 @@ import ipywidgets as ui
 import numpy as np
 from PIL import Image
 
-from ..recording.recording import Recording
+from ..recording import Recording
 from . import views
 from .drawing import beside, enlarged
 from .panel import Panel, Report

@@ -18,8 +18,8 @@ from ..maps.heatmaps import HeatMaps
 from ..maps.linear import linear_daam
 from ..maps.softmax import daam, ovam
 from ..pipelines import seed as seeded
+from ..recording import Recording
 from ..recording.recorder import record
-from ..recording.recording import Recording
 from ..recording.words import Query
 from ..tokens import Token
 

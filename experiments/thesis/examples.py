@@ -13,7 +13,7 @@ from attnlab import storage
 from attnlab.maps.heatmaps import HeatMaps
 from attnlab.maps.linear import LinearMap, linear_daam
 from attnlab.maps.softmax import daam
-from attnlab.recording.recording import Recording
+from attnlab.recording import Recording
 from attnlab.recording.texts import TextEncoder
 from attnlab.recording.words import Word
 from attnlab.scenes import street

@@ -25,9 +25,9 @@ from attnlab.learning.fit import Whitening, fit_token
 from attnlab.learning.optimize import PRESETS, OptimizerSettings, optimize_token
 from attnlab.maps.softmax import ovam
 from attnlab.pipelines import bundled, load_pipeline, seed
+from attnlab.recording import Recording
 from attnlab.recording.existing import record_image
 from attnlab.recording.recorder import record
-from attnlab.recording.recording import Recording
 from attnlab.recording.texts import TextEncoder
 from attnlab.scenes import street
 from attnlab.segmentation import Segmenter, load_segmenter

@@ -1,0 +1,74 @@
+"""What is kept of one image: its attention, the text it met, and how the image came about.
+
+Axes: step, head, pixel (row-major), token, width (channels of one head, or of the text).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from .layers import Layer
+from .words import Word
+
+__all__ = ["Generation", "SelfAttentionSum", "Trace"]
+
+
+@dataclass
+class Generation:
+    """What is known of how an image came about; None where it is not."""
+
+    model: str | None  # the pipeline's name, as it was loaded
+    revision: str | None
+    scheduler: str  # its class
+    guidance_scale: float | None
+    branch: str  # "conditional" or "negative"
+    latent_size: tuple[int, int]  # (height, width)
+    seed: int | None
+    planned: int | None  # calls of the denoiser by the schedule
+    ran: int = 0  # calls in fact; fewer where the generation was interrupted
+
+
+class SelfAttentionSum(NamedTuple):
+    """Self-attention of the layers of one size, summed up; divide `total` by `count` for the mean."""
+
+    total: torch.Tensor  # float32 (pixel, pixel), from each row to each column, mean over heads
+    count: int  # number of (step, layer) pairs summed
+
+
+@dataclass
+class Trace:
+    """What was recorded of one image, most of it by layer; what `record` was not asked to keep is empty."""
+
+    text: torch.Tensor  # (token, text width), as the denoiser saw it
+    attention_mask: torch.Tensor | None  # bool (token,), False for tokens that the model masks; None: it masks none
+    words: list[Word] | None  # of the text, with their token positions; None where it came as embeddings
+    generation: Generation
+    # per layer, one tensor (pixel, head x width) per recorded step
+    queries: dict[str, Sequence[torch.Tensor]] = field(default_factory=dict)
+    # per layer, the sum of the steps' queries, float32 (pixel, head x width), normalized where the model does
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    # per text (None: the prompt) and layer, the sum of the steps' softmax maps, float32 (head, token, pixel), tokens up
+    # to the first end token
+    streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
+    self_attention: dict[tuple[int, int], SelfAttentionSum] = field(default_factory=dict)  # by (height, width)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (height, width) of each layer's maps
+    layers: dict[str, Layer] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)  # which calls of the denoiser were recorded, from 0 on
+    timesteps: list[int] = field(default_factory=list)  # of these calls
+
+    @property
+    def length(self) -> int | None:
+        """Number of tokens up to the text's first end token, which is included; None where the words are unknown."""
+        if self.words is None:
+            return None
+        return max((p for word in self.words for p in word.tokens), default=0) + 2
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Give what is held in memory of this image alone."""
+        yield self.text
+        yield from (q for steps in self.queries.values() if isinstance(steps, list) for q in steps)
+        yield from self.sums.values()
+        yield from (total for layers in self.streamed.values() for total in layers.values())
+        yield from (attention.total for attention in self.self_attention.values())
