@@ -7,7 +7,7 @@ import attnlab as al
 from attnlab.metrics import class_ious
 from attnlab.scenes import aerial, street
 from experiments.bundled.steer import shown_classes
-from experiments.bundled.street_segmenter import measure
+from experiments.bundled.street_segmenter import measure_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def test_labels_of_held_out_scenes(segmenter):
     """Far below the card's figures: broken weights or a wrong order of classes would not pass."""
     assert segmenter.classes == street.CLASSES
     scenes = [street.render(seed) for seed in range(street.HELD_OUT, street.HELD_OUT + 40)]
-    result = measure(segmenter, np.stack([s.image for s in scenes]), np.stack([s.labels for s in scenes]))
+    result = measure_segmenter(segmenter, np.stack([s.image for s in scenes]), np.stack([s.labels for s in scenes]))
     assert result["mIoU"] > 0.6 and result["IoU"]["sky"] > 0.9
 
 
@@ -56,7 +56,7 @@ def test_measure_by_hand():
     truth, found = np.zeros((64, 64), int), np.zeros((64, 64), int)
     truth[10:13, 10:14] = 1
     found[10:12, 10:14], found[40, 40] = 1, 1
-    result = measure(Answer(), None, truth[None].astype(np.uint8))
+    result = measure_segmenter(Answer(), None, truth[None].astype(np.uint8))
     assert result["IoU"]["car"] == pytest.approx(8 / 13)
     assert result["recall of small objects"] == {"car": {"objects": 1, "recall": 1.0}}
 

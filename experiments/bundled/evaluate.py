@@ -49,7 +49,7 @@ def _measure_segmenter(name: str, scenes: int, images: int) -> dict:
     held_out = _held_out(segmenter.model.config.sample_size, scenes)
     pictures, labels = np.stack([s.image for s in held_out]), np.stack([s.labels for s in held_out])
     sets = {"sharp": pictures, "restored": street_segmenter.restore(autoencoder, pictures)}
-    return {kind: street_segmenter.measure(segmenter, x, labels) for kind, x in sets.items()}
+    return {kind: street_segmenter.measure_segmenter(segmenter, x, labels) for kind, x in sets.items()}
 
 
 def _held_out(size, count):

@@ -17,7 +17,7 @@ from attnlab.training import Schedule, run_training, seeded
 
 from .data import Scenes
 
-__all__ = ["measure", "restore", "train_street_segmenter"]
+__all__ = ["measure_segmenter", "restore", "train_street_segmenter"]
 
 _SMALL_OBJECT = 100 / 64**2  # fraction of the image below which an object is small
 
@@ -63,7 +63,7 @@ def restore(autoencoder: AutoencoderKL, images: np.ndarray, batch: int = 100) ->
     return np.concatenate(restored)
 
 
-def measure(segmenter: Segmenter, images: np.ndarray, labels: np.ndarray) -> dict:
+def measure_segmenter(segmenter: Segmenter, images: np.ndarray, labels: np.ndarray) -> dict:
     """Return the IoU of each class over all pixels of all images, their mean, and recall of small objects.
 
     A small object is a connected region of one class; it is found where most of its pixels have the class.
