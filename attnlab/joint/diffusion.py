@@ -78,12 +78,12 @@ class JointDiffusion(Denoiser):
 
         def loss(unet, generator):
             some = torch.randint(len(images), (batch,), generator=generator)
-            x0, valid, known = self._encoded(images[some], labels[some])
-            x0, valid, low_res = augment_channels((x0, valid, known.low_res), rotate90, generator)
-            if known.proportions is not None:
-                known = known._replace(proportions=blurred(known.proportions, generator, DROP_PROBABILITY))
+            x0, valid, (low_res, proportions) = self._encoded(images[some], labels[some])
+            x0, valid, low_res = augment_channels((x0, valid, low_res), rotate90, generator)
+            if proportions is not None:
+                proportions = blurred(proportions, generator, DROP_PROBABILITY)
             twice = self.metadata["self_conditioning"] and bool(torch.rand((), generator=generator) < 0.5)
-            return {"loss": _loss(self, unet, x0, valid, known._replace(low_res=low_res), generator, twice)}
+            return {"loss": _loss(self, unet, x0, valid, Conditioning(low_res, proportions), generator, twice)}
 
         held_out = check and (lambda unet: self.error(*check, unet=unet))
         self.unet = training.run_training(self.unet, loss, schedule, Path(folder), held_out, patience)
@@ -184,24 +184,25 @@ class JointDiffusion(Denoiser):
         return F.interpolate(channels, scale_factor=self.metadata["upscale"], mode="nearest")
 
 
-def _loss(model, unet, x0, valid, known, generator, twice):
+def _loss(model, unet, x0, valid, conditioning, generator, twice):
     """Return the mean squared error of the prediction of valid channels; `twice`: of a self-conditioned one.
 
     Times are stratified over the batch: every step sees early and late ones.
     """
-    kind, device, low_res, previous = model.metadata["prediction"], unet.device, known.low_res, None
+    kind, device = model.metadata["prediction"], unet.device
+    low_res, previous = conditioning.low_res, None
     times = (torch.randperm(len(x0), generator=generator) + torch.rand(len(x0), generator=generator)) / len(x0)
     times, noise = (times * NUM_TIMES).long(), torch.randn(x0.shape, generator=generator)
     if low_res is not None:
         noised = low_res + _LOW_RES_STD * torch.randn(x0.shape, generator=generator)
-        known = known._replace(low_res=noised.to(device))
+        conditioning = conditioning._replace(low_res=noised.to(device))
     noisy = model.schedule.add_noise(x0, noise, times).to(device)
     alphas = model.schedule.alphas_cumprod[times]
     if twice:
         with torch.no_grad():
-            first = model.predict(unet, noisy, None, known, times).float()
-            previous = model.codec.clamp(as_x0(kind, first, noisy, alphas, known.low_res))
-    prediction = model.predict(unet, noisy, previous, known, times).float()
+            first = model.predict(unet, noisy, None, conditioning, times).float()
+            previous = model.codec.clamp(as_x0(kind, first, noisy, alphas, conditioning.low_res))
+    prediction = model.predict(unet, noisy, previous, conditioning, times).float()
     match kind:
         case "sample":  # weighted as an error of v is, but for the least noise
             target = x0 if low_res is None else x0 - low_res
@@ -214,11 +215,11 @@ def _loss(model, unet, x0, valid, known, generator, twice):
     return ((prediction - target.to(device)) ** 2 * valid.to(device)).sum() / valid.sum()
 
 
-def _denoised(model, noisy, known, scheduler, generator, every):
+def _denoised(model, noisy, conditioning, scheduler, generator, every):
     """Return the channels after every so many steps, the last ones in any case."""
     kept, x0 = [], None
     for number, time in enumerate(scheduler.timesteps, 1):
-        x0 = model.predict_x0(noisy, time, x0, known)
+        x0 = model.predict_x0(noisy, time, x0, conditioning)
         noisy = scheduler.step(x0, time, noisy, generator=generator).prev_sample
         if number == len(scheduler.timesteps) or (every and number % every == 0):
             kept.append(noisy.cpu())
