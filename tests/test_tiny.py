@@ -1,8 +1,12 @@
 """The bundled models and their training: grounding's loss by hand, words that localize."""
 
+import importlib
 import json
 import math
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +45,19 @@ def test_every_stage_of_every_preset(preset, tmp_path):
     assert curves[0]["diffusion"][0] == curves[1]["diffusion"][0]  # the same start and the same batch
     assert (curves[0]["loss"] > curves[0]["diffusion"]).all() and (curves[1]["loss"] == curves[1]["diffusion"]).all()
     assert (tmp_path / "models/street-segmenter/diffusion_pytorch_model.safetensors").exists()
+
+
+TABLE = (Path(cards.__file__).parents[1] / "README.md").read_text()
+COMMANDS = set(re.findall(r"python -m (experiments(?:\.\w+)+)([^`\n]*)`", TABLE))
+
+
+@pytest.mark.parametrize(("module", "line"), sorted(COMMANDS), ids=lambda part: part.strip())
+def test_the_commands_of_the_table_exist(module, line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(module).main()
+    text = capsys.readouterr().out
+    assert all(word in text for word in line.split() if not word.isdigit())
 
 
 def test_unfinished_models_are_not_exported(tmp_path):
