@@ -4,7 +4,5 @@ from .fit import Whitening, fit_token, fit_tokens
 from .optimize import PRESETS, OptimizerSettings, optimize_token
 from .transfer import Match, best_words, nearest_words, transfer_matrix
 
-__all__ = [
-    "PRESETS", "Match", "OptimizerSettings", "Whitening", "best_words", "fit_token", "fit_tokens", "nearest_words",
-    "optimize_token", "transfer_matrix",
-]  # fmt: skip
+__all__ = ["PRESETS", "Match", "OptimizerSettings", "Whitening", "best_words", "fit_token", "fit_tokens"]
+__all__ += ["nearest_words", "optimize_token", "transfer_matrix"]

@@ -1,11 +1,7 @@
-"""Fit the word that segments by convex optimization: logistic regression on linear maps.
+"""Fit the word that segments: logistic regression on linear maps, with one optimum, found in well under a second.
 
-A linear map's value at a cell is the product of the cell's row of `LinearMap.matrix` and a text embedding. So the
-embedding whose map is positive inside a mask and negative outside is found by logistic regression with that matrix as
-its features: one optimum, in well under a second.
-
-    token = fit_token(recordings, masks, init="car")
-    library = fit_tokens(recordings, {"car": cars, "tree": trees})     # masks that do not overlap
+token = fit_token(recordings, masks, init="car")
+library = fit_tokens(recordings, {"car": cars, "tree": trees})     # masks that do not overlap
 """
 
 import time
@@ -26,7 +22,6 @@ from .logistic import Cells, cross_validate, solve
 __all__ = ["RIDGE", "RIDGES", "Init", "Whitening", "fit_token", "fit_tokens"]
 
 Init = str | Token | torch.Tensor | None
-
 RIDGES = (0.01, 0.03, 0.1, 0.3)  # compared by cross-validation
 RIDGE = 0.05  # default below _FEW_IMAGES, where cross-validation is too noisy to choose
 _FEW_IMAGES = 5
@@ -40,21 +35,12 @@ class Whitening:
 
     Directions get variance ** 0.25. With equal variances, those in which images hardly differ would count as much as
     those in which they do.
-
-    Attributes
-    ----------
-    mean : (text width,) tensor of float64
-        Mean of the features.
-    scale, inverse : (text width, text width) tensor of float64
-        Matrix that scales features, and its inverse.
-    model : str, optional
-        What the images were recorded from, where that is known.
     """
 
-    mean: torch.Tensor
-    scale: torch.Tensor
-    inverse: torch.Tensor
-    model: str | None = None
+    mean: torch.Tensor  # float64 (text width,)
+    scale: torch.Tensor  # float64 (text width, text width)
+    inverse: torch.Tensor  # of `scale`
+    model: str | None = None  # what the images were recorded from, where that is known
 
     @classmethod
     def of(cls, recordings: Images) -> "Whitening":
@@ -97,6 +83,9 @@ def fit_token(
     1, both in whitened coordinates: departing from the word is penalized, changing its length ten times less. The
     token's map, b included, is above 0 where the mask is.
 
+    Its `metadata` has ridge, gradient (its norm at the optimum), iterations, seconds, IoU of the training images, and
+    the loss and IoU of left-out images for each ridge, where ridges were compared.
+
     Parameters
     ----------
     recordings : Sequence[Recording or LinearMap]
@@ -108,8 +97,7 @@ def fit_token(
     name : str, optional
         Name of the token; the word's own, or "token".
     unlabeled : Whitening or Sequence[Recording or LinearMap], optional
-        Images without masks that tell how features vary: the fewer the masks, the more they help. The training images
-        unless given.
+        Images without masks that tell how features vary, for few masks above all; the training images unless given.
     ridge : float or Sequence[float], optional
         Penalty for departing from the word; of several, the one with the least loss on left-out images. Unless given,
         RIDGE for fewer than 5 images, and one of RIDGES for more.
@@ -117,12 +105,6 @@ def fit_token(
         Most folds of that cross-validation.
     band : (float, float), optional
         (low, high): cells of which a fraction strictly between is inside the mask are ignored.
-
-    Returns
-    -------
-    Token
-        Its `metadata` has ridge, gradient (its norm at the optimum), iterations, seconds, IoU of the training images,
-        and the loss and IoU of left-out images for each ridge, where ridges were compared.
 
     Raises
     ------
@@ -132,9 +114,8 @@ def fit_token(
     """
     stack = linear_maps(recordings)
     masks = targets.as_masks(masks, stack.size[1:], stack.size[0])
-    name = name or (init if isinstance(init, str) else init.name if isinstance(init, Token) else "token")
-    library = _fit(stack, {name: masks}, {name: init}, unlabeled, ridge, folds, band, "fit_token")
-    return library[name]
+    name = name or _word(init) or "token"
+    return _fit(stack, {name: masks}, {name: init}, unlabeled, ridge, folds, band, "fit_token")[name]
 
 
 def fit_tokens(
@@ -149,7 +130,8 @@ def fit_tokens(
 ) -> TokenLibrary:
     """Fit tokens of several classes, of which each pixel has one or none: multinomial `fit_token`.
 
-    `LinearMap.labels(library, size)` gives each pixel to one class or to the background.
+    `LinearMap.labels(library, size)` gives each pixel to one class or to the background. ValueError as in `fit_token`,
+    and for a class that is in no image, masks that overlap or leave no background.
 
     Parameters
     ----------
@@ -162,37 +144,26 @@ def fit_tokens(
         The word of each class; its name unless given.
     unlabeled, ridge, folds, band
         As in `fit_token`.
-
-    Raises
-    ------
-    ValueError
-        As `fit_token`; a class that is in no image, masks that overlap or leave no background.
     """
-    stack = linear_maps(recordings)
-    masks = {name: _class_masks(name, of_class, stack) for name, of_class in masks.items()}
-    if not masks:
+    stack, checked = linear_maps(recordings), {}
+    for name, of_class in masks.items():
+        of_class = targets.as_masks(of_class, stack.size[1:], stack.size[0], f"masks[{name!r}]", absent=True)
+        if not any((mask == 1).any() for mask in of_class):
+            ignored = any(mask.any() for mask in of_class)
+            hint = f"; {targets.IGNORE} is ignored: of a mask of 0 and 255 take mask > 0" if ignored else ""
+            raise ValueError(f"{name!r} is in no training image: leave it out, or give an image that shows it{hint}")
+        checked[name] = of_class
+    if not checked:
         raise ValueError("no class: give masks by name, {'car': [mask, ...]}")
-    for i, of_image in enumerate(zip(*masks.values(), strict=True)):
+    for i, of_image in enumerate(zip(*checked.values(), strict=True)):
         if len({mask.shape for mask in of_image}) > 1:
             raise ValueError(f"the masks of image {i} have several sizes: {[mask.shape for mask in of_image]}")
         if (sum((mask == 1).astype(int) for mask in of_image) > 1).any():
             raise ValueError(f"masks of image {i} overlap: a pixel belongs to one class; take it out of the others")
-    init = {name: name for name in masks} | dict(init or {})
-    if unknown := set(init) - set(masks):
+    init = {name: name for name in checked} | dict(init or {})
+    if unknown := set(init) - set(checked):
         raise ValueError(f"init names {', '.join(map(repr, unknown))}, of which there are no masks")
-    return _fit(stack, masks, init, unlabeled, ridge, folds, band, "fit_tokens")
-
-
-def _class_masks(name, masks, stack):
-    """Return a class's masks, checked; it may be absent from some images, and fill others."""
-    if len(masks) != stack.size[0]:
-        raise ValueError(f"masks[{name!r}] has {len(masks)} masks for {stack.size[0]} images: give one for each")
-    masks = [targets.as_mask(m, stack.size[1:], f"masks[{name!r}][{i}]", absent=True) for i, m in enumerate(masks)]
-    if not any((mask == 1).any() for mask in masks):
-        ignored = any((mask == targets.IGNORE).any() for mask in masks)
-        hint = f"; {targets.IGNORE} is ignored: of a mask of 0 and 255 take mask > 0" if ignored else ""
-        raise ValueError(f"{name!r} is in no training image: leave it out, or give an image that shows it{hint}")
-    return masks
+    return _fit(stack, checked, init, unlabeled, ridge, folds, band, "fit_tokens")
 
 
 def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibrary:
@@ -222,18 +193,17 @@ def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibr
     metadata |= {name: result[name] for name in ("gradient", "iterations")}
     metadata |= {"left out": compared} if compared else {}
     metadata["seconds"] = time.perf_counter() - started
-    tokens = zip(masks, values.T, biases.tolist(), strict=True)
-    return TokenLibrary(_scored(stack, Token(*one, metadata=metadata), init[one[0]], masks[one[0]]) for one in tokens)
+    library = TokenLibrary()
+    for (name, of_class), value, bias in zip(masks.items(), values.T, biases.tolist(), strict=True):
+        token = Token(name, value, bias, metadata=metadata)
+        iou = np.nanmean([targets.valid_iou(heat, mask) for heat, mask in zip(stack[token], of_class, strict=True)])
+        library.add(replace(token, metadata=metadata | {"init": _word(init[name]), "iou": float(iou)}))
+    return library
 
 
-def _scored(stack, token, init, masks) -> Token:
-    """Return the token with its word and its mean IoU at the zero level, on valid pixels of the masks' own sizes."""
-    heats = stack @ token.value + np.float32(token.bias)
-    pairs = zip(heats, masks, strict=True)
-    ious = [targets.valid_iou(heat, mask) if (mask != targets.IGNORE).any() else np.nan for heat, mask in pairs]
-    word = init if isinstance(init, str) else init.name if isinstance(init, Token) else None
-    metadata = {**token.metadata, "init": word, "iou": float(np.nanmean(ious))}
-    return replace(token, metadata=metadata)
+def _word(init):
+    """Return the text of what to start from: a word, or a token's name; None for embeddings."""
+    return init if isinstance(init, str) else init.name if isinstance(init, Token) else None
 
 
 def _ridges(ridge, folds, images):

@@ -1,7 +1,4 @@
-"""Softmax regression with a background of score 0, L2-regularized, with a 10x weaker penalty along each class's word.
-
-It is the convex problem that `fit` solves. Axes: cell (of all images), class (without background), width (of features).
-"""
+"""L2-regularized softmax regression with a background of score 0, and a 10x weaker penalty along each class's word."""
 
 from dataclasses import dataclass
 
@@ -29,7 +26,6 @@ class Cells:
 
     def part(self, chosen: np.ndarray, dtype: torch.dtype) -> "Cells":
         """Return the cells where bool `chosen` is True, as `dtype`."""
-        chosen = torch.from_numpy(chosen)
         tensors = (x[chosen].to(dtype) for x in (self.features, self.offset, self.weights))
         return Cells(*tensors, self.image[chosen])
 
@@ -80,10 +76,7 @@ def weighted_loss(scores, weights):
 
 
 def cross_validate(cells: Cells, directions, ridges, folds):
-    """Return for each ridge the loss, and the IoU at the zero level over cells, of left-out images, mean over folds.
-
-    IoU is None where no left-out image shows a class.
-    """
+    """Return each ridge's loss and cell IoU of left-out images, mean over folds; IoU None where none shows a class."""
     images, found = np.unique(cells.image), []
     for train, test in KFold(min(folds, len(images))).split(images):
         # Single precision is enough to compare ridges, and takes half the time.
@@ -92,10 +85,10 @@ def cross_validate(cells: Cells, directions, ridges, folds):
             found.append(_evaluate(train, test, directions, ridges))
     if not found:
         return []
-    shown = [fold for fold in found if np.isfinite(fold).all()]
-    losses = np.mean([[loss for loss, _ in fold] for fold in found], axis=0).tolist()
-    ious = np.mean([[overlap for _, overlap in fold] for fold in shown], axis=0).tolist() if shown else None
-    rows = zip(ridges, losses, ious or [None] * len(ridges), strict=True)
+    found = np.array(found)  # (fold, ridge, loss and IoU)
+    shown = found[np.isfinite(found).all((1, 2))]
+    ious = shown[:, :, 1].mean(0).tolist() if len(shown) else [None] * len(ridges)
+    rows = zip(ridges, found[:, :, 0].mean(0).tolist(), ious, strict=True)
     return [{"ridge": ridge, "loss": loss, "iou": overlap} for ridge, loss, overlap in rows]
 
 

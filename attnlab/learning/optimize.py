@@ -71,8 +71,12 @@ def optimize_token(
 ) -> Token:
     """Optimize a token by gradient descent on its map: Marcos-Manchón's thesis (UAM 2023); OVAM (CVPR 2024), 3.3.
 
-    The embedding with the lowest loss of all epochs is kept. An interrupt (the stop button) ends the optimization early
-    and returns the best embedding so far.
+    The embedding with the lowest loss of all epochs is kept; an interrupt (the stop button) ends the optimization early
+    with the best so far. ValueError as in `fit_token`, and for LinearMaps where softmax maps are asked for, an init
+    whose map is flat, and keys that the model normalizes.
+
+    The token has bias 0 and, where there is one, its `background`; its `metadata` has losses (one per epoch), seconds,
+    and the highest mean IoU of the training images with its threshold, a fraction of each map's range.
 
     Parameters
     ----------
@@ -89,17 +93,6 @@ def optimize_token(
     collapse : bool
         Whether all steps, layers and heads of linear maps are added up to one matrix first. Otherwise every epoch
         computes with all queries, as published, with the same result.
-
-    Returns
-    -------
-    Token
-        With bias 0 and, where there is one, its `background`. Its `metadata` has losses (one per epoch), seconds, and
-        the highest mean IoU of the training images with its threshold, a fraction of each map's range.
-
-    Raises
-    ------
-    ValueError
-        As `fit_token`; LinearMaps for softmax maps, an init whose map is flat, keys that the model normalizes.
     """
     started = time.perf_counter()
     settings = PRESETS.get(preset) if isinstance(preset, str) else preset
@@ -108,10 +101,14 @@ def optimize_token(
     maps = _maps_of(recordings, settings, collapse)
     masks = targets.as_masks(masks, maps.size, maps.count)
     x = _initial_embeddings(maps, init, settings.background)
-    _check_maps(maps, x)
+    for i in range(maps.count):
+        heats = maps(i, x)
+        if not heats.isfinite().all():
+            raise ValueError(f"the maps of image {i} hold NaN or infinity: record in float32 or bfloat16")
+        if heats.max() == heats.min():
+            raise ValueError(f"the map of image {i} is flat where the descent starts: start from a word")
     best, losses = _descend(x, _loss_of(maps, masks, settings), settings)
-    with torch.no_grad():
-        threshold, iou = targets.best_threshold_and_iou([maps(i, best)[-1].numpy() for i in range(maps.count)], masks)
+    threshold, iou = targets.best_threshold_and_iou([maps(i, best)[-1].numpy() for i in range(maps.count)], masks)
     metadata = {"method": "optimize_token", "model": maps.model, **maps.settings, "size": list(maps.size)}
     word = init if isinstance(init, str) else init.name if isinstance(init, Token) else None
     metadata |= {"images": maps.count, "init": word, "descent": asdict(settings)}
@@ -174,14 +171,12 @@ class _QueryMaps:
 def _maps_of(recordings, settings, collapse):
     """Return what computes the maps of embeddings on each image."""
     several = [recordings] if isinstance(recordings, LinearMap) else list(recordings)
-    if not several:
-        raise ValueError("no recordings: give one or more, or LinearMaps")
     linear = any(isinstance(one, LinearMap) for one in several)
     if settings.softmax and linear:
         raise ValueError("softmax maps need recordings, a LinearMap has none: give those, or preset='thesis'")
-    if settings.softmax or not (collapse or linear):
+    if several and (settings.softmax or not (collapse or linear)):
         return _QueryMaps(several, settings.softmax)
-    return _CollapsedMaps(linear_maps(several))
+    return _CollapsedMaps(linear_maps(several))  # which refuses an empty list
 
 
 def _initial_embeddings(maps, init, background):
@@ -203,17 +198,6 @@ def _initial_embeddings(maps, init, background):
         x = maps.encoder.embed(init)
     start = maps.encoder(init if isinstance(init, str) else "a").embedding[0].float()  # of the start token
     return torch.stack([start, x]) if background else x[None]
-
-
-@torch.no_grad()
-def _check_maps(maps, x):
-    """Raise ValueError where a map to start from is flat or not finite."""
-    for i in range(maps.count):
-        heats = maps(i, x)
-        if not heats.isfinite().all():
-            raise ValueError(f"the maps of image {i} hold NaN or infinity: record in float32 or bfloat16")
-        if heats.max() == heats.min():
-            raise ValueError(f"the map of image {i} is flat where the descent starts: start from a word")
 
 
 def _loss_of(maps, masks, settings):

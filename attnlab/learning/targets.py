@@ -1,9 +1,4 @@
-"""Validate masks, average them down to the resolution of a map, and compare maps with them.
-
-A mask covers the whole image, whatever its size: a cell of a map gets the fraction of its pixels that lie in the mask.
-"""
-
-from __future__ import annotations
+"""Validate masks, average them down to the resolution of a map, and compare maps with them."""
 
 from collections.abc import Sequence
 
@@ -16,23 +11,21 @@ from .. import metrics
 from ..maps.heatmaps import minmax, upscale
 from ..masks import IGNORE
 
-__all__ = ["as_mask", "as_masks", "best_threshold_and_iou", "coverage", "valid_iou"]
+__all__ = ["as_masks", "best_threshold_and_iou", "coverage", "valid_iou"]
 
 
-def as_masks(masks: Sequence[ArrayLike], size: tuple[int, int], count: int, name: str = "masks") -> list[np.ndarray]:
+def as_masks(masks: Sequence[ArrayLike], size, count: int, name: str = "masks", absent=False) -> list[np.ndarray]:
     """Return masks as uint8 (row, column) of 0, 1 and IGNORE (255), one for each of `count` images.
 
-    ValueError for another number of masks; for one that is not 2-D, holds other values, is empty (ignored pixels aside)
-    or full; and for other proportions than those of maps of `size`, (row, column).
+    ValueError for another number of masks; for one that is not 2-D, holds other values, is (unless `absent`) full, or
+    empty but for ignored pixels; and for other proportions than those of maps of `size`, (row, column).
     """
     if len(masks) != count:
         raise ValueError(f"{name} has {len(masks)} masks for {count} images: give one for each")
-    return [as_mask(mask, size, f"{name}[{i}]") for i, mask in enumerate(masks)]
+    return [_as_mask(np.asarray(mask), size, f"{name}[{i}]", absent) for i, mask in enumerate(masks)]
 
 
-def as_mask(mask: ArrayLike, size: tuple[int, int], name: str = "mask", absent: bool = False) -> np.ndarray:
-    """Return one mask as in `as_masks`; `absent` allows an empty or full one."""
-    mask = np.asarray(mask)
+def _as_mask(mask, size, name, absent):
     if mask.ndim != 2 or mask.size == 0:
         raise ValueError(f"{name} is (row, column), one plane, not of shape {mask.shape}")
     if mask.dtype != bool and not np.isin(mask, (0, 1, IGNORE)).all():
@@ -60,19 +53,16 @@ def coverage(masks: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[torch.
 
     Of masks from `as_masks`; both float64 (image, row, column) of `size`, 0..1.
     """
-
-    def averaged(planes):
-        return torch.cat([F.adaptive_avg_pool2d(torch.from_numpy(p)[None].double(), size) for p in planes])
-
-    inside, valid = averaged([m == 1 for m in masks]), averaged([m != IGNORE for m in masks])
+    planes = (torch.from_numpy(np.stack([mask == 1, mask != IGNORE])).double() for mask in masks)
+    inside, valid = torch.stack([F.adaptive_avg_pool2d(of_image, size) for of_image in planes], 1)
     return inside / valid.clamp(min=1e-9), valid
 
 
 def valid_iou(heat: np.ndarray, mask: np.ndarray, threshold: float | None = None) -> float:
-    """Return the IoU of a map with a mask on valid pixels, at a fraction of the map's range or, if None, above 0."""
+    """Return the IoU of map >= threshold (a fraction of its range; None: map > 0) with a mask, on valid pixels."""
     found = upscale(heat, mask.shape) > 0 if threshold is None else minmax(heat, mask.shape) >= threshold
     valid = mask != IGNORE
-    return metrics.iou(found[valid], mask[valid] == 1)
+    return metrics.iou(found[valid], mask[valid] == 1) if valid.any() else np.nan
 
 
 def best_threshold_and_iou(heats: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -36,7 +36,8 @@ def transfer_matrix(
     """Measure the IoU of each token's map on each image's valid pixels: float64 (token, image), 0..1.
 
     Maps are linear, except those of tokens that were learned with a background: they are softmax maps over both. For
-    results by prompt, class or origin take means over the columns of a group of images.
+    results by prompt, class or origin take means over the columns of a group of images. ValueError as in `fit_token`,
+    and without a token, or without a threshold for what has no fitted zero level.
 
     Parameters
     ----------
@@ -48,20 +49,15 @@ def transfer_matrix(
         As in `fit_token`.
     threshold : float in 0..1 or Mapping[str, float], optional
         Fraction of each map's range, of all tokens or of each by name; the zero level of fitted tokens unless given.
-
-    Raises
-    ------
-    ValueError
-        No token or image; no threshold for what has no fitted zero level; masks or recordings that `fit_token` refuses.
     """
     rows = _named(tokens)
     thresholds = [threshold.get(name) if isinstance(threshold, Mapping) else threshold for name, _ in rows]
     if bare := [name for (name, token), t in zip(rows, thresholds, strict=True) if t is None and not _fitted(token)]:
         raise ValueError(f"{', '.join(map(repr, bare))}: no fitted zero level, give a threshold, such as 0.5")
-    images, found = _MaskedImages(recordings, masks), []
+    maps_of, masks = _masked_images(recordings, masks)
+    found = []
     for (_, token), t in zip(rows, thresholds, strict=True):
-        pairs = zip(images.maps(token), images.masks, strict=True)
-        found.append([targets.valid_iou(heat, mask, t) for heat, mask in pairs])
+        found.append([targets.valid_iou(heat, mask, t) for heat, mask in zip(maps_of(token), masks, strict=True)])
     return np.array(found)
 
 
@@ -78,36 +74,32 @@ def best_words(recordings: Images, masks: Sequence[ArrayLike], among: Sequence[s
     among : Sequence[str or Token]
         Words, phrases and tokens to try, `words.vocabulary(tokenizer)` for example.
     """
-    images, found = _MaskedImages(recordings, masks), []
+    maps_of, masks = _masked_images(recordings, masks)
+    found = []
     for name, word in tqdm(_named(among), desc="words", leave=False):
-        threshold, iou = targets.best_threshold_and_iou(images.maps(word), images.masks)
+        threshold, iou = targets.best_threshold_and_iou(maps_of(word), masks)
         found.append(Match(name, iou, threshold))
     return sorted(found, key=lambda match: -match.iou)
 
 
-class _MaskedImages:
-    """Images with their masks, and the maps of words and tokens on them."""
+def _masked_images(recordings, masks):
+    """Return a function that gives the maps of a word or token, one (row, column) per image, and the checked masks."""
+    several = [recordings] if isinstance(recordings, LinearMap) else list(recordings)
+    stack = linear_maps(several)
 
-    def __init__(self, recordings, masks):
-        self.several = [recordings] if isinstance(recordings, LinearMap) else list(recordings)
-        self.stack = linear_maps(self.several)
-        self.masks = targets.as_masks(masks, self.stack.size[1:], self.stack.size[0])
-
-    def maps(self, token):
-        """Return one map (row, column) per image."""
+    def maps_of(token):
         if getattr(token, "background", None) is None:
-            return self.stack[token]
-        if any(isinstance(one, LinearMap) for one in self.several):
+            return stack[token]
+        if any(isinstance(one, LinearMap) for one in several):
             raise ValueError(f"token {token.name!r} was learned for softmax maps, with a background: give recordings")
-        return [ovam(one, token)[token] for one in self.several]
+        return [ovam(one, token)[token] for one in several]
+
+    return maps_of, targets.as_masks(masks, stack.size[1:], stack.size[0])
 
 
 def _named(tokens) -> list[tuple[str, str | Token]]:
-    if isinstance(tokens, Mapping):
-        rows = list(tokens.items())
-    else:
-        tokens = [tokens] if isinstance(tokens, str | Token) else tokens
-        rows = [(getattr(token, "name", token), token) for token in tokens]
+    tokens = [tokens] if isinstance(tokens, str | Token) else tokens
+    rows = list(tokens.items()) if isinstance(tokens, Mapping) else [(getattr(one, "name", one), one) for one in tokens]
     if not rows:
         raise ValueError("no tokens: give learned ones, or words")
     return rows
