@@ -1,0 +1,1 @@
+"""Measure what a few masks, generated pairs and jointly drawn pairs are worth."""

@@ -9,7 +9,9 @@ from attnlab.segmentation import Segmenter
 from attnlab.segmentation.folders import checked
 from attnlab.segmentation.model import UNet
 
-THUMBNAIL = 16  # pixels a side of the thumbnails by which images are compared
+__all__ = ["agreement", "features", "frechet_distance", "nearest", "shuffled"]
+
+_THUMBNAIL = 16  # side in pixels of the thumbnails by which images are compared
 
 
 def agreement(segmenter: Segmenter, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -33,8 +35,7 @@ def nearest(images: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Return the distance of each image to the nearest one among others, (image,), and that one's number, (image,).
 
     It is the root mean square difference of thumbnails' colors in 0..1, the least over all flips and rotations by 90
-    degrees, as training sees them.
-    Copies of what a model was trained on lie nearer than new images of the same world do.
+    degrees, as training sees them. Copies of training images are nearer than new images of the same world.
     """
     found, others = _thumbnails(images), _thumbnails(among)
     turned = [np.rot90(x, k, (1, 2)) for x in (others, others[:, :, ::-1]) for k in range(4)]
@@ -67,5 +68,5 @@ def shuffled(labels: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def _thumbnails(images):
     images, _ = checked(images, np.zeros(np.shape(images)[:3], np.uint8), 1)
-    small = [np.asarray(Image.fromarray(x).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)) for x in images]
+    small = [np.asarray(Image.fromarray(x).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)) for x in images]
     return np.stack(small).astype(np.float32) / 255
