@@ -17,15 +17,12 @@ from . import runner
 
 __all__ = ["list_files", "main"]
 
-_CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
-
 
 def _list(paths):
     """Print each notebook with its parameters: name, type, default, help; return 0."""
     for path in paths:
         print(f"{path.stem}  {runner.read_title(path)}")
-        parameters = runner.read_parameters(path).items()
-        rows = [(f"  {name}", each.kind, each.literal, each.help) for name, each in parameters]
+        rows = [(f"  {name}", *parameter[1:]) for name, parameter in runner.read_parameters(path).items()]
         widths = [min(max(len(row[column]) for row in rows), 44) for column in range(3)] if rows else []
         for *cells, text in rows:
             print(*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), text, sep="  ")
@@ -41,13 +38,12 @@ def _run(paths, typed, runs):
         print(f"{path.stem}: running", flush=True)
         try:
             folder = runner.run_notebook(path, values, runs)
-        except runner.RunFailed as error:
-            failed += 1
-            print(f"attnlab: {error}", file=sys.stderr)
-        else:
             files = [file for file in list_files(folder) if file != folder / path.name]
             print(f"{path.stem}: done; the notebook with its results, and the files it made:")
             print("", folder / path.name, *files, sep="\n  ", end="\n\n")
+        except runner.RunFailed as error:
+            failed += 1
+            print(f"attnlab: {error}", file=sys.stderr)
     if failed and len(jobs) > 1:
         print(f"attnlab: {failed} of {len(jobs)} notebooks failed", file=sys.stderr)
     return failed
@@ -63,17 +59,17 @@ def list_files(folder: Path, most: int | None = None) -> list[Path | str]:
 def _check(model):
     """Print versions, device, model, and what is left for the user to do; return how many things that is."""
     todo = []
-    tested = dict(re.findall(r"^(\S+)==(\S+)$", _CONSTRAINTS.read_text(), re.M)) if _CONSTRAINTS.exists() else {}
+    constraints = Path(__file__).resolve().parents[2] / "constraints.txt"
+    tested = dict(re.findall(r"^(\S+)==(\S+)$", constraints.read_text(), re.M)) if constraints.exists() else {}
     print(f"{'python':14} {sys.version.split()[0]}")
     required = "\n".join(line for found in metadata.distributions(name="attnlab") for line in found.requires or ())
     for name in ["attnlab", *re.findall(r"^[\w-]+(?=[^;\n]*$)", required, re.M)]:
         try:
             version = metadata.version(name)
+            other = tested.get(name, version.split("+")[0]) != version.split("+")[0]
+            print(f"{name:14} {version}" + (f"  (tested with {tested[name]})" if other else ""))
         except metadata.PackageNotFoundError:
             todo.append(f"{name} is missing: pip install -c constraints.txt -e .")
-            continue
-        other = tested.get(name, version.split("+")[0]) != version.split("+")[0]
-        print(f"{name:14} {version}" + (f"  (tested with {tested[name]})" if other else ""))
     if util.find_spec("torchvision"):  # in a process of its own, since half an import cannot be taken back
         probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
         reason = (probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"])[-1]
@@ -91,9 +87,8 @@ def _check(model):
             print(f"{'model':14} {model}: found")
         except Exception as error:  # whatever stops the model from loading is what the user has to know
             todo.append(f"model {model}: {error}")
-    print("all is well" if not todo else "\nto do:")
-    for number, line in enumerate(todo, 1):
-        print(f"  {number}. {line}")
+    numbered = [f"  {number}. {line}" for number, line in enumerate(todo, 1)]
+    print("\nto do:" if todo else "all is well", *numbered, sep="\n")
     return len(todo)
 
 

@@ -1,9 +1,4 @@
-"""Find notebooks, read their parameters, check what was typed for one, run one into runs/NN.
-
-path = pick_notebook(find_notebooks(), "04")
-values = check_parameters(path, [("word", "smoke"), ("seed", "3")])   # ValueError before anything starts
-folder = run_notebook(path, values, Path("runs"))                     # runs/04, whole, or RunFailed
-"""
+"""Find notebooks, read their parameters, check what was typed for one, run one into runs/NN."""
 
 import ast
 import difflib
@@ -21,27 +16,17 @@ __all__ = ["Parameter", "RunFailed", "check_parameters", "find_notebooks", "pick
 __all__ += ["read_title", "run_notebook"]
 
 _PROJECT = Path(__file__).resolve().parents[2] / "notebooks"  # where an editable install has them
-_TYPES = {  # of a parameter, as they are called in help and errors
-    str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a JSON list",
-    dict: "a JSON object", type(None): "anything",
-}  # fmt: skip
+_TYPES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a JSON list"}
+_TYPES |= {dict: "a JSON object", type(None): "anything"}  # of a parameter, as they are called in help and errors
 
 
 class Parameter(NamedTuple):
     """One line of a notebook's `parameters` cell: `name = default  # help`."""
 
     default: object
+    kind: str  # type of its values, in words
+    literal: str  # the default as JSON, as it is typed in a shell
     help: str
-
-    @property
-    def kind(self) -> str:
-        """The type of its values, in words."""
-        return _TYPES[type(self.default)]
-
-    @property
-    def literal(self) -> str:
-        """The default as it is typed in a shell."""
-        return json.dumps(self.default, ensure_ascii=False)
 
 
 class RunFailed(Exception):
@@ -93,10 +78,12 @@ def read_parameters(path: Path) -> dict[str, Parameter]:
         for node in ast.parse(source).body:
             name = node.targets[0].id if isinstance(node, ast.Assign) else node.target.id
             comment = lines[node.end_lineno - 1][node.end_col_offset :].decode()
-            found[name] = Parameter(ast.literal_eval(node.value), comment.strip("# "))
-            if type(found[name].default) not in _TYPES:
-                raise ValueError(f"{name} is a {type(found[name].default).__name__}, which JSON lacks")
-    except (SyntaxError, ValueError, AttributeError) as error:
+            default = ast.literal_eval(node.value)
+            if type(default) not in _TYPES:
+                raise ValueError(f"{name} is a {type(default).__name__}, which JSON lacks")
+            literal = json.dumps(default, ensure_ascii=False)
+            found[name] = Parameter(default, _TYPES[type(default)], literal, comment.strip("# "))
+    except (SyntaxError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: its parameters are not plain lines of `name = value  # help`: {error}") from None
     return found
 
@@ -142,9 +129,7 @@ def run_notebook(path: Path, values: dict[str, object], runs: Path) -> Path:
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
 
-    class ThisPython(AsyncKernelManager):
-        """The kernel is this interpreter, even where another environment has registered itself as `python3`."""
-
+    class ThisPython(AsyncKernelManager):  # this interpreter, even where another is registered as `python3`
         # no log of the kernel's own, no talk of frozen modules: what the notebook says is in its cells
         kernel_spec = KernelSpec(**get_kernel_dict(["--log-level=50"], ["-Xfrozen_modules=off"]))
 
@@ -159,26 +144,21 @@ def run_notebook(path: Path, values: dict[str, object], runs: Path) -> Path:
         values = {**values, "out": work.as_posix()}
     kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": ThisPython}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the libraries that start the kernel, not of the notebook
+        with warnings.catch_warnings(action="ignore"):  # of the libraries that start the kernel, not of the notebook
             papermill.execute_notebook(path, work / path.name, values, **kernel)
     except (Exception, KeyboardInterrupt) as error:
         final = runs / f"{number}.failed"
-        if not hasattr(error, "exec_count"):
-            _mark(work / path.name, path, _describe(error))
+        if hasattr(error, "exec_count"):  # papermill's account of an exception in a cell, which it has marked
+            fault = f"In [{error.exec_count}]: {error.ename}: {error.evalue}"
+        else:
+            fault = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            _mark(work / path.name, path, fault)
         _settle(work, final)
         kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunFailed
-        message = f"{path.stem} failed: {_describe(error)}\n  the notebook, with the error marked: {final / path.name}"
+        message = f"{path.stem} failed: {fault}\n  the notebook, with the error marked: {final / path.name}"
         raise kind(message) from error
     _settle(work, final)
     return final
-
-
-def _describe(error):
-    """Say what went wrong: in a cell, with the kernel, or by Ctrl-C."""
-    if hasattr(error, "exec_count"):  # papermill's account of an exception in a cell
-        return f"In [{error.exec_count}]: {error.ename}: {error.evalue}"
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
 
 
 def _mark(executed, original, text):
