@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +22,7 @@ FORMAT = 1  # of files; those of a later one are refused
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path to write to, and put what is written there in place of `path` when the block ends well.
-
-    The yielded path has the same file name, in a temporary folder beside `path`, which must be in a folder that exists.
-    """
+    """Yield a path of the same name to write to; the file there replaces `path` when the block ends well."""
     path = Path(path)
     with TemporaryDirectory(prefix=f".{path.name}.part-", dir=path.parent) as folder:
         part = Path(folder, path.name)  # writers look at the suffix, and torch.save keeps the name in the file
@@ -33,37 +30,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.replace(path)
 
 
-def claim_folder(
-    folder: str | Path,
-    settings: object,
-    name: str = "settings.json",
-    load: Callable[[Path], object] | None = None,
-    save: Callable[[Path], object] | None = None,
-) -> object:
+def claim_folder(folder: str | Path, settings: object, name: str = "settings.json") -> object:
     """Make a folder this run's, by a file of settings in it; return the settings as JSON types.
 
     Parameters
     ----------
     folder : str or Path
-        A new folder, or one of the same run.
+        A new folder, or one of the same run. ValueError where it holds a run with other settings.
     settings : JSON types
         What tells this run from others.
     name : str
         Name of the file of settings.
-    load, save : callable, optional
-        What reads and writes that file, given its path. Default: as JSON.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds a run with other settings.
     """
     path, settings = Path(folder, name), json.loads(json.dumps(settings))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            save(part) if save else part.write_text(json.dumps(settings), "utf-8")
-    elif (load(path) if load else json.loads(path.read_text("utf-8"))) != settings:
+            part.write_text(json.dumps(settings), "utf-8")
+    elif json.loads(path.read_text("utf-8")) != settings:
         raise ValueError(f"{folder} holds a run with other settings (see {path}): name another folder")
     return settings
 
@@ -77,10 +61,8 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], meta
         The file.
     kind : str
         What it holds: "Recording", "LinearMap", ...
-    tensors : mapping of str to Tensor
-        Tensors by name.
-    metadata : dict
-        JSON types.
+    tensors, metadata : dict
+        Tensors by name, and what is known of them, in JSON types.
     """
     from safetensors.torch import save_file  # late: `plots` takes `replacing` from here, and does without torch
 
@@ -114,37 +96,24 @@ def _open(path):
 class File:
     """A file that `write` made, open for reading: one that is replaced meanwhile goes on to give what it held.
 
-    Attributes
-    ----------
-    metadata : dict
-        What `write` was given.
-    names : frozenset of str
-        Names of its tensors.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is cut short, is of another kind, or was written by a later version.
+    FileNotFoundError where there is none; ValueError where it is cut short, of another kind, or of a later version.
     """
 
     def __init__(self, path: str | Path, kind: str):
         self.handle, header = _open(path)
         if header.get("attnlab") != kind:
             raise ValueError(f"{path} holds {header.get('attnlab', 'something else')}, not a {kind}")
-        if int(header["format"]) > FORMAT:
-            raise ValueError(
-                f"{path} has format {header['format']}, this attnlab reads up to {FORMAT}: install a later one"
-            )
-        self.metadata, self.names = json.loads(header["about"]), frozenset(self.handle.keys())
+        if (number := int(header["format"])) > FORMAT:
+            raise ValueError(f"{path} has format {number}, this attnlab reads up to {FORMAT}: install a later one")
+        self.metadata = json.loads(header["about"])  # what `write` was given
+        self.names = frozenset(self.handle.keys())
 
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor."""
         return self.handle.get_tensor(name)
 
     def stored(self, name: str) -> Stored:
-        """Return the entries along a tensor's first axis, each read when it is asked for."""
+        """Return the entries along a tensor's first axis, unread."""
         return Stored(self.handle, name)
 
 

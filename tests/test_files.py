@@ -5,7 +5,6 @@ import subprocess
 import sys
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,11 +181,3 @@ def test_a_folder_belongs_to_the_settings_it_was_claimed_with(tmp_path):
     assert json.loads((folder / "run.json").read_text()) == {"sizes": [1, 2], "name": "é"}
     with pytest.raises(ValueError, match=r"holds a run with other settings \(see .*run.json\): name another folder"):
         storage.claim_folder(folder, {"sizes": (1, 3)}, "run.json")
-
-
-def test_a_folder_is_claimed_with_a_file_of_any_form(tmp_path):
-    options = {"name": "digest", "load": Path.read_text, "save": lambda path: path.write_text("a1")}
-    for _ in range(2):
-        assert storage.claim_folder(tmp_path, "a1", **options) == "a1"
-    with pytest.raises(ValueError, match=r"see .*digest"):
-        storage.claim_folder(tmp_path, "b2", **options)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..pipelines import load_parts, load_pipeline, seed
 from ..recording.recorder import record
-from ..storage import claim_folder, replacing
+from ..storage import replacing
 from ..tokens import TokenLibrary
 from .card import card, contact_sheet
 from .labeling import heats, label, streaming
@@ -144,9 +144,14 @@ def _check_words(recipe):
 
 def _claim(out, recipe):
     """Make the folder this recipe's, or raise ValueError where it is something else's."""
-    if not (out / "recipe.yaml").exists() and out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} has other files: name a new or empty folder")
-    claim_folder(out, recipe.digest, "recipe.yaml", load=lambda path: Recipe.load(path).digest, save=recipe.save)
+    path = out / "recipe.yaml"
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(f"{out} has other files: name a new or empty folder")
+        out.mkdir(parents=True, exist_ok=True)
+        recipe.save(path)
+    elif Recipe.load(path).digest != recipe.digest:
+        raise ValueError(f"{out} holds a run with other settings (see {path}): name another folder")
     for stale in [*out.glob(f"{SHARDS}/*.partial-*"), *out.glob(f"{SHARDS}-old"), *out.glob(".*.part-*")]:
         shutil.rmtree(stale)
 
