@@ -42,13 +42,9 @@ def load_pipeline(
     device = torch.device(device or best_device())
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     source = _source(name)
-    with _quiet(bars=not isinstance(source, Path)):  # a download takes long and shows its progress, a folder does not
-        try:
-            pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-        except OSError as error:
-            if isinstance(source, Path):
-                raise
-            raise ConnectionError(_unreachable(source)) from error
+    # a download takes long and shows its progress, a folder does not
+    with _quiet(bars=not isinstance(source, Path)), _reaching(source):
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     # what recordings note: the name as given, not where it lies
     pipe.register_to_config(_name_or_path=str(name), _revision=options.get("revision"))
     return pipe.to(device)
@@ -65,22 +61,15 @@ def load_parts(name: str | Path, parts: Sequence[str]) -> dict[str, object]:
         Their names; a part that the pipeline does not have is None.
     """
     source = _source(name)
-    try:
+    with _reaching(source):
         config = DiffusionPipeline.load_config(source)
-    except OSError as error:
-        if isinstance(source, Path):
-            raise
-        raise ConnectionError(_unreachable(source)) from error
     without = {part: None for part, value in config.items() if isinstance(value, list) and part not in parts}
     pipe = load_pipeline(name, device="cpu", **without)
     return {part: getattr(pipe, part, None) for part in parts}
 
 
 def seed(number: int) -> torch.Generator:
-    """Return a seeded generator, as in `pipe(..., generator=seed(7))`.
-
-    It is one of the CPU, so that every device draws the same.
-    """
+    """Return a seeded generator, on the CPU so that every device draws the same: `pipe(..., generator=seed(7))`."""
     return torch.Generator().manual_seed(number)
 
 
@@ -104,12 +93,9 @@ def _source(name: str | Path) -> Path | str:
     folder, text = Path(name).expanduser(), str(name)
     if folder.is_dir():
         if not (folder / "model_index.json").exists():
-            raise FileNotFoundError(
-                f"{folder} holds no pipeline: model_index.json is missing (save one by pipe.save_pretrained)"
-            )
+            raise FileNotFoundError(f"{folder} is no pipeline: model_index.json is missing (use pipe.save_pretrained)")
         return folder
-    looks_like_hub_id = isinstance(name, str) and text.count("/") == 1 and text[0] not in "./~"
-    if looks_like_hub_id:
+    if isinstance(name, str) and text.count("/") == 1 and text[0] not in "./~":  # looks like a hub id
         return text
     raise FileNotFoundError(
         f"no model {text!r}: neither bundled ({', '.join(sorted(known)) or 'none found'}), nor a folder, "
@@ -117,12 +103,19 @@ def _source(name: str | Path) -> Path | str:
     )
 
 
-def _unreachable(name):
-    return (
-        f"could not get {name!r} from the Hugging Face hub, and it is not whole in the local cache. "
-        "Check the spelling and the connection (a gated model needs `hf auth login`). Without a network, use "
-        'load_pipeline("tiny"), or the path of a folder to which the pipeline was saved.'
-    )
+@contextmanager
+def _reaching(source: Path | str):
+    """Say what to do where a model of the hub cannot be had; errors of a folder stay as they are."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(source, Path):
+            raise
+        raise ConnectionError(
+            f"could not get {source!r} from the Hugging Face hub, and it is not whole in the local cache. "
+            "Check the spelling and the connection (a gated model needs `hf auth login`). Without a network, use "
+            'load_pipeline("tiny"), or the path of a folder to which the pipeline was saved.'
+        ) from error
 
 
 @contextmanager
