@@ -54,7 +54,7 @@ def threshold_mask(heat: ArrayLike, level: float = 0.4) -> np.ndarray:
     heat = _as_heat(heat)
     _check_fraction("level", level)
     if heat.max() <= 0:
-        _warn("the heat map has no positive value, so no fraction of its maximum exists: returning an empty mask")
+        _warn("the heat map has no positive value, so no fraction of its maximum exists")
     return _above(heat, level)
 
 
@@ -65,7 +65,7 @@ def otsu_mask(heat: ArrayLike) -> np.ndarray:
     """
     heat = _as_heat(heat)
     if heat.min() == heat.max():
-        _warn("the heat map is constant, so Otsu has nothing to split: returning an empty mask")
+        _warn("the heat map is constant, so Otsu has nothing to split")
         return np.zeros(heat.shape, bool)
     return heat > threshold_otsu(heat)
 
@@ -131,9 +131,7 @@ def dbscan_mask(
     keep: float | None = None,
     min_area: int = 0,
 ) -> np.ndarray:
-    """Return the cluster of bright pixels with the highest mean heat.
-
-    This is the weak label of the TEMA disaster article (Atos 2025).
+    """Return the cluster of bright pixels with the highest mean heat, the weak label of the TEMA article (Atos 2025).
 
     Parameters
     ----------
@@ -172,13 +170,11 @@ def dbscan_mask(
     clusters = dbscan_clusters(heat, quantile, level, eps, min_samples)
     numbers = [n for n in range(1, clusters.max() + 1) if (clusters == n).sum() >= min_area]
     if not clusters.any():
-        _warn("no pixel of the heat map is bright (is it flat?): returning an empty mask")
+        _warn("no pixel of the heat map is bright (is it flat?)")
     elif clusters.max() < 1:
-        _warn(
-            f"all bright pixels are noise; raise eps={eps} or lower min_samples={min_samples}: returning an empty mask"
-        )
+        _warn(f"all bright pixels are noise; raise eps={eps} or lower min_samples={min_samples}")
     elif not numbers:
-        _warn(f"every cluster is smaller than min_area={min_area} pixels: returning an empty mask")
+        _warn(f"every cluster is smaller than min_area={min_area} pixels")
     elif keep is None:
         numbers = numbers[:1]
     else:
@@ -197,9 +193,9 @@ def random_walker_mask(
     Parameters
     ----------
     heat : (row, column) array
-        Heat map, as large as the image.
+        Heat map.
     image : (row, column, rgb) array
-        The image, uint8 or float in 0..1.
+        The image, of the map's size, uint8 or float in 0..1. ValueError where it is not.
     low, high : float in 0..1
         Fractions of the map's maximum: at most `low` is surely background, at least `high` surely the object, and the
         walk labels the pixels between.
@@ -211,11 +207,6 @@ def random_walker_mask(
     (row, column) array of bool
         The refined mask. Where there is no background to start from or the image is of one color, the walk has no
         meaning: the result is ``threshold_mask(heat, (low + high) / 2)``, with a warning.
-
-    Raises
-    ------
-    ValueError
-        If the image is not RGB, is out of range, or differs from the map in size.
     """
     heat, image = _as_heat(heat), np.asarray(image)
     if not 0 <= low < high <= 1:
@@ -236,7 +227,7 @@ def random_walker_mask(
     object_seeds, background_seeds = _above(heat, high), heat <= low * max(heat.max(), 0)
     unsure = ~(object_seeds | background_seeds)
     if not object_seeds.any() or not background_seeds.any() or np.ptp(image) == 0:
-        _warn("nothing to walk between (map flat or without background, or image of one color): thresholding instead")
+        _warn("nothing to walk between (map flat or without background, or image of one color)", "thresholding instead")
         return _above(heat, (low + high) / 2)
     if not unsure.any():
         return object_seeds
@@ -276,22 +267,17 @@ def vote_mask(heats: Iterable[ArrayLike], level: float = 0.4, agree: float = 0.8
 
 
 def mask_by(settings: Mapping[str, object], heat: ArrayLike, image: ArrayLike | None = None) -> np.ndarray:
-    """Return a mask by the method and settings that a recipe or a widget names.
+    """Return a (row, column) mask of bool by the method and settings that a recipe or a widget names.
+
+    Where the method finds nothing the mask is empty, with a warning ("zero" does not warn).
 
     Parameters
     ----------
     settings : mapping
         ``{"method": name, ...}`` with a name of `METHODS` and settings of it, as ``{name}_mask`` takes them. "zero"
         keeps what is above zero, as for the maps of learned tokens.
-    heat : (row, column) array
-        Heat map.
-    image : (row, column, rgb) array, optional
-        The image, for "random_walker".
-
-    Returns
-    -------
-    (row, column) array of bool
-        The mask. Empty, with a warning, where the method finds nothing ("zero" does not warn).
+    heat, image
+        As in `random_walker_mask`, the only method that needs the image.
     """
     options = dict(settings)
     method = options.pop("method", None)
@@ -327,5 +313,5 @@ def _check_fraction(name: str, value: float) -> None:
         raise ValueError(f"{name} is a fraction between 0 and 1, got {value}")
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=3)  # points at the line that called attnlab
+def _warn(reason: str, answer: str = "returning an empty mask") -> None:
+    warnings.warn(f"{reason}: {answer}", UserWarning, stacklevel=3)  # points at the line that called attnlab
