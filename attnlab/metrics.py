@@ -216,26 +216,17 @@ def mean_over_classes(
     return float((filled.sum(0) / present.sum(0)).mean()), float(low), float(high)
 
 
-def confusion(
-    labels: ArrayLike, predicted: ArrayLike, num_classes: int, ignore: int = 255, per_image: bool = False
-) -> np.ndarray:
-    """Count pixels by true and predicted class.
+def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int, per_image: bool = False) -> np.ndarray:
+    """Count pixels by true class (row) and predicted class (column): int64, one matrix, or one per image.
 
     Parameters
     ----------
     labels, predicted : (..., row, column) array of int
-        Class numbers from 0 to `num_classes` - 1, of one image or of a stack of images.
+        Class numbers, of one image or of a stack of images. Pixels labeled 255 (`attnlab.masks.IGNORE`) are left out.
     num_classes : int
-        Number of classes.
-    ignore : int
-        Pixels with this label are left out; 255 is `attnlab.masks.IGNORE`.
+        Number of classes; theirs are 0 to `num_classes` - 1.
     per_image : bool
         Count each image of a stack by itself.
-
-    Returns
-    -------
-    (class, class) or (image, class, class) array of int64
-        Pixels; rows are true classes, columns predicted ones.
 
     Examples
     --------
@@ -247,12 +238,11 @@ def confusion(
     _check_same_shape(predicted, labels)
     if per_image and labels.ndim < 3:
         raise ValueError(f"per_image wants a stack (image, row, column), got shape {labels.shape}")
-    valid = labels != ignore
+    valid = labels != 255
     for name, numbers in (("labels", labels[valid]), ("predicted", predicted[valid])):
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < num_classes:
-            raise ValueError(
-                f"{name} must be class numbers from 0 to {num_classes - 1}, got {numbers.min()} to {numbers.max()}"
-            )
+            found = f"{numbers.min()} to {numbers.max()}"
+            raise ValueError(f"{name} must be class numbers from 0 to {num_classes - 1}, got {found}")
     cells = np.where(valid, labels.astype(int) * num_classes + predicted, -1)
     counts = [np.bincount(image[image >= 0], minlength=num_classes**2) for image in (cells if per_image else [cells])]
     matrices = np.stack(counts).reshape(-1, num_classes, num_classes)
@@ -260,17 +250,9 @@ def confusion(
 
 
 def class_ious(confusion: ArrayLike) -> np.ndarray:
-    """Return the IoU of each class over all counted pixels.
+    """Return the IoU of each class, (class,) in 0..1, from what `confusion` counts; several images are summed first.
 
-    Parameters
-    ----------
-    confusion : (class, class) or (image, class, class) array
-        Pixels by true and predicted class, as `confusion` counts them. Those of several images are summed first.
-
-    Returns
-    -------
-    (class,) array of float
-        IoU, 0..1; NaN where a class is neither there nor predicted.
+    It is NaN where a class is neither there nor predicted.
 
     Examples
     --------
@@ -284,20 +266,10 @@ def class_ious(confusion: ArrayLike) -> np.ndarray:
     return np.divide(common, union, out=np.full(len(total), np.nan), where=union > 0)
 
 
-def mean_and_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Return the mean of a few values, and its confidence interval by Student's t.
+def mean_and_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Return the mean of a few independent values (one per random seed), and its 95% interval by Student's t.
 
-    Parameters
-    ----------
-    values : (sample,) array
-        One number per independent sample, for example per random seed.
-    level : float in 0..1
-        Confidence.
-
-    Returns
-    -------
-    mean, low, high : float
-        In the unit of `values`. One value has no interval: its ends are NaN.
+    One value has no interval: its ends are NaN.
 
     Examples
     --------
@@ -305,8 +277,9 @@ def mean_and_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, fl
     [2.0, -0.48, 4.48]
     """
     values = np.asarray(values, dtype=float)
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values) if len(values) > 1 else np.nan
-    return float(np.mean(values)), float(np.mean(values) - half), float(np.mean(values) + half)
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else np.nan
+    return mean, mean - half, mean + half
 
 
 def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: ArrayLike | None) -> np.ndarray:
