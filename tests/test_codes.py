@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab.joint.codes import bit_codes, decode, encode, one_hot_codes, touching
+from attnlab.joint.codes import bit_codes, decode, encode, touching
 
 
 def cost(touching, codes):
     differ = (codes[:, None] != codes[None]).sum(-1)
     return (touching * differ).sum() / 2
+
+
+def one_hot(count):
+    return (2 * np.eye(count) - 1).astype(np.float32)
 
 
 def test_touching_by_hand():
@@ -45,7 +49,7 @@ def test_as_many_bits_as_needed(count, bits):
     assert bit_codes(np.ones((count, count)) - np.eye(count)).shape == (count, bits)
 
 
-@pytest.mark.parametrize("codes", [bit_codes(np.ones((6, 6))), one_hot_codes(6)], ids=["bits", "one-hot"])
+@pytest.mark.parametrize("codes", [bit_codes(np.ones((6, 6))), one_hot(6)], ids=["bits", "one-hot"])
 def test_there_and_back(codes):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 6, (3, 8, 9)).astype(np.uint8)
@@ -79,7 +83,5 @@ def test_ignored_pixels_have_no_bits():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="2 bits have 4 codes, 7 classes need 3 bits"):
-        bit_codes(np.ones((7, 7)), bits=2)
     with pytest.raises(ValueError, match=r"labels are 0 to 2 or 255, ignored; there is \[3, 9\]"):
-        encode(np.array([[[0, 3, 9]]]), one_hot_codes(3))
+        encode(np.array([[[0, 3, 9]]]), one_hot(3))

@@ -1,4 +1,4 @@
-"""Encode pairs as channels of about unit standard deviation and decode them, augment them, and the noise on them."""
+"""Pairs as channels of about unit standard deviation, their augmentation, and the noise on them."""
 
 from collections.abc import Sequence
 
@@ -29,18 +29,10 @@ def noise_schedule() -> dict:
 
 
 class ChannelCodec:
-    """Pairs as a model sees them: [RGB, label channels], float32 (image, channel, row, column).
-
-    Attributes
-    ----------
-    codes : (class, label channel) array of float32
-        -1 and 1.
-    num_channels : int
-        Three colors and the label channels.
-    """
+    """Pairs as a model sees them: [RGB, label channels], float32 (image, channel, row, column)."""
 
     def __init__(self, table: np.ndarray, mean: Sequence[float], std: Sequence[float]):
-        self.codes = np.asarray(table, np.float32)
+        self.codes = np.asarray(table, np.float32)  # (class, label channel): -1 and 1
         self.num_channels = 3 + self.codes.shape[1]
         mean, std = (torch.tensor(x, dtype=torch.float32)[:, None, None] for x in (mean, std))
         self._scale, self._shift = 1 / std, -mean / std  # colors are standardized by those of the training pairs
@@ -57,7 +49,7 @@ class ChannelCodec:
         return channels, torch.cat([torch.ones_like(colors), valid], 1)
 
     def decode(self, channels: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Decode channels: images, labels and margins."""
+        """Decode channels: images uint8, labels uint8 and margins float32, as `decode` of codes gives them."""
         colors = (channels[:, :3].cpu() - self._shift) / self._scale
         images = (colors.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         return images, *codes.decode(channels[:, 3:], self.codes)
@@ -67,9 +59,7 @@ class ChannelCodec:
         return channels.clamp(self._lowest.to(channels.device), self._highest.to(channels.device))
 
 
-def augment_channels(
-    tensors: Sequence[torch.Tensor | None], rotate90: bool, generator: torch.Generator
-) -> list[torch.Tensor | None]:
+def augment_channels(tensors: Sequence, rotate90: bool, generator: torch.Generator) -> list[torch.Tensor | None]:
     """Flip each pair left-right or not; with `rotate90` also flip it upside down or not and rotate it by quarters.
 
     `tensors` (image, channel, row, column) of the same pairs are all augmented alike; None stays None.
@@ -79,7 +69,7 @@ def augment_channels(
     quarters = torch.randint(4, (count,), generator=generator).tolist() if rotate90 else [0] * count
     axes = [[axis for axis, flip in ((-1, one[0]), (-2, one[1] and rotate90)) if flip] for one in flips]
 
-    def of_all(x):
+    def augmented(x):
         return torch.stack([torch.rot90(p.flip(a), q, (-2, -1)) for p, a, q in zip(x, axes, quarters, strict=True)])
 
-    return [x if x is None else of_all(x) for x in tensors]
+    return [None if x is None else augmented(x) for x in tensors]

@@ -16,10 +16,10 @@ from ..segmentation.folders import checked
 from ..storage import replacing
 from ..training import seeded
 from .channels import ChannelCodec, noise_schedule
-from .codes import bit_codes, one_hot_codes, touching
+from .codes import bit_codes, touching
 from .proportions import class_proportions, embed
 
-__all__ = ["PREDICTIONS", "Conditioning", "Denoiser", "as_settings", "as_x0"]
+__all__ = ["PREDICTIONS", "Conditioning", "Denoiser", "as_settings"]
 
 PREDICTIONS = ("sample", "v_prediction", "epsilon")
 _CODES = ("bits", "one-hot")
@@ -27,43 +27,22 @@ _MAX_SCENES = 2000  # whose class proportions are kept with a model
 
 
 class Conditioning(NamedTuple):
-    """What a model knows of the pairs besides their noisy channels.
+    """What a model knows of the pairs besides their noisy channels."""
 
-    Attributes
-    ----------
-    low_res : (image, channel, row, column) Tensor, optional
-        For a model with `upscale`: the channels of small pairs, resized to the size of the large ones.
-    proportions : (image, class) Tensor, optional
-        Class proportions that the pairs are to have; a row of NaN, or None, is unconditional.
-    """
-
-    low_res: torch.Tensor | None = None
-    proportions: torch.Tensor | None = None
-
-
-_UNCONDITIONAL = Conditioning()
+    low_res: torch.Tensor | None = None  # with `upscale`: channels of the small pairs, in the size of the large ones
+    proportions: torch.Tensor | None = None  # (image, class) that pairs are to have; NaN, or None: unconditional
 
 
 class Denoiser:
-    """A denoiser of images with labels.
-
-    Attributes
-    ----------
-    unet, schedule : UNet2DModel, DDPMScheduler
-        Network over pixel-unshuffled channels, and the forward process.
-    metadata : dict
-        classes, codes (class, label channel), mean and std of the colors (0..1), prediction, shuffle, upscale,
-        self_conditioning; if it is conditioned on them, class proportions (scene, class) of its training set.
-    classes, codec : tuple of str, ChannelCodec
-        Names of the labels 0, 1, ..., and what turns pairs into channels and back.
-    """
+    """The network of a `JointDiffusion`, which describes it: how it is made, predicts, is saved and loaded."""
 
     def __init__(self, unet: UNet2DModel, metadata: dict):
         self.unet, self.metadata, self.classes = unet, metadata, tuple(metadata["classes"])
         self.codec = ChannelCodec(metadata["codes"], metadata["mean"], metadata["std"])
         self.schedule = DDPMScheduler(**noise_schedule())
-        if unet.device.type == "cpu":
-            _use_plain_attention(unet)
+        if unet.device.type == "cpu":  # where the fast kernels are slow, their backward pass above all
+            for part in [one for one in unet.modules() if isinstance(one, Attention)]:
+                part.set_processor(AttnProcessor())
 
     @classmethod
     def new(
@@ -109,15 +88,15 @@ class Denoiser:
         """
         images, labels = checked(images, labels, len(classes))
         if len(classes) < 2 or codes not in _CODES or prediction not in PREDICTIONS:
-            raise ValueError(
-                f"{len(classes)} classes, codes={codes!r}, prediction={prediction!r}: give two classes or more, one of "
-                f"{', '.join(_CODES)} and one of {', '.join(PREDICTIONS)}"
-            )
+            wanted = f"two classes or more, one of {', '.join(_CODES)} and one of {', '.join(PREDICTIONS)}"
+            raise ValueError(f"{len(classes)} classes, codes={codes!r}, prediction={prediction!r}: give {wanted}")
         (_, height, width, _), factor = images.shape, shuffle * 2 ** (len(channels) - 1) * upscale
         if height != width or height % factor:
             raise ValueError(f"images are {(height, width)}: give squares whose side {factor} divides")
-        metadata = {"classes": list(classes), "codes": _codes_of(labels, len(classes), codes).tolist()}
-        metadata |= {"prediction": prediction, "shuffle": shuffle, **_colors_of(images), "upscale": upscale}
+        table = 2 * np.eye(len(classes)) - 1 if codes == "one-hot" else bit_codes(touching(labels, len(classes)))
+        colors = images.reshape(-1, 3) / 255
+        metadata = {"classes": list(classes), "codes": table.tolist(), "prediction": prediction, "shuffle": shuffle}
+        metadata |= {"mean": colors.mean(0).tolist(), "std": colors.std(0).clip(0.02).tolist(), "upscale": upscale}
         metadata["self_conditioning"] = self_conditioning
         if proportions and upscale == 1:
             found = class_proportions(labels, len(classes))
@@ -135,19 +114,12 @@ class Denoiser:
         return self.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator), torch.tensor([time]))
 
     @torch.no_grad()
-    def predict_x0(
-        self,
-        noisy: torch.Tensor,
-        time: int,
-        previous: torch.Tensor | None = None,
-        conditioning: Conditioning = _UNCONDITIONAL,
-    ) -> torch.Tensor:
+    def predict_x0(self, noisy: torch.Tensor, time: int, previous=None, conditioning=None) -> torch.Tensor:
         """Predict the clean channels behind noisy ones, clamped; `previous`: the prediction of the step before."""
-        times = torch.full((len(noisy),), int(time))
+        conditioning, times = conditioning or Conditioning(), torch.full((len(noisy),), int(time))
         with torch.autocast(noisy.device.type, torch.bfloat16):
-            prediction = self.predict(self.unet, noisy, previous, conditioning, times).float()
-        alphas = self.schedule.alphas_cumprod[times]
-        return self.codec.clamp(as_x0(self.metadata["prediction"], prediction, noisy, alphas, conditioning.low_res))
+            prediction = self.predict(self.unet, noisy, previous, conditioning, times)
+        return self.as_x0(prediction, noisy, times, conditioning.low_res)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write weights (safetensors), the U-Net's configuration and joint.json; return the folder."""
@@ -178,7 +150,7 @@ class Denoiser:
         return cls(unet.to(device).eval(), metadata)
 
     def predict(self, unet, noisy, previous, conditioning, times):
-        """Return the output (image, channel, row, column) of `unet`, which is its own or one in training."""
+        """Return what `unet`, its own one or one in training, says: float32 (image, channel, row, column)."""
         shuffle, inputs, extra = self.metadata["shuffle"], [noisy], {}
         if self.metadata["self_conditioning"]:
             inputs.append(torch.zeros_like(noisy) if previous is None else previous)
@@ -192,42 +164,24 @@ class Denoiser:
             extra["class_labels"] = embed(proportions.cpu(), width).to(noisy.device)
         # channels first, which GroupNorm is fast with on a CPU
         x = F.pixel_unshuffle(torch.cat(inputs, 1), shuffle)
-        return F.pixel_shuffle(unet(x, times.to(noisy.device), **extra).sample, shuffle)
+        return F.pixel_shuffle(unet(x, times.to(noisy.device), **extra).sample, shuffle).float()
 
-
-def as_x0(kind: str, prediction: torch.Tensor, noisy: torch.Tensor, alphas: torch.Tensor, low_res=None) -> torch.Tensor:
-    """Return the x0 that a prediction of a kind stands for, given the schedule's cumulative alphas (image,).
-
-    A model with `upscale` predicts what is added to `low_res`.
-    """
-    a = alphas[:, None, None, None].to(noisy.device)
-    match kind:
-        case "epsilon":
-            return (noisy - (1 - a).sqrt() * prediction) / a.sqrt()
-        case "v_prediction":
-            return a.sqrt() * noisy - (1 - a).sqrt() * prediction
-    return prediction if low_res is None else prediction + low_res
+    def as_x0(self, prediction, noisy, times, low_res):
+        """Return the clamped x0 that a prediction stands for; a model with `upscale` predicts what `low_res` lacks."""
+        a = self.schedule.alphas_cumprod[times][:, None, None, None].to(noisy.device)
+        match self.metadata["prediction"]:
+            case "epsilon":
+                x0 = (noisy - (1 - a).sqrt() * prediction) / a.sqrt()
+            case "v_prediction":
+                x0 = a.sqrt() * noisy - (1 - a).sqrt() * prediction
+            case _:
+                x0 = prediction if low_res is None else prediction + low_res
+        return self.codec.clamp(x0)
 
 
 def as_settings(metadata: dict) -> dict:
     """Return metadata as files hold it: there class proportions are called shares."""
     return {"shares" if name == "proportions" else name: value for name, value in metadata.items()}
-
-
-def _use_plain_attention(unet):
-    """Replace the fast kernels, which are slow on a CPU, their backward pass above all."""
-    for part in unet.modules():
-        if isinstance(part, Attention):
-            part.set_processor(AttnProcessor())
-
-
-def _codes_of(labels, num_classes, kind):
-    return one_hot_codes(num_classes) if kind == "one-hot" else bit_codes(touching(labels, num_classes))
-
-
-def _colors_of(images):
-    colors = images.reshape(-1, 3) / 255
-    return {"mean": colors.mean(0).tolist(), "std": colors.std(0).clip(0.02).tolist()}
 
 
 def _new_unet(side, channels, metadata):

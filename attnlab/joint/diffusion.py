@@ -22,7 +22,7 @@ from .. import training
 from ..segmentation.folders import checked, shrink
 from ..storage import claim_folder
 from .channels import NUM_TIMES, augment_channels, noise_schedule
-from .denoiser import Conditioning, Denoiser, as_settings, as_x0
+from .denoiser import Conditioning, Denoiser, as_settings
 from .proportions import DROP_PROBABILITY, blurred, class_proportions, wanted_proportions
 
 __all__ = ["JointDiffusion"]
@@ -33,7 +33,18 @@ _LOW_RES_STD = 0.1  # of noise on the small pair in training, as samples are not
 
 
 class JointDiffusion(Denoiser):
-    """A denoiser of images with labels that learns from pairs and draws new ones."""
+    """A denoiser of images with labels that learns from pairs and draws new ones.
+
+    Attributes
+    ----------
+    unet, schedule : UNet2DModel, DDPMScheduler
+        Network over pixel-unshuffled channels, and the forward process.
+    metadata : dict
+        classes, codes (class, label channel), mean and std of the colors (0..1), prediction, shuffle, upscale,
+        self_conditioning; if it is conditioned on them, class proportions (scene, class) of its training set.
+    classes, codec : tuple of str, ChannelCodec
+        Names of the labels 0, 1, ..., and what turns pairs into channels and back.
+    """
 
     def fit(
         self,
@@ -53,10 +64,8 @@ class JointDiffusion(Denoiser):
         ----------
         images, labels : array of uint8
             Pairs.
-        folder : str or Path
-            Where checkpoints and curves are written.
-        schedule : Schedule
-            Steps and learning rates.
+        folder, schedule : str or Path, Schedule
+            Where checkpoints and curves are written; steps and learning rates.
         rotate90 : bool
             Augment pairs by rotations and upside-down flips, besides left-right flips.
         check : (images, labels), optional
@@ -80,8 +89,7 @@ class JointDiffusion(Denoiser):
             some = torch.randint(len(images), (batch,), generator=generator)
             x0, valid, (low_res, proportions) = self._encoded(images[some], labels[some])
             x0, valid, low_res = augment_channels((x0, valid, low_res), rotate90, generator)
-            if proportions is not None:
-                proportions = blurred(proportions, generator, DROP_PROBABILITY)
+            proportions = None if proportions is None else blurred(proportions, generator, DROP_PROBABILITY)
             twice = self.metadata["self_conditioning"] and bool(torch.rand((), generator=generator) < 0.5)
             return {"loss": _loss(self, unet, x0, valid, Conditioning(low_res, proportions), generator, twice)}
 
@@ -172,9 +180,8 @@ class JointDiffusion(Denoiser):
 
     def _encoded(self, images, labels):
         """Return the channels of pairs, which of them are valid, and what the model is conditioned on."""
-        factor, proportions = self.metadata["upscale"], None
-        if "proportions" in self.metadata:
-            proportions = torch.from_numpy(class_proportions(labels, len(self.classes)))
+        factor, conditional = self.metadata["upscale"], "proportions" in self.metadata
+        proportions = torch.from_numpy(class_proportions(labels, len(self.classes))) if conditional else None
         low_res = self._enlarged(*shrink(images, labels, factor)) if factor > 1 else None
         return *self.codec.encode(images, labels), Conditioning(low_res, proportions)
 
@@ -189,30 +196,28 @@ def _loss(model, unet, x0, valid, conditioning, generator, twice):
 
     Times are stratified over the batch: every step sees early and late ones.
     """
-    kind, device = model.metadata["prediction"], unet.device
     low_res, previous = conditioning.low_res, None
     times = (torch.randperm(len(x0), generator=generator) + torch.rand(len(x0), generator=generator)) / len(x0)
     times, noise = (times * NUM_TIMES).long(), torch.randn(x0.shape, generator=generator)
     if low_res is not None:
         noised = low_res + _LOW_RES_STD * torch.randn(x0.shape, generator=generator)
-        conditioning = conditioning._replace(low_res=noised.to(device))
-    noisy = model.schedule.add_noise(x0, noise, times).to(device)
-    alphas = model.schedule.alphas_cumprod[times]
+        conditioning = conditioning._replace(low_res=noised.to(unet.device))
+    noisy = model.schedule.add_noise(x0, noise, times).to(unet.device)
     if twice:
         with torch.no_grad():
-            first = model.predict(unet, noisy, None, conditioning, times).float()
-            previous = model.codec.clamp(as_x0(kind, first, noisy, alphas, conditioning.low_res))
-    prediction = model.predict(unet, noisy, previous, conditioning, times).float()
-    match kind:
+            first = model.predict(unet, noisy, None, conditioning, times)
+            previous = model.as_x0(first, noisy, times, conditioning.low_res)
+    prediction = model.predict(unet, noisy, previous, conditioning, times)
+    match model.metadata["prediction"]:
         case "sample":  # weighted as an error of v is, but for the least noise
             target = x0 if low_res is None else x0 - low_res
-            weight = (1 / (1 - alphas)).clamp(max=_MAX_WEIGHT)
+            weight = (1 / (1 - model.schedule.alphas_cumprod[times])).clamp(max=_MAX_WEIGHT)
             valid = valid * weight[:, None, None, None]
         case "epsilon":
             target = noise
         case _:
             target = model.schedule.get_velocity(x0, noise, times)
-    return ((prediction - target.to(device)) ** 2 * valid.to(device)).sum() / valid.sum()
+    return ((prediction - target.to(unet.device)) ** 2 * valid.to(unet.device)).sum() / valid.sum()
 
 
 def _denoised(model, noisy, conditioning, scheduler, generator, every):

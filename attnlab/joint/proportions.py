@@ -1,8 +1,4 @@
-"""Class proportions: the fraction of an image's pixels that each class covers, which a joint model is conditioned on.
-
-proportions = class_proportions(labels, 7)         # float32 (image, class), each row sums to 1
-embed(torch.from_numpy(proportions), 256)          # what the U-Net adds to its embedding of the time
-"""
+"""Class proportions, the fraction of an image's pixels that each class covers: a joint model is conditioned on them."""
 
 import numpy as np
 import torch
@@ -37,13 +33,12 @@ def wanted_proportions(
     Of `known` each scene comes equally often; None if there are none. One row is repeated for all images, a row of NaN
     is unconditional. ValueError if the shape is another one, or a row is negative or does not sum to 1.
     """
-    if wanted is None and len(known):
+    if wanted is None and not len(known):
+        return None
+    if wanted is None:
         rounds = [torch.randperm(len(known), generator=generator) for _ in range(-(-count // len(known)))]
         return blurred(torch.tensor(known)[torch.cat(rounds)[:count]], generator)
-    if wanted is None:
-        return None
-    found = np.asarray(wanted, np.float32)
-    classes = known.shape[1]
+    found, classes = np.asarray(wanted, np.float32), known.shape[1]
     if found.ndim not in (1, 2) or found.shape[-1] != classes or (found.ndim == 2 and len(found) != count):
         raise ValueError(f"proportions are ({classes},), or ({count}, {classes}): one per class, not {found.shape}")
     free = np.isnan(found).all(-1)
@@ -62,8 +57,7 @@ def blurred(proportions: torch.Tensor, generator: torch.Generator, drop_probabil
 def embed(proportions: torch.Tensor, width: int) -> torch.Tensor:
     """Embed proportions (image, class) as sines and cosines of their square roots, float32 (image, width); NaN as 0.
 
-    Square roots, as small proportions differ more than large ones do. ValueError if `width` is below twice the number
-    of classes.
+    Square roots, as small proportions differ more than large ones do. ValueError if `width` is below 2 per class.
     """
     num_classes = proportions.shape[1]
     octaves = min(_OCTAVES, width // (2 * num_classes))

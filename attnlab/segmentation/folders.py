@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from ..masks import IGNORE
 
-__all__ = ["ISAID", "LOVEDA", "OPEN_EARTH_MAP", "Layout", "PairFolder", "Pairs", "checked", "patches", "shrink"]
+__all__ = ["ISAID", "LOVEDA", "OPEN_EARTH_MAP", "Layout", "PairFolder", "Pairs"]
+__all__ += ["check_labels", "checked", "patches", "shrink"]
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Images uint8 (image, row, column, rgb) and their labels uint8 (image, row, column)."""
@@ -101,9 +102,14 @@ def checked(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Pairs:
         raise ValueError(f"images are uint8 (image, row, column, rgb), not {images.dtype} {images.shape}")
     if labels.shape != images.shape[:3]:
         raise ValueError(f"labels are {labels.shape}, images {images.shape}: a label map has its image's size")
+    check_labels(labels, num_classes)
+    return images, labels.astype(np.uint8)
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raise ValueError if labels are not 0 to `num_classes` - 1, or 255."""
     if other := sorted(set(np.unique(labels).tolist()) - {*range(num_classes), IGNORE}):
         raise ValueError(f"labels are 0 to {num_classes - 1} or {IGNORE}, ignored; there is {other[:5]}")
-    return images, labels.astype(np.uint8)
 
 
 class PairFolder(Sequence):
