@@ -5,10 +5,8 @@
 
 One tap on every cross-attention copies its queries; what it cannot see is read where it is known: sizes, timestep and
 text before the denoiser runs, token ids at the text encoder. Nothing is replaced, so fast attention kernels stay in
-use and the image is the same to the last bit. What differs between kinds of denoisers is in `adapters`.
-
-Three objects by lifetime: `Recorder` for the block, `_CurrentGeneration` for one call of the pipeline, `_CurrentStep`
-for one call of the denoiser.
+use and the image is the same to the last bit. Three objects by lifetime: `Recorder` for the block, `_CurrentGeneration`
+for one call of the pipeline, `_CurrentStep` for one call of the denoiser.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -149,14 +147,11 @@ class Recorder:
         """Raise RuntimeError where the block ended well but nothing was recorded."""
         if any(t.steps for t in self.recording.traces):
             return
-        if self._generation is None or not self._generation.calls:
-            raise RuntimeError(
-                "nothing was recorded: the denoiser ran no whole step inside the record() block; call pipe(...) in it"
-            )
-        raise RuntimeError(
-            f"nothing was recorded: none of steps={self._steps} occurred; the last generation ran "
-            f"{self._generation.calls} steps"
-        )
+        calls = 0 if self._generation is None else self._generation.calls
+        reason = "the denoiser ran no whole step inside the record() block; call pipe(...) in it"
+        if calls:
+            reason = f"none of steps={self._steps} occurred; the last generation ran {calls} steps"
+        raise RuntimeError(f"nothing was recorded: {reason}")
 
     def _before_step(self, module, args, kwargs):
         call = self.adapter.read(args, kwargs)

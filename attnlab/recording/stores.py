@@ -19,8 +19,7 @@ from .trace import SelfAttentionSum, Trace
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 
-KEEP = ("queries", "sum", "maps")
-"""What `record(keep=...)` may be."""
+KEEP = ("queries", "sum", "maps")  # what `record(keep=...)` may be
 
 
 class QueryStore:

@@ -1,7 +1,4 @@
-"""What is kept of one image: its attention, the text it met, and how the image came about.
-
-Axes: step, head, pixel (row-major), token, width (channels of one head, or of the text).
-"""
+"""What is kept of one image: its attention, the text it met, and how the image came about."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +42,7 @@ class Trace:
     attention_mask: torch.Tensor | None  # bool (token,), False for tokens that the model masks; None: it masks none
     words: list[Word] | None  # of the text, with their token positions; None where it came as embeddings
     generation: Generation
-    # per layer, one tensor (pixel, head x width) per recorded step
+    # per layer, one tensor (pixel, head x width) per recorded step; pixels are row-major
     queries: dict[str, Sequence[torch.Tensor]] = field(default_factory=dict)
     # per layer, the sum of the steps' queries, float32 (pixel, head x width), normalized where the model does
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
