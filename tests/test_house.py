@@ -8,7 +8,7 @@ import attnlab
 
 ROOT = Path(attnlab.__file__).parent
 CORE = ("recording", "maps", "masks.py", "metrics.py", "tokens.py", "pipelines.py", "storage.py")
-TABLES = {"Recipe"}  # flat tables of settings that people write as YAML: their fields are no state
+TABLES = {"Recipe", "World"}  # what people write as YAML, and what a scene is drawn from: many fields, none of them state
 
 
 def modules():
