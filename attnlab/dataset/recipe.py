@@ -1,13 +1,5 @@
 """Recipes of labeled data sets: what is generated, which words label it, how maps become masks, what is rejected.
 
-    recipe = Recipe(
-        prompts=["{place} on fire at {time}"], lists={"place": ["a house", "a tree"], "time": ["night", "dusk"]},
-        classes={"fire": "fire"}, images=4,
-    )
-    recipe = Recipe.load("fires.yaml")              # the same fields in YAML
-    recipe.prompt(5), recipe.seed_of(5)             # what record 5 is made from, and nothing else
-    recipe.check(tokenizer)                         # what only the model's tokenizer can tell
-
 A recipe is checked as a whole when it is made: one error names everything that is wrong with it.
 """
 
@@ -15,6 +7,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -45,14 +38,12 @@ class Filters:
         Least and largest fraction of the image that its masks cover together.
     flat : float in 0..1
         Least range of each map, as a fraction of its maximum. Not of linear maps, which have no zero.
-    blank : float
-        Least standard deviation of the image's gray values, 0..255.
+    blank : float in 0..255
+        Least standard deviation of the image's gray values.
     duplicates : int
         An image is rejected if its difference hash (64 bits) differs from an earlier one's in at most so many bits.
-    similarity : float in -1..1
-        Least cosine of image and prompt by the CLIP model `clip`.
-    clip : str
-        Folder or hub id of a CLIP model.
+    similarity, clip : float in -1..1, str
+        Least cosine of image and prompt by a CLIP model, and the model's folder or hub id.
     """
 
     area: tuple[float, float] | None = (0.05, 0.95)
@@ -71,15 +62,13 @@ class Recipe:
 
     Attributes
     ----------
-    prompts : list of str
-        Prompts, with {name} where each entry of a list is to stand.
+    prompts, lists : list of str, dict of str to list of str
+        Prompts, with {name} where each entry of the list `name` is to stand; every combination is a prompt.
     classes : dict of str to str
         What labels each class, in the order of its number in label images, from 1 on: a word of the prompts ("daam"),
         any text ("ovam", "linear"), or the name of a learned token ("linear").
     model : str
         As `load_pipeline` takes it.
-    lists : dict of str to list of str
-        The lists that prompts name; every combination is a prompt.
     images, seed : int
         Images per prompt, and the seed of record 0.
     steps, guidance, negative : int, float, str
@@ -89,23 +78,20 @@ class Recipe:
     batch, threads, shard : int
         Images per call of the model, threads of torch per process (rounding depends on both), and batches per shard,
         which is made again if it was interrupted.
-    map : str
-        "daam" (words of the prompt), "ovam" (any text) or "linear" (any text or learned token).
-    context : str
-        For "ovam", a phrase with {} where the text stands.
+    map, context : str
+        "daam" (words of the prompt), "ovam" (any text) or "linear" (any text or learned token); for "ovam", a phrase
+        with {} where the text stands.
     propagate, attention : int
         How often maps are propagated along self-attention, and the height of the self-attention used.
     tokens : str, optional
         File of learned tokens, for "linear".
-    mask : dict
-        {"method": "otsu"}, or other settings of `attnlab.masks.mask_by`.
+    mask, filters : dict, Filters
+        {"method": "otsu"}, or other settings of `attnlab.masks.mask_by`; and what a record must be to be kept.
     band : float in 0..1
         A pixel is ignored (255) if its value is nearer to the border of a mask than this fraction of the way to the
         maximum. 0 ignores none.
     labels : bool
         Write one label image per record. False: one mask per class.
-    filters : Filters
-        What a record must be to be kept.
     """
 
     prompts: tuple[str, ...]
@@ -145,8 +131,13 @@ class Recipe:
 
     @cached_property
     def texts(self) -> list[str]:
-        """All prompts, with their lists filled in."""
-        return [text for prompt in self.prompts for text in _filled(prompt, self.lists)]
+        """All prompts, filled with every combination of the lists they name, in the order of the lists."""
+        found = []
+        for prompt in self.prompts:
+            names = _fields(prompt)
+            combinations = itertools.product(*(self.lists[name] for name in names))
+            found += [prompt.format(**dict(zip(names, values, strict=True))) for values in combinations]
+        return found
 
     def prompt(self, index: int) -> str:
         """Return the prompt of a record."""
@@ -236,30 +227,31 @@ def _wrong_words(recipe, tokenizer):
         yield from (f"class {name!r}: {word!r} is {n} times in {text!r}" for text, n in times.items() if n > 1)
 
 
-def _filled(prompt, lists):
-    """Fill a template with every combination of the lists it names, in the order of the lists."""
-    names = list(dict.fromkeys(_fields(prompt)))
-    for values in itertools.product(*(lists[name] for name in names)):
-        yield prompt.format(**dict(zip(names, values, strict=True)))
-
-
 def _fields(prompt):
-    return [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
+    """List the names that stand in braces in a prompt, each once."""
+    return list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None))
 
 
 def _problems(r):
     """Yield everything that is wrong with a recipe, one sentence each."""
-    yield from _wrong_types(r)
+    whole = {"images": 1, "seed": 0, "steps": 1, "batch": 1, "threads": 1, "shard": 1, "propagate": 0, "attention": 1}
+    is_size = r.size is None or (len(r.size) == 2 and all(_is_whole(n, 8) and n % 8 == 0 for n in r.size))
+    is_tokens = r.tokens is None or (r.map == "linear" and Path(str(r.tokens)).is_file())
+    rows = [(n, _is_whole(getattr(r, n), least), f"it is a whole number from {least} on") for n, least in whole.items()]
+    rows += [(name, isinstance(getattr(r, name), str), "it is a text") for name in ("model", "negative", "context")]
+    rows += [
+        ("guidance", _is_number(r.guidance, 0, float("inf")), "it is a number from 0 on"),
+        ("band", _is_number(r.band, 0, 1) and r.band < 1, "it is a fraction from 0 to below 1"),
+        ("size", is_size, "(height, width) in multiples of 8, or leave it out"),
+        ("labels", type(r.labels) is bool, "it is true or false"),
+        ("map", r.map in MAPS, f"choose one of {', '.join(MAPS)}"),
+        ("context", r.map != "ovam" or str(r.context).count("{}") == 1, "write {} once, where the text stands"),
+        ("tokens", is_tokens, "name a file of learned tokens, and map: linear"),
+        ("scheduler", r.scheduler in (None, *SCHEDULERS), f"choose one of {', '.join(SCHEDULERS)}, or leave it out"),
+    ]
+    yield from (f"{name} is {getattr(r, name)!r}: {right}" for name, is_right, right in rows if not is_right)
     yield from _wrong_prompts(r)
-    yield from _wrong_classes(r)
-    if r.map not in MAPS:
-        yield f"map is {r.map!r}: choose one of {', '.join(MAPS)}"
-    if r.map == "ovam" and str(r.context).count("{}") != 1:
-        yield f"context is {r.context!r}: write {{}} once, where the text stands"
-    if r.tokens is not None and (r.map != "linear" or not Path(str(r.tokens)).is_file()):
-        yield f"tokens is {r.tokens!r}: name a file of learned tokens, and map: linear"
-    if r.scheduler is not None and r.scheduler not in SCHEDULERS:
-        yield f"scheduler is {r.scheduler!r}: choose one of {', '.join(SCHEDULERS)}, or leave it out"
+    yield from _wrong_classes(r.classes)
     yield from _wrong_mask(r)
     yield from _wrong_filters(r.filters)
 
@@ -268,23 +260,8 @@ def _is_number(value, least, most):
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
-def _wrong_types(r):
-    whole = {"images": 1, "seed": 0, "steps": 1, "batch": 1, "threads": 1, "shard": 1, "propagate": 0, "attention": 1}
-    for name, least in whole.items():
-        value = getattr(r, name)
-        if type(value) is not int or value < least:
-            yield f"{name} is {value!r}: it is a whole number from {least} on"
-    if not _is_number(r.guidance, 0, float("inf")):
-        yield f"guidance is {r.guidance!r}: it is a number from 0 on"
-    if not _is_number(r.band, 0, 1) or r.band == 1:
-        yield f"band is {r.band!r}: it is a fraction from 0 to below 1"
-    if r.size is not None and (len(r.size) != 2 or not all(type(n) is int and n > 0 and n % 8 == 0 for n in r.size)):
-        yield f"size is {r.size!r}: (height, width) in multiples of 8, or leave it out"
-    for name in ("model", "negative", "context"):
-        if not isinstance(getattr(r, name), str):
-            yield f"{name} is {getattr(r, name)!r}: it is a text"
-    if type(r.labels) is not bool:
-        yield f"labels is {r.labels!r}: it is true or false"
+def _is_whole(value, least):
+    return type(value) is int and value >= least
 
 
 def _wrong_prompts(r):
@@ -292,20 +269,18 @@ def _wrong_prompts(r):
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         yield f"prompts is {r.prompts!r}: it is a list of one or more texts"
         return
-    lists = r.lists if isinstance(r.lists, Mapping) else {}
+    lists, used = r.lists if isinstance(r.lists, Mapping) else {}, set()
     if not isinstance(r.lists, Mapping):
         yield f"lists is {r.lists!r}: it maps names to lists of texts"
-    used = set()
-    for prompt in r.prompts:
+    for prompt in texts:
         try:
             names = _fields(prompt)
         except ValueError as error:
             yield f"prompt {prompt!r} cannot be read: {error}"
             continue
         used |= set(names)
-        for name in dict.fromkeys(names):
-            if name not in lists:
-                yield f"prompt {prompt!r} names {{{name}}}, but lists has {', '.join(lists) or 'nothing'}"
+        known = ", ".join(lists) or "nothing"
+        yield from (f"prompt {prompt!r} names {{{n}}}, but lists has {known}" for n in names if n not in lists)
     for name, values in lists.items():
         if not isinstance(values, list | tuple) or not values or not all(isinstance(v, str) and v for v in values):
             yield f"list {name!r} is {values!r}: it holds one or more texts"
@@ -313,25 +288,22 @@ def _wrong_prompts(r):
             yield f"list {name!r} is in no prompt"
 
 
-def _wrong_classes(r):
-    if not isinstance(r.classes, Mapping) or not 0 < len(r.classes) <= MAX_CLASSES:
-        yield f"classes is {r.classes!r}: it maps names, 1 to {MAX_CLASSES}, to words"
+def _wrong_classes(classes):
+    if not isinstance(classes, Mapping) or not 0 < len(classes) <= MAX_CLASSES:
+        yield f"classes is {classes!r}: it maps names, 1 to {MAX_CLASSES}, to words"
         return
-    for name, word in r.classes.items():
-        plain = isinstance(name, str) and name and not set(name) - set(string.ascii_letters + string.digits + " -_")
-        if not plain:
+    for name, word in classes.items():
+        if not isinstance(name, str) or not re.fullmatch("[a-zA-Z0-9 _-]+", name):
             yield f"class {name!r}: a name has letters, digits, spaces, - and _ alone, as files are named after it"
         if not isinstance(word, str) or not word.strip():
             yield f"class {name!r} is labeled by {word!r}: give a word or text"
 
 
 def _wrong_mask(r):
-    mask = r.mask if isinstance(r.mask, Mapping) else {}
-    method = mask.get("method")
+    method = r.mask.get("method") if isinstance(r.mask, Mapping) else None
     if method not in METHODS:
         yield f"mask is {r.mask!r}: write {{method: one of {', '.join(METHODS)}}} and its settings"
-        return
-    if unknown := sorted(map(str, set(mask) - {*METHODS[method], "method"})):
+    elif unknown := sorted(map(str, set(r.mask) - {*METHODS[method], "method"})):
         known = ", ".join(sorted(METHODS[method])) or "no settings"
         yield f"mask method {method} has no {', '.join(unknown)}; it has {known}"
     if method == "zero" and r.map != "linear":
