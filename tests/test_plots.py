@@ -6,8 +6,7 @@ import itertools
 import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib import colors
-from matplotlib import pyplot as plt
+from matplotlib import colors, pyplot as plt
 from PIL import Image
 
 from attnlab import plots
@@ -102,10 +101,10 @@ def test_heat_colors_start_at_zero_and_end_at_vmax(ax):
     assert ax.images[2].get_clim() == (-11, -6)
 
 
-def test_overlay_blends_and_resizes(image):
+def test_overlay_blends(image):
     half = np.rint(64 + 255 * np.array(plt.colormaps["inferno"](1.0)[:3]) / 2)
-    warm = plots.overlay(image, np.ones((3, 5)), size=(32, 40))
-    assert warm.shape == (32, 40, 3)
+    warm = plots.overlay(image, np.ones((3, 5)))
+    assert warm.shape == image.shape
     np.testing.assert_allclose(warm[5, 5], half, atol=1)
     np.testing.assert_array_equal(plots.overlay(image, np.ones((3, 5)), vmax=1e6)[0, 0], [64, 64, 66])
     np.testing.assert_array_equal(

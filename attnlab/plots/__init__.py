@@ -13,18 +13,8 @@ ValueError says which array has the wrong shape or range.
 """
 
 from .charts import bars, curves, matrix
-from .images import (
-    MASK_COLOR,
-    outline,
-    overlay,
-    pair_sheet,
-    show_clusters,
-    show_heat,
-    show_image,
-    show_labels,
-    show_mask,
-)
-from .styling import CLASS_COLORS, STYLE, grid, save_figure, style
+from .images import outline, overlay, pair_sheet, show_clusters, show_heat, show_image, show_labels, show_mask
+from .styling import CLASS_COLORS, MASK_COLOR, STYLE, grid, save_figure, style
 
 __all__ = [
     "CLASS_COLORS", "MASK_COLOR", "STYLE", "bars", "curves", "grid", "matrix", "outline", "overlay", "pair_sheet",

@@ -14,12 +14,14 @@ from .styling import STYLE, add_colorbar, as_2d, brightness, class_color, style
 
 __all__ = ["bars", "curves", "matrix"]
 
+_Series = Mapping[str, ArrayLike]  # numbers by the name of a line, or of the bars of one color
+
 
 @style()
 def curves(
     ax: Axes,
-    x: ArrayLike | Mapping[str, ArrayLike],
-    ys: Mapping[str, ArrayLike],
+    x: ArrayLike | _Series,
+    ys: _Series,
     bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     xlabel: str = "",
     ylabel: str = "",
@@ -41,10 +43,8 @@ def curves(
         Lower and upper edge of what is shaded around a line.
     xlabel, ylabel, title : str
         Texts at the axes.
-    legend : bool
-        Draw the legend.
-    log : bool
-        Make x logarithmic, with ticks at the points where `x` is one array of at most 8.
+    legend, log : bool
+        Draw the legend; make x logarithmic, with ticks at the points where `x` is one array of at most 8.
     """
     xs = x if isinstance(x, Mapping) else dict.fromkeys(ys, x)
     if unknown := set(bands or {}) - set(ys):
@@ -76,13 +76,7 @@ def curves(
 
 @style()
 def bars(
-    ax: Axes,
-    names: Sequence[str],
-    values: Mapping[str, ArrayLike],
-    errors: Mapping[str, ArrayLike] | None = None,
-    ylabel: str = "",
-    title: str = "",
-    legend: bool = True,
+    ax: Axes, names: Sequence[str], values: _Series, errors: _Series | None = None, ylabel: str = "", title: str = ""
 ) -> Axes:
     """Draw bars side by side for each name, one per series.
 
@@ -92,11 +86,9 @@ def bars(
         As in `curves`.
     names : Sequence[str]
         Names below the groups of bars.
-    values : mapping of str to (name,) array
-        Heights by the name of the series; NaN leaves a bar out.
-    errors : mapping of str to (name,) array, optional
-        Half lengths of the error bars of a series.
-    ylabel, title, legend
+    values, errors : mapping of str to (name,) array
+        Heights by the name of the series, NaN to leave a bar out, and half lengths of error bars, by default none.
+    ylabel, title
         As in `curves`.
     """
     for series, found in values.items():
@@ -112,8 +104,7 @@ def bars(
     ax.spines["left"].set_visible(True)
     ax.grid(axis="y", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
-    if legend:
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _with_labels(ax, "", ylabel, title)
 
 

@@ -14,22 +14,19 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from .styling import add_colorbar, as_2d, class_color, color_of, grid, no_frame, style
+from .styling import MASK_COLOR, add_colorbar, as_2d, class_color, color_of, grid, no_frame, style
 
 __all__ = [
-    "MASK_COLOR", "ImageLike", "outline", "overlay", "pair_sheet", "show_clusters", "show_heat", "show_image",
-    "show_labels", "show_mask",
+    "outline", "overlay", "pair_sheet", "show_clusters", "show_heat", "show_image", "show_labels", "show_mask",
 ]  # fmt: skip
 
-ImageLike = ArrayLike | Image.Image
-
-_HEAT_COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in gray
-MASK_COLOR = "#ff1fd1"  # a color that neither fire nor sky nor grass has
+_ImageLike = ArrayLike | Image.Image
+_COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in gray
 _BLEND = 0.5  # weight of the heat map's color where it lies over an image
 
 
 @style()
-def show_image(ax: Axes, image: ImageLike, title: str | None = None) -> Axes:
+def show_image(ax: Axes, image: _ImageLike, title: str | None = None) -> Axes:
     """Show an image without ticks.
 
     Parameters
@@ -50,7 +47,7 @@ def show_heat(
     ax: Axes,
     heat: ArrayLike,
     title: str | None = None,
-    image: ImageLike | None = None,
+    image: _ImageLike | None = None,
     vmax: float | None = None,
     colorbar: bool = False,
 ) -> Axes:
@@ -75,14 +72,14 @@ def show_heat(
         show_image(ax, image)
     alpha, interpolation = (None, "nearest") if image is None else (_BLEND, "bilinear")
     norm, extent = _heat_scale(heat, vmax), _extent(ax, heat)
-    drawn = ax.imshow(heat, _HEAT_COLORMAP, norm, extent=extent, alpha=alpha, interpolation=interpolation)
+    drawn = ax.imshow(heat, _COLORMAP, norm, extent=extent, alpha=alpha, interpolation=interpolation)
     if colorbar:
         add_colorbar(ax, drawn)
     return no_frame(ax, title)
 
 
 @style()
-def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = MASK_COLOR, title: str | None = None) -> Axes:
+def show_mask(ax: Axes, image: _ImageLike, mask: ArrayLike, color: str = MASK_COLOR, title: str | None = None) -> Axes:
     """Show an image with the pixels of a mask tinted and outlined.
 
     Parameters
@@ -98,7 +95,7 @@ def show_mask(ax: Axes, image: ImageLike, mask: ArrayLike, color: str = MASK_COL
     """
     mask = as_2d(mask, "mask").astype(bool)
     show_image(ax, image, title)
-    ax.imshow(_painted(mask, {1: color_of(color)}, alpha=0.45), extent=_extent(ax, mask), interpolation="nearest")
+    _paint(ax, mask, {1: color_of(color)}, alpha=0.45)
     return outline(ax, mask, color)
 
 
@@ -151,32 +148,23 @@ def show_labels(
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but names has {len(names)} entries")
     palette = {i: class_color(names[i], i) for i in np.unique(labels)}
-    ax.imshow(_painted(labels, palette), extent=_extent(ax, labels), interpolation="nearest")
+    _paint(ax, labels, palette)
     if legend:
         _legend_beside(ax, {names[i]: color for i, color in palette.items()})
     return no_frame(ax, title)
 
 
-def pair_sheet(
-    images: ArrayLike, labels: ArrayLike, names: Sequence[str], columns: int = 6, cell: float = 1.0
-) -> Figure:
+def pair_sheet(images: ArrayLike, labels: ArrayLike, names: Sequence[str], columns: int = 6) -> Figure:
     """Make a figure of pairs, each image beside its labels, with the colors of all names.
 
     Parameters
     ----------
-    images : (pair, row, column, rgb) array
-        As in `show_image`.
-    labels : (pair, row, column) array of int
-        Class numbers.
-    names
-        As in `show_labels`.
+    images, labels, names
+        As in `show_image` and `show_labels`; images and labels with a first axis, the pairs.
     columns : int
         Pairs in a row.
-    cell : float
-        Width of an image in inches.
     """
-    rows = -(-len(images) // columns)
-    fig, axes = grid(rows, 2 * columns, cell)
+    fig, axes = grid(-(-len(images) // columns), 2 * columns, cell=1.0)
     for k, (image, label) in enumerate(zip(images, labels, strict=True)):
         show_image(axes.flat[2 * k], image)
         show_labels(axes.flat[2 * k + 1], label, names, legend=False)
@@ -187,7 +175,7 @@ def pair_sheet(
 
 @style()
 def show_clusters(
-    ax: Axes, clusters: ArrayLike, image: ImageLike | None = None, legend: bool = True, title: str | None = None
+    ax: Axes, clusters: ArrayLike, image: _ImageLike | None = None, legend: bool = True, title: str | None = None
 ) -> Axes:
     """Show clusters: noise in gray, each other cluster in a color.
 
@@ -197,40 +185,27 @@ def show_clusters(
         As in `show_image`.
     clusters : (row, column) array of int
         As `attnlab.masks.dbscan_clusters` numbers them: 0 nothing, -1 noise, from 1 on the clusters.
-    image : (row, column, rgb) array, optional
-        What lies below, by default light gray.
-    legend : bool
-        List the clusters.
-    title
-        As in `show_image`.
+    image, legend, title
+        As in `show_image` and `show_labels`; without an image, what lies below is light gray.
     """
     clusters = as_2d(clusters, "cluster map").astype(int)
     found = np.unique(clusters)
     palette = {n: class_color("", n - 1) for n in found[found > 0]} | {n: (0.6, 0.6, 0.6) for n in found[found < 0]}
     show_image(ax, np.full((*clusters.shape, 3), 0.95) if image is None else image, title)
-    ax.imshow(_painted(clusters, palette, alpha=0.85), extent=_extent(ax, clusters), interpolation="nearest")
+    _paint(ax, clusters, palette, alpha=0.85)
     if legend:
         _legend_beside(ax, {f"cluster {n}" if n > 0 else "noise": color for n, color in palette.items()})
     return ax
 
 
 def overlay(
-    image: ImageLike,
-    heat: ArrayLike,
-    size: tuple[int, int] | None = None,
-    vmax: float | None = None,
-    opacity: float = _BLEND,
-    colormap: str = _HEAT_COLORMAP,
+    image: _ImageLike, heat: ArrayLike, vmax: float | None = None, opacity: float = _BLEND, colormap: str = _COLORMAP
 ) -> np.ndarray:
-    """Blend an image with a heat map in the colors of `show_heat`: uint8 (row, column, rgb).
+    """Blend an image with a heat map in the colors of `show_heat`: uint8 (row, column, rgb), as large as the image.
 
     Parameters
     ----------
-    image, heat
-        As in `show_heat`.
-    size : tuple of two int, optional
-        (rows, columns) of the result, by default the image's; image and map are both resized to it.
-    vmax
+    image, heat, vmax
         As in `show_heat`.
     opacity : float in 0..1
         Weight of the map's color.
@@ -238,14 +213,12 @@ def overlay(
         A colormap of matplotlib.
     """
     pixels, heat = _as_rgb(image), as_2d(heat, "heat map").astype(np.float32)
-    rows, columns = pixels.shape[:2] if size is None else size
-    below = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BICUBIC))
-    stretched = np.asarray(Image.fromarray(heat).resize((columns, rows), Image.Resampling.BILINEAR))
+    stretched = np.asarray(Image.fromarray(heat).resize(pixels.shape[1::-1], Image.Resampling.BILINEAR))
     colored = 255 * plt.colormaps[colormap](_heat_scale(heat, vmax)(stretched))[..., :3]
-    return np.rint((1 - opacity) * below + opacity * colored).astype(np.uint8)
+    return np.rint((1 - opacity) * pixels + opacity * colored).astype(np.uint8)
 
 
-def _as_rgb(image: ImageLike) -> np.ndarray:
+def _as_rgb(image: _ImageLike) -> np.ndarray:
     """Return an image as a (row, column, rgb) array of uint8."""
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
@@ -268,12 +241,12 @@ def _extent(ax: Axes, values: np.ndarray) -> tuple[float, float, float, float]:
     return (-0.5, values.shape[1] - 0.5, values.shape[0] - 0.5, -0.5)
 
 
-def _painted(numbers: np.ndarray, palette: Mapping[int, tuple], alpha: float = 1.0) -> np.ndarray:
-    """Color each number (row, column): (row, column, rgba). Numbers without a color stay transparent."""
+def _paint(ax: Axes, numbers: np.ndarray, palette: Mapping[int, tuple], alpha: float = 1.0) -> None:
+    """Draw each number (row, column) in its color. Numbers without a color stay transparent."""
     pixels = np.zeros((*numbers.shape, 4))
     for number, color in palette.items():
         pixels[numbers == number] = (*color, alpha)
-    return pixels
+    ax.imshow(pixels, extent=_extent(ax, numbers), interpolation="nearest")
 
 
 def _heat_scale(heat: np.ndarray, vmax: float | None) -> colors.Normalize:

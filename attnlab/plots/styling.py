@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from ..storage import replacing
 
 __all__ = [
-    "CLASS_COLORS", "STYLE", "add_colorbar", "as_2d", "brightness", "class_color", "color_of", "grid",
+    "CLASS_COLORS", "MASK_COLOR", "STYLE", "add_colorbar", "as_2d", "brightness", "class_color", "color_of", "grid",
     "no_frame", "save_figure", "style",
 ]  # fmt: skip
 
@@ -36,6 +36,8 @@ CLASS_COLORS = {  # dark to light, even steps of brightness, so that a gray prin
     "ground": "#e5cc90", "smoke": "#dadadd", "sky": "#cef1ff",
 }  # fmt: skip
 """Color of each class, the same in every figure. Other names take the colors of matplotlib's tab10 in turn."""
+
+MASK_COLOR = "#ff1fd1"  # a color that neither fire nor sky nor grass has
 
 
 @contextmanager
@@ -65,25 +67,15 @@ def grid(
     ----------
     rows, columns : int
         Numbers of cells.
-    cell : float
-        Width of a cell in inches.
-    aspect : float
-        Height of a cell by its width.
+    cell, aspect : float
+        Width of a cell in inches, and its height divided by its width.
     column_titles, row_titles : Sequence[str]
         Titles above the first row and left of the first column, broken into lines where they are too long for a cell.
     title : str
         Title above the whole figure.
     """
-    for name, titles, count in (("column_titles", column_titles, columns), ("row_titles", row_titles, rows)):
-        if len(titles) not in (0, count):
-            raise ValueError(f"{name} has {len(titles)} entries for {count} {name.split('_')[0]}s")
-    column_titles, row_titles = (
-        [textwrap.fill(str(title), max(8, int(12 * inches))) for title in titles]  # 9 points: 12 characters per inch
-        for titles, inches in ((column_titles, cell), (row_titles, cell * aspect))
-    )
-    lines_above, lines_left = (
-        max((t.count("\n") + 1 for t in titles), default=0) for titles in (column_titles, row_titles)
-    )
+    column_titles, lines_above = _wrapped(column_titles, "column", columns, cell)
+    row_titles, lines_left = _wrapped(row_titles, "row", rows, cell * aspect)
     size = (columns * cell + 0.17 * lines_left, rows * cell * aspect + 0.17 * lines_above + 0.3 * bool(title))
     fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.05 if title else 0.02, wspace=0.02, hspace=0.02)
@@ -100,9 +92,7 @@ def grid(
 
 @style()
 def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150, caption: str = "", pdf: bool = False) -> Path:
-    """Write a figure, with the same bytes every time, and return where it is.
-
-    The file has no date and no version of a program.
+    """Write a figure, with the same bytes every time (no date, no version of a program), and return where it is.
 
     Parameters
     ----------
@@ -130,6 +120,15 @@ def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150, caption:
     with replacing(path) as part:
         fig.savefig(part, dpi=dpi, bbox_inches="tight", pad_inches=0.05, metadata=metadata[path.suffix])
     return path
+
+
+def _wrapped(titles: Sequence[str], what: str, count: int, inches: float) -> tuple[list[str], int]:
+    """Break titles into lines that fit into a cell; return them and the largest number of lines."""
+    if len(titles) not in (0, count):
+        raise ValueError(f"{what}_titles has {len(titles)} entries for {count} {what}s")
+    width = max(8, int(12 * inches))  # at 9 points 12 characters fill an inch
+    titles = [textwrap.fill(str(title), width) for title in titles]
+    return titles, max((title.count("\n") + 1 for title in titles), default=0)
 
 
 def no_frame(ax: Axes, title: str | None = None) -> Axes:
