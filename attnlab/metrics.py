@@ -238,7 +238,7 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int, per_ima
     _check_same_shape(predicted, labels)
     if per_image and labels.ndim < 3:
         raise ValueError(f"per_image wants a stack (image, row, column), got shape {labels.shape}")
-    valid = labels != 255
+    valid = labels != 255  # masks.IGNORE
     for name, numbers in (("labels", labels[valid]), ("predicted", predicted[valid])):
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < num_classes:
             found = f"{numbers.min()} to {numbers.max()}"
