@@ -67,8 +67,3 @@ def test_copied_regions_are_whole_and_small():
         seen.add(tuple(np.bincount(found.ravel(), minlength=256).nonzero()[0]))
         assert (found == 1).sum() in (0, 9)
     assert seen == {(0,), (0, 1)}  # never the half, never what is ignored
-
-
-def test_unknown_augmentations():
-    with pytest.raises(ValueError, match="no augmentation 'blur'; there are flip, rotate90, crop"):
-        augment.check_augmentations(["flip", "blur"])

@@ -100,8 +100,8 @@ def test_ways_of_mixing(monkeypatch):
         train_segmenter(black, labels, "ab", mix="third")
     with pytest.raises(ValueError, match="architecture='forest': choose one of segformer, unet"):
         train_segmenter(black, labels, "ab", architecture="forest")
-    with pytest.raises(ValueError, match="no augmentation 'blur'"):
-        train_segmenter(black, labels, "ab", augmentations=["blur"])
+    with pytest.raises(ValueError, match="no augmentation 'blur'; there are flip, rotate90, crop"):
+        train_segmenter(black, labels, "ab", augmentations=["flip", "blur"])
 
 
 def test_augmentations_are_applied_in_order(monkeypatch):

@@ -3,15 +3,13 @@
 Images are uint8 (image, row, column, rgb), labels uint8 (image, row, column) with 255 where a pixel is ignored.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from skimage.measure import label
 
 from ..masks import IGNORE
 from .folders import Pairs
 
-__all__ = ["AUGMENTATIONS", "check_augmentations", "color", "copy_paste", "crop", "cutmix", "flip", "rotate90"]
+__all__ = ["AUGMENTATIONS", "color", "copy_paste", "crop", "cutmix", "flip", "rotate90"]
 
 
 def flip(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
@@ -28,16 +26,13 @@ def rotate90(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -
 
 def crop(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
     """Crop each pair to a square of 2/3 of its side or more, and resize it back by nearest pixels."""
-    found = [], []
+    cropped = []
     for image, one in zip(images, labels, strict=True):
-        height, width = one.shape
         part = rng.uniform(2 / 3, 1)
-        top, left = rng.uniform(0, 1 - part, 2)
-        rows = (height * (top + part * (np.arange(height) + 0.5) / height)).astype(int)
-        columns = (width * (left + part * (np.arange(width) + 0.5) / width)).astype(int)
-        found[0].append(image[rows][:, columns])
-        found[1].append(one[rows][:, columns])
-    return np.stack(found[0]), np.stack(found[1])
+        sides = zip(one.shape, rng.uniform(0, 1 - part, 2), strict=True)
+        rows, columns = ((n * (start + part * (np.arange(n) + 0.5) / n)).astype(int) for n, start in sides)
+        cropped.append((image[rows][:, columns], one[rows][:, columns]))
+    return tuple(np.stack(x) for x in zip(*cropped, strict=True))
 
 
 def color(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
@@ -50,20 +45,16 @@ def color(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> P
 
 
 def cutmix(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
-    """Paste a rectangle of another pair of the batch into half of the pairs (Yun et al., ICCV 2019).
-
-    The rectangle covers at most half of the image.
-    """
-    images, labels = images.copy(), labels.copy()
-    before = images.copy(), labels.copy()
+    """Paste a rectangle of another pair, at most half the image, into half of the pairs (Yun et al., ICCV 2019)."""
+    mixed = images.copy(), labels.copy()
     height, width = labels.shape[1:]
     for i in np.flatnonzero(rng.random(len(images)) < 0.5):
         side = np.sqrt(rng.uniform(0, 0.5))
         rows, columns = max(1, int(side * height)), max(1, int(side * width))
         top, left, other = rng.integers(height - rows + 1), rng.integers(width - columns + 1), rng.integers(len(images))
         box = np.s_[top : top + rows, left : left + columns]
-        images[i][box], labels[i][box] = before[0][other][box], before[1][other][box]
-    return images, labels
+        mixed[0][i][box], mixed[1][i][box] = images[other][box], labels[other][box]
+    return mixed
 
 
 def copy_paste(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
@@ -72,25 +63,17 @@ def copy_paste(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
     As Ghiasi et al., CVPR 2021, with connected regions of a class for instances. Regions of more than 1/8 of the
     image, which things stand on, are not copied.
     """
-    images, labels = images.copy(), labels.copy()
-    before = images.copy(), labels.copy()
+    pasted = images.copy(), labels.copy()
     for i in np.flatnonzero(rng.random(len(images)) < 0.5):
         other = rng.integers(len(images))
-        image, one = before[0][other], before[1][other]
+        image, one = images[other], labels[other]
         regions = label(one.astype(int) + 1, connectivity=1)
         sizes = np.bincount(regions.ravel())
         small = [n for n in range(1, len(sizes)) if sizes[n] <= one.size / 8 and one[regions == n][0] != IGNORE]
-        chosen = [n for n in small if rng.random() < 0.5]
-        pasted = np.isin(regions, chosen)
-        images[i][pasted], labels[i][pasted] = image[pasted], one[pasted]
-    return images, labels
+        chosen = np.isin(regions, [n for n in small if rng.random() < 0.5])
+        pasted[0][i][chosen], pasted[1][i][chosen] = image[chosen], one[chosen]
+    return pasted
 
 
 AUGMENTATIONS = {"flip": flip, "rotate90": rotate90, "crop": crop, "color": color, "cutmix": cutmix}
 AUGMENTATIONS["copy-paste"] = copy_paste
-
-
-def check_augmentations(names: Sequence[str]) -> None:
-    """Raise ValueError if a name is not in `AUGMENTATIONS`."""
-    if unknown := [name for name in names if name not in AUGMENTATIONS]:
-        raise ValueError(f"no augmentation {', '.join(map(repr, unknown))}; there are {', '.join(AUGMENTATIONS)}")

@@ -30,53 +30,26 @@ Pairs = tuple[np.ndarray, np.ndarray]
 class Layout:
     """Where images and masks lie below a folder, and what the values of masks mean.
 
-    Attributes
-    ----------
-    classes : tuple of str
-        Names, in the order of their labels.
-    images : str
-        Glob pattern.
-    masks : str
-        Path of the mask of an image, with {name} for the image's name without its ending and {parent} for the folder,
-        relative to the one above the image's own.
-    values : mapping, optional
-        Class of each value: numbers, of an index or palette mask, or colors (r, g, b). Default: 0, 1, ...
-    ignore : tuple
-        Values, or colors, of pixels that are ignored.
+    A mask's path may name {name}, that of its image without its ending, and {parent}, the folder above the image's own.
+    Values are numbers, of an index or palette mask, or colors (r, g, b).
     """
 
-    classes: tuple[str, ...]
-    images: str = "images/*"
+    classes: tuple[str, ...]  # names, in the order of their labels
+    images: str = "images/*"  # glob pattern
     masks: str = "masks/{name}.png"
-    values: Mapping | None = None
-    ignore: tuple = (IGNORE,)
-
-    @property
-    def table(self) -> dict:
-        """Label of each value of a mask."""
-        values = {i: name for i, name in enumerate(self.classes)} if self.values is None else self.values
-        return {value: self.classes.index(name) for value, name in values.items()} | dict.fromkeys(self.ignore, IGNORE)
+    values: Mapping | None = None  # class of each value; None: 0, 1, ... in the order of the classes
+    ignore: tuple = (IGNORE,)  # values of pixels that are ignored
 
 
 _LOVEDA = ("background", "building", "road", "water", "barren", "forest", "agriculture")
-LOVEDA = Layout(
-    _LOVEDA,
-    images="*/images_png/*.png",  # below Train or Val, in Rural and Urban
-    masks="{parent}/masks_png/{name}.png",
-    values=dict(enumerate(_LOVEDA, 1)),
-    ignore=(0,),  # no data
-)
-"""LoveDA (Wang et al., NeurIPS Datasets 2021): index masks, 1 to 7."""
+LOVEDA = Layout(_LOVEDA, "*/images_png/*.png", "{parent}/masks_png/{name}.png", dict(enumerate(_LOVEDA, 1)), (0,))
+"""LoveDA (Wang et al., NeurIPS Datasets 2021), Train or Val, in Rural and Urban: index masks, 1 to 7; 0 has no data."""
 
-_OPEN_EARTH_MAP = ("bareland", "rangeland", "developed space", "road", "tree", "water", "agriculture land", "building")
+_EARTH_MAP = ("bareland", "rangeland", "developed space", "road", "tree", "water", "agriculture land", "building")
 OPEN_EARTH_MAP = Layout(
-    _OPEN_EARTH_MAP,
-    images="*/images/*.tif",  # one folder per region
-    masks="{parent}/labels/{name}.tif",
-    values=dict(enumerate(_OPEN_EARTH_MAP, 1)),
-    ignore=(0,),  # unlabeled
+    _EARTH_MAP, "*/images/*.tif", "{parent}/labels/{name}.tif", dict(enumerate(_EARTH_MAP, 1)), (0,)
 )
-"""OpenEarthMap (Xia et al., WACV 2023): index masks, 1 to 8."""
+"""OpenEarthMap (Xia et al., WACV 2023), one folder per region: index masks, 1 to 8; 0 is unlabeled."""
 
 _ISAID = {
     "background": (0, 0, 0), "ship": (0, 0, 63), "storage tank": (0, 63, 63), "baseball diamond": (0, 63, 0),
@@ -87,12 +60,12 @@ _ISAID = {
 }  # fmt: skip
 ISAID = Layout(
     tuple(_ISAID),
-    images="images/*.png",  # below train or val
+    images="images/*.png",
     masks="Semantic_masks/images/{name}_instance_color_RGB.png",
     values={color: name for name, color in _ISAID.items()},
     ignore=((255, 255, 255),),  # what patches are padded with; the masks themselves ignore nothing
 )
-"""iSAID (Waqas Zamir et al., CVPR Workshops 2019): color masks, background a class of its own."""
+"""iSAID (Waqas Zamir et al., CVPR Workshops 2019), train or val: color masks, background a class of its own."""
 
 
 def checked(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Pairs:
@@ -113,12 +86,14 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
 
 
 class PairFolder(Sequence):
-    """Images and masks below a folder, read when they are asked for.
+    """Images and masks below a folder, read when they are asked for: uint8 (row, column, rgb) and (row, column).
 
     Attributes
     ----------
     folder, layout : Path, Layout
         Where images and masks lie, and how.
+    classes : tuple of str
+        Names of the labels 0, 1, ...
     paths : list of (Path, Path)
         Image and mask of each pair.
 
@@ -131,7 +106,7 @@ class PairFolder(Sequence):
     """
 
     def __init__(self, folder: str | Path, layout: Layout):
-        self.folder, self.layout = Path(folder), layout
+        self.folder, self.layout, self.classes = Path(folder), layout, layout.classes
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no folder {self.folder}")
         images = sorted(path for path in self.folder.glob(layout.images) if path.is_file())
@@ -143,11 +118,6 @@ class PairFolder(Sequence):
         if alone := [str(image.relative_to(folder)) for image, mask in self.paths if not mask.is_file()]:
             shown = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
             raise FileNotFoundError(f"{len(alone)} of {len(images)} images have no mask {layout.masks}: {shown}")
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their labels."""
-        return self.layout.classes
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -168,19 +138,20 @@ class PairFolder(Sequence):
 
 def _read_labels(path: str | Path, layout: Layout) -> np.ndarray:
     """Return the labels uint8 (row, column) of a mask file; ValueError if a value belongs to no class."""
-    table = layout.table
+    values = dict(enumerate(layout.classes)) if layout.values is None else layout.values
+    known = {value: layout.classes.index(name) for value, name in values.items()}
+    known |= dict.fromkeys(layout.ignore, IGNORE)
+    colored = isinstance(next(iter(known)), tuple)
     with Image.open(path) as picture:
-        if isinstance(next(iter(table)), tuple):
-            colors = np.asarray(picture.convert("RGB")).astype(np.int32)
-            values = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
-            known = {(r << 16) | (g << 8) | b: label for (r, g, b), label in table.items()}
-        else:
-            values, known = np.asarray(picture), table
+        values = np.asarray(picture.convert("RGB") if colored else picture)
+    if colored:  # as numbers, which are found faster
+        values = values @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        known = {int.from_bytes(color): label for color, label in known.items()}
     if values.ndim != 2:
         raise ValueError(f"{path} has {values.shape[-1]} channels: give the layout's values as colors (r, g, b)")
     found = np.unique(values)
     if other := [int(v) for v in found if int(v) not in known]:
-        shown = [((v >> 16), (v >> 8) & 255, v & 255) for v in other] if known is not table else other
+        shown = [tuple(v.to_bytes(3)) for v in other] if colored else other
         raise ValueError(f"{path} has {shown[:5]}, the values of no class: add them to the layout's values or ignore")
     labels = np.array([known[int(v)] for v in found], np.uint8)
     return labels[np.searchsorted(found, values)]
@@ -194,8 +165,8 @@ def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> Pairs:
     images : (image, row, column, rgb) array of uint8
         Colors, which are averaged.
     labels : (image, row, column) array of uint8
-        Labels: the most frequent one of a square is kept, of equally frequent ones the highest number. So small things
-        stay where classes are in the order of their size.
+        The most frequent label of a square is kept, of equally frequent ones the highest number: so small things stay
+        where classes are in the order of their size.
     factor : int
         Side of the squares in pixels; ValueError if it does not divide the size.
     """
@@ -219,7 +190,7 @@ def patches(
     Parameters
     ----------
     pairs : iterable of (image, labels)
-        uint8 (row, column, rgb) and uint8 (row, column) each, as a `PairFolder` gives them.
+        A `PairFolder`, or pairs as it gives them.
     size : int
         Side of a square in pixels.
     stride : int, optional
@@ -233,7 +204,10 @@ def patches(
     images, labels, seen = [], [], 0
     for image, one in tqdm(pairs, desc="patches", leave=False):
         seen += 1
-        for row, column in product(*(_starts(length, size, stride) for length in one.shape)):
+        if min(one.shape) < size:
+            continue
+        starts = [sorted({*range(0, length - size, stride), length - size}) for length in one.shape]
+        for row, column in product(*starts):
             square = np.s_[row : row + size, column : column + size]
             if (one[square] != IGNORE).mean() >= valid:
                 images.append(image[square])
@@ -241,10 +215,3 @@ def patches(
     if not images:
         raise ValueError(f"no patch of {size} x {size} in {seen} images: they are smaller, or have fewer valid pixels")
     return np.stack(images), np.stack(labels)
-
-
-def _starts(length, size, stride):
-    """Return the first pixel of each patch along one side; none if the side is too short."""
-    if length < size:
-        return []
-    return sorted({*range(0, length - size + 1, stride), length - size})

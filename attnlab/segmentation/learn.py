@@ -1,8 +1,4 @@
-"""Train a segmenter on any mix of real and synthetic pairs.
-
-segmenter = train_segmenter(images, labels, classes, seed=0)                      # a small SegFormer, from nothing
-segmenter = train_segmenter(images, labels, classes, extra=(more, their_labels))  # half of every batch from each
-"""
+"""Train a segmenter on any mix of real and synthetic pairs."""
 
 from collections.abc import Sequence
 
@@ -12,7 +8,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ..masks import IGNORE
-from .augment import AUGMENTATIONS, check_augmentations, flip
+from .augment import AUGMENTATIONS, flip
 from .folders import Pairs, checked
 from .model import Segmenter, as_input
 
@@ -44,10 +40,8 @@ def train_segmenter(
 
     Parameters
     ----------
-    images : (image, row, column, rgb) array of uint8
-        Images of one size.
-    labels : (image, row, column) array of uint8
-        Classes of their pixels; those with 255 do not count.
+    images, labels : array of uint8
+        (image, row, column, rgb), and class numbers (image, row, column); pixels with 255 do not count.
     classes : sequence of str
         Names of the labels 0, 1, ...
     extra : (images, labels), optional
@@ -65,17 +59,16 @@ def train_segmenter(
         Learning rate of the first step.
     seed : int
         Draws the starting weights and the batches.
-    device : str or torch.device
-        Where it is trained.
-    progress : bool
-        Show a progress bar.
+    device, progress : str or torch.device, bool
+        Where it is trained, and whether a progress bar is shown.
 
     Raises
     ------
     ValueError
         If pairs do not fit each other or hold other labels, or an architecture, mix or augmentation is unknown.
     """
-    check_augmentations(augmentations)
+    if unknown := [name for name in augmentations if name not in AUGMENTATIONS]:
+        raise ValueError(f"no augmentation {', '.join(map(repr, unknown))}; there are {', '.join(AUGMENTATIONS)}")
     if mix not in MIXES:
         raise ValueError(f"mix={mix!r}: choose one of {', '.join(MIXES)}")
     segmenter, rng = Segmenter.new(classes, architecture, seed), np.random.default_rng(seed)
@@ -103,13 +96,11 @@ def draw_batch(
     sources: Sequence[Pairs], batch: int, augmentations: Sequence[str], rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw as many pairs from each source, each flipped or not and augmented; return model input and labels."""
-    images, labels = [], []
+    drawn = []
     for k, (x, y) in enumerate(sources):
         some = rng.integers(len(x), size=batch // len(sources) + (k < batch % len(sources)))
-        flipped = flip(x[some], y[some], rng)
-        images.append(flipped[0])
-        labels.append(flipped[1])
-    x, y = np.concatenate(images), np.concatenate(labels)
+        drawn.append(flip(x[some], y[some], rng))
+    x, y = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     for name in augmentations:
         x, y = AUGMENTATIONS[name](x, y, rng)
     return as_input(x), torch.from_numpy(y).long()

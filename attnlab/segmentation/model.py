@@ -1,7 +1,6 @@
 """Segmenters: a small SegFormer or U-Net together with the names of its classes; the bundled reference segmenters.
 
     segmenter = load_segmenter("street")
-    segmenter.classes                                        # names of the labels 0, 1, ...
     segmenter.segment(images)                                # labels, uint8 (image, row, column)
     class_ious(segmenter.evaluate(images, labels))           # `attnlab.metrics.class_ious`
 
@@ -38,13 +37,10 @@ class UNet(UNet2DModel):
     """
 
     @classmethod
-    def new(
-        cls, num_classes: int, channels: Sequence[int] = (32, 64, 96), shuffle: int = 2, size: int | None = None
-    ) -> Self:
+    def new(cls, num_classes: int, channels: Sequence[int] = (32, 64, 96), shuffle: int = 2, size=None) -> Self:
         """Return an untrained U-Net; of the default size it has 1.7 million parameters.
 
-        `shuffle`: side of the squares of pixels that become channels, for speed (1: none). `size`: side in pixels of
-        the images it is made for, a note in its configuration.
+        Squares of `shuffle` pixels a side become channels, for speed; `size`, of images, is noted in its configuration.
         """
         return cls(
             sample_size=size,
@@ -113,23 +109,15 @@ class Segmenter:
 
     @torch.no_grad()
     def segment(self, images, batch: int = 64) -> np.ndarray:
-        """Return the most likely class of each pixel, uint8 (image, row, column).
+        """Return the most likely class of each pixel, uint8 (image, row, column), computing `batch` images at once.
 
-        Parameters
-        ----------
-        images : (image, row, column, rgb) array of uint8, or sequence of PIL.Image.Image
-            Images of one size. ValueError if they have another form.
-        batch : int
-            Images that are computed at once.
+        Images are uint8 (image, row, column, rgb), or PIL images of one size; ValueError if they are not.
         """
         pixels = np.stack([np.asarray(image) for image in images])
         if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
             raise ValueError(f"images are uint8 (image, row, column, rgb), not {pixels.dtype} {pixels.shape}")
-        found = []
-        for i in range(0, len(pixels), batch):
-            scores = self.logits(as_input(pixels[i : i + batch]).to(self.model.device))
-            found.append(scores.argmax(1).byte().cpu().numpy())
-        return np.concatenate(found)
+        batches = (as_input(pixels[i : i + batch]).to(self.model.device) for i in range(0, len(pixels), batch))
+        return np.concatenate([self.logits(x).argmax(1).byte().cpu().numpy() for x in batches])
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Count valid pixels by class: confusion matrices, int64 (image, true class, predicted class)."""
@@ -153,9 +141,7 @@ class Segmenter:
 
 
 def load_segmenter(name: str = "street", device: str | torch.device | None = None) -> Segmenter:
-    """Load a bundled reference segmenter, which says what an image of the rendered world shows.
-
-    It stands for the truth of generated images, which have none of their own.
+    """Load a bundled reference segmenter: its labels stand for the truth of generated images, which have none.
 
     Parameters
     ----------
