@@ -8,7 +8,7 @@ import attnlab
 
 ROOT = Path(attnlab.__file__).parent
 CORE = ("recording", "maps", "masks.py", "metrics.py", "tokens.py", "pipelines.py", "storage.py")
-TABLES = {"Recipe", "World"}  # what people write as YAML, and what a scene is drawn from: many fields, none of them state
+TABLES = {"Recipe", "World"}  # what people write as YAML, and what a scene is drawn from: fields, no state
 
 
 def modules():
