@@ -47,6 +47,7 @@ _PLACES = {
 _OPENINGS = ("a photo of", "a picture of", "an image of", "a view of")
 NEARBY = ("near", "next to", "beside")
 _SYNONYMS = {"rider": "cyclist", "bicycle": "bike"}
+_COLORED = {False: 0.45, True: 0.92}  # how often the color of a single object is said; True: in dense captions
 _PART_OF_OTHER = 100  # instances from here on belong to another object: the pole of a light, the bicycle of a rider
 
 
@@ -71,10 +72,18 @@ def count_visible(ids: np.ndarray, things) -> dict[str, tuple[int, ...]]:
     }
 
 
-def write_caption(rng, world: World, seen: dict[str, tuple[int, ...]]) -> tuple[str, dict[str, str]]:
-    """Write a caption that names only what is in `seen`; return it and {word: class} of its words for classes."""
+def write_caption(
+    rng, world: World, seen: dict[str, tuple[int, ...]], dense: bool = False
+) -> tuple[str, dict[str, str]]:
+    """Write a caption that names only what is in `seen`; return it and {word: class} of its words for classes.
+
+    Dense: three of four captions name all objects, most of them one by one and with their color, and what is behind
+    them, though sky and ground no more often; the others are cut to one to five phrases, as usual ones all are.
+    """
     burning = {fire.on for fire in world.fires} if "fire" in seen else set()
-    solid = [_group(rng, world, noun, things, seen, burning) for noun, things in _groups(world, seen).items()]
+    groups = _groups(world, seen).items()
+    groups = _one_by_one(rng, groups) if dense else groups
+    solid = [_group(rng, world, noun, things, seen, burning, _COLORED[dense]) for noun, things in groups]
     rng.shuffle(solid)
     solid = [_Phrase(*p) for p in solid]
     if len(solid) > 1 and rng.uniform() < 0.35:
@@ -82,7 +91,9 @@ def write_caption(rng, world: World, seen: dict[str, tuple[int, ...]]) -> tuple[
     phrases = [p.text for p in solid] + _burning(rng, world, seen, burning) + _backdrop(rng, world, seen)
     if rng.uniform() < 0.6:
         rng.shuffle(phrases)
-    phrases = list(dict.fromkeys(phrases[: rng.integers(1, 6)])) or [_PHRASES_OF_HOUR[world.time][0]]
+    if not dense or rng.uniform() < 0.25:
+        phrases = phrases[: rng.integers(1, 6)]
+    phrases = list(dict.fromkeys(phrases)) or [_PHRASES_OF_HOUR[world.time][0]]
     caption = _join(rng, phrases)
     if rng.uniform() < 0.2:
         caption = f"{rng.choice(_OPENINGS)} {caption}"
@@ -104,7 +115,14 @@ def _groups(world, seen):
     return groups
 
 
-def _group(rng, world, noun, things, seen, burning):
+def _one_by_one(rng, groups):
+    """Split four of five groups into single objects; a forest stays one."""
+    for noun, things in groups:
+        whole = (noun == "tree" and len(things) >= 4) or rng.uniform() < 0.2
+        yield from [(noun, things)] if whole else [(noun, [thing]) for thing in things]
+
+
+def _group(rng, world, noun, things, seen, burning, colored):
     """Name one or more objects: 'a red car', 'two trees', 'a burning house'; with colors of single ones only."""
     aflame = [thing for thing in things if thing in burning]
     if noun == "tree" and len(things) >= 4:
@@ -116,13 +134,13 @@ def _group(rng, world, noun, things, seen, burning):
         many = _PLURALS.get(noun, noun + "s")
         counted = len(things) in _NUMBERS and rng.uniform() < 0.6
         return _Phrase(f"{_NUMBERS[len(things)]} {many}" if counted else many)
-    return _Phrase(_single(rng, world, noun, things[0], seen), things[0])
+    return _Phrase(_single(rng, world, noun, things[0], seen, colored), things[0])
 
 
-def _single(rng, world, noun, thing, seen):
+def _single(rng, world, noun, thing, seen, colored):
     paint, (name, instance) = world.paint.get(thing), thing
     other = _SYNONYMS.get(noun, noun) if rng.uniform() < 0.3 else noun
-    text = f"a {paint} {other}" if paint and rng.uniform() < 0.45 else f"a {other}"
+    text = f"a {paint} {other}" if paint and rng.uniform() < colored else f"a {other}"
     belongs = _PART_OF_OTHER + instance
     if name == "rider" and belongs in seen.get("bicycle", ()) and rng.uniform() < 0.45:
         return f"{text} on a {rng.choice(('bicycle', 'bike'))}"

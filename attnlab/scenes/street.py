@@ -8,6 +8,7 @@
 Seeds below `HELD_OUT` are for training, those from there on for evaluation.
 """
 
+import copy
 import itertools
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from .canvas import Canvas, downsample, smooth_noise
 from .fire import add_glow, add_smoke, draw_fire
 from .scene import Scene
 
-__all__ = ["CLASSES", "HELD_OUT", "PARTS", "THIN", "WORDS", "render", "render_with"]
+__all__ = ["CLASSES", "HELD_OUT", "PARTS", "THIN", "WORDS", "render", "render_both", "render_with"]
 
 CLASSES = tuple(captions.WORDS_OF)
 THIN = ("traffic light", "pole", "bicycle")  # classes of a few pixels' width
@@ -71,8 +72,8 @@ _TEXTURE = {  # of a class: strength of coarse noise, of fine noise and of waves
 }  # fmt: skip
 
 
-def render(seed: int, size: int = 64) -> Scene:
-    """Render a street scene, which depends on `seed` and `size` alone.
+def render(seed: int, size: int = 64, dense: bool = False) -> Scene:
+    """Render a street scene, which depends on the arguments alone.
 
     Parameters
     ----------
@@ -81,6 +82,8 @@ def render(seed: int, size: int = 64) -> Scene:
     size : int
         Side of the image in pixels, at least 32; made for 64 and 128. The same seed shows the same world at every
         size; the caption may differ, for it names only what covers enough pixels.
+    dense : bool
+        Whether the caption names most of what can be seen, with colors, and not just one to five things.
 
     Returns
     -------
@@ -92,6 +95,24 @@ def render(seed: int, size: int = 64) -> Scene:
     ValueError
         If `seed` is below 0 or `size` below 32.
     """
+    return _caption(*_picture(seed, size), dense)
+
+
+def render_both(seed: int, size: int = 64) -> tuple[Scene, Scene]:
+    """Render a scene once, and return it with its usual caption and with its dense one.
+
+    Parameters
+    ----------
+    seed, size
+        As in `render`.
+    """
+    told, *arrays = _picture(seed, size)
+    again = copy.deepcopy(told)  # both captions are drawn from the same random state
+    return _caption(told, *arrays, dense=False), _caption(again, *arrays, dense=True)
+
+
+def _picture(seed, size):
+    """Draw a scene: what its caption is written from (random state, world, visible objects), image, labels, parts."""
     if seed < 0 or size < 32:
         raise ValueError(f"street.render wants seed >= 0 and size >= 32, not seed={seed}, size={size}")
     rng = np.random.default_rng([seed, 0x57])
@@ -108,7 +129,11 @@ def render(seed: int, size: int = 64) -> Scene:
     image, ids = downsample(rgb, ids)
     lookup = np.array([(CLASSES.index(t.name), PARTS.index(t.part)) for t in canvas.things], dtype=np.uint8)
     labels, parts = lookup[ids, 0], lookup[ids, 1]
-    caption, words = captions.write_caption(rng, here, captions.count_visible(ids, canvas.things))
+    return (rng, here, captions.count_visible(ids, canvas.things)), image, labels, parts
+
+
+def _caption(told, image, labels, parts, dense):
+    caption, words = captions.write_caption(*told, dense)
     return Scene(image, caption, labels, parts, words, CLASSES, PARTS)
 
 

@@ -12,12 +12,17 @@ from attnlab import seed
 from attnlab.scenes import street
 from attnlab.scenes.captions import VISIBLE_AREA
 
-__all__ = ["COMPANIONS", "shown_classes", "shown_when_asked", "steering"]
+__all__ = ["COMPANIONS", "prompt_of", "shown_classes", "shown_when_asked", "steering"]
 
 _PROMPTS = {"sky": "a blue sky", "ground": "grass", "water": "a river", "mountain": "mountains"}
 _PROMPTS |= {"fire": "fire", "smoke": "smoke"}  # of all others "a car", "a tree", ...
 COMPANIONS = {"pole": "traffic light", "bicycle": "rider", "smoke": "fire"}
 """Classes that come with another one, in whose images they do not count as unasked."""
+
+
+def prompt_of(name: str) -> str:
+    """Return the prompt that asks for a class and nothing else."""
+    return _PROMPTS.get(name, f"a {name}")
 
 
 def shown_classes(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -32,7 +37,7 @@ def steering(
     """Return, by class, how often images show it when asked (with interval) and unasked, and the segmenter's recall."""
     found = {}
     for c, name in enumerate(tqdm(segmenter.classes, desc="classes")):
-        prompt, pictures = _PROMPTS.get(name, f"a {name}"), []
+        prompt, pictures = prompt_of(name), []
         for first in range(0, images, batch):
             generators = [seed(1000 * c + k) for k in range(first, min(first + batch, images))]
             call = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators}

@@ -26,7 +26,8 @@ from . import vae
 from .data import Scenes
 from .text_encoder import PROMPT_LENGTH, new_text_encoder
 
-__all__ = ["Batches", "TextToImageSettings", "TextToLatent", "grounding_loss", "new_scheduler", "train_denoiser"]
+__all__ = ["Batches", "TextToImageSettings", "TextToLatent", "attention_scores", "grounding_loss", "new_scheduler"]
+__all__ += ["train_denoiser"]
 
 _COARSEST = 8  # side of the smallest attention maps of the down and up blocks; the smaller ones are not grounded
 _MAX_WORDS = 10  # grounded words per caption
@@ -82,9 +83,11 @@ class TextToLatent(nn.Module):
         self.unet = unet.to(memory_format=torch.channels_last)
 
     @classmethod
-    def new(cls, tokenizer: CLIPTokenizer, side: int, channels: tuple[int, ...]) -> "TextToLatent":
+    def new(
+        cls, tokenizer: CLIPTokenizer, side: int, channels: tuple[int, ...], text_layers: int = 2
+    ) -> "TextToLatent":
         """Return both with random weights, for latents of a side."""
-        return cls(new_text_encoder(tokenizer), _new_unet(side, channels))
+        return cls(new_text_encoder(tokenizer, layers=text_layers), _new_unet(side, channels))
 
     def forward(self, noisy, timestep, ids, attention_mask):
         """Predict v (image, channel, row, column) from token ids and their attention mask (image, token)."""
@@ -151,7 +154,7 @@ class Batches:
 
 
 @contextmanager
-def _attention_scores(unet):
+def attention_scores(unet):
     """Yield {layer: scores q·k / sqrt(d) of its latest pass, (image, head, pixel, token)} of the grounded layers."""
     seen, scores, handles = {}, {}, []
 
@@ -218,7 +221,7 @@ def train_denoiser(
         timestep = timestep[torch.randperm(n, generator=generator)].to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         noisy = scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
-        with _attention_scores(model.unet) as scores:
+        with attention_scores(model.unet) as scores:
             predicted = model(noisy, timestep, ids, attention_mask)
         diffusion = F.mse_loss(predicted.float(), scheduler.get_velocity(latents, noise, timestep))
         grounding = grounding_loss(scores, labels, *words, alphas[timestep].sqrt())
