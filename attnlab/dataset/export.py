@@ -32,8 +32,10 @@ def export_coco(dataset: Dataset, path: str | Path) -> Path:
         width, height = pair.image.size
         images.append({"id": number, "file_name": pair.metadata["file_name"], "width": width, "height": height})
         for category in categories:
-            for region in _regions(_mask_of(pair, category)):
-                rle = coco.encode(np.asfortranarray(region.astype(np.uint8)))
+            is_in = pair.labels[category["name"]] if isinstance(pair.labels, dict) else pair.labels == category["id"]
+            regions = label(is_in, connectivity=2)
+            for region in range(1, regions.max() + 1):
+                rle = coco.encode(np.asfortranarray(regions == region, np.uint8))
                 found = {"id": len(annotations) + 1, "image_id": number, "category_id": category["id"], "iscrowd": 0}
                 found |= {"area": int(coco.area(rle)), "bbox": coco.toBbox(rle).tolist()}
                 annotations.append(found | {"segmentation": {**rle, "counts": rle["counts"].decode("ascii")}})
@@ -42,12 +44,3 @@ def export_coco(dataset: Dataset, path: str | Path) -> Path:
     content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
     write_text(path, json.dumps(content) + "\n")
     return path
-
-
-def _mask_of(pair, category):
-    return pair.labels[category["name"]] if isinstance(pair.labels, dict) else pair.labels == category["id"]
-
-
-def _regions(mask):
-    regions = label(mask, connectivity=2)
-    return [regions == number for number in range(1, regions.max() + 1)]

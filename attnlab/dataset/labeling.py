@@ -1,9 +1,4 @@
-"""Label a recorded image by a recipe: maps, masks, one label image, and why an image is rejected.
-
-with record(pipe, **streaming(recipe)) as recording:
-    image = pipe(...).images[0]
-labeling = label(heats(recording, recipe, image.size[::-1]), np.asarray(image), recipe)
-"""
+"""Label a recorded image by a recipe: maps, masks, one label image, and why an image is rejected."""
 
 import warnings
 from collections.abc import Mapping
@@ -49,26 +44,22 @@ def heats(
 
     A class that names one of the learned `tokens` has the token's map.
     """
+    classes = recipe.classes
     if recipe.map == "linear":
         linear = linear_daam(recording)
-        values = [linear[tokens[word] if tokens and word in tokens else word] for word in recipe.classes.values()]
-        words = [Word(name, (i,)) for i, name in enumerate(recipe.classes)]
-        found = {name: HeatMaps(np.stack(values), words, special=False) for name in recipe.classes}
+        values = [linear[tokens[word] if tokens and word in tokens else word] for word in classes.values()]
+        maps = HeatMaps(np.stack(values), [Word(name, (i,)) for i, name in enumerate(classes)], special=False)
+        groups = [(maps, {name: name for name in classes})]
     elif recipe.map == "ovam":
-        found = {name: ovam(recording, word, context=recipe.context) for name, word in recipe.classes.items()}
+        groups = [(ovam(recording, word, context=recipe.context), {name: word}) for name, word in classes.items()]
     else:
         maps = daam(recording)
-        found = {name: maps for name, word in recipe.classes.items() if word in maps}
+        groups = [(maps, {name: word for name, word in classes.items() if word in maps})]
     if recipe.propagate:
         attention = recording.self_attention(recipe.attention)
-        propagated = {
-            id(maps): propagate(maps, *attention, recipe.propagate)
-            for maps in {id(m): m for m in found.values()}.values()
-        }
-        found = {name: propagated[id(maps)] for name, maps in found.items()}
-    keys = {name: name if recipe.map == "linear" else recipe.classes[name] for name in found}
+        groups = [(propagate(maps, *attention, recipe.propagate), words) for maps, words in groups]
     mode = "bicubic" if recipe.map == "daam" else "bilinear"
-    return {name: upscale(maps[keys[name]], size, mode) for name, maps in found.items()}
+    return {name: upscale(maps[word], size, mode) for maps, words in groups for name, word in words.items()}
 
 
 def label(
@@ -76,8 +67,7 @@ def label(
 ) -> Labeling:
     """Label an image from the map of each class.
 
-    Where masks overlap, the class with the largest margin has the pixel: 0 at the least value in a mask, 1 at the map's
-    maximum.
+    Where masks overlap, the class with the largest margin wins: 0 at its mask's least value, 1 at its map's maximum.
 
     Parameters
     ----------
@@ -99,7 +89,8 @@ def label(
     for name, mask in found.items():
         if not mask.any():
             continue
-        margin = _margin(heats[name], mask)
+        heat, least = heats[name], heats[name][mask].min()
+        margin = (heat - least) / max(heat.max() - least, 1e-12)
         higher = mask & (margin > best)
         labels[higher], best[higher] = numbers[name], margin[higher]
         near |= np.abs(margin) < recipe.band
@@ -107,12 +98,6 @@ def label(
     areas = {name: float((labels == numbers[name]).mean()) for name in found}
     scores = {name: _score(heats[name], mask) for name, mask in found.items()}
     return Labeling(labels, found, areas, scores, similarity, _reason(heats, found, image, similarity, recipe))
-
-
-def _margin(heat, mask):
-    """Rescale a map: 0 at the least value in the mask, 1 at the map's maximum."""
-    least = heat[mask].min()
-    return (heat - least) / max(heat.max() - least, 1e-12)
 
 
 def _score(heat, mask):

@@ -45,8 +45,7 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
     workers : int
         Processes that make shards, with one model per process; one that dies is replaced.
     client : dask.distributed.Client, optional
-        Makes the shards instead. Its workers write to `out`, which they must see; start those that share cores with
-        OMP_WAIT_POLICY=PASSIVE.
+        Makes the shards instead. Its workers must see `out`, and have OMP_WAIT_POLICY=PASSIVE where they share cores.
 
     Raises
     ------
@@ -54,34 +53,32 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
         If a word or token is missing, or the folder holds other data.
     FileNotFoundError, ConnectionError
         If there is no such model or token file.
-    OSError
-        If the disk is full; what is finished is kept.
-    RuntimeError
-        If workers died again and again.
+    OSError, RuntimeError
+        If the disk is full (what is finished is kept), or workers died again and again.
     """
     out = Path(out)
     if workers < 1:
         raise ValueError(f"workers={workers}: 1 makes everything in this process")
     _check_words(recipe)
     _claim(out, recipe)
-    if not _is_finished(out):
-        missing = [n for n in range(recipe.shards) if not (out / SHARDS / _shard_name(n)).exists()]
+    if not (out / "metadata.jsonl").exists() or (out / SHARDS).exists():
+        missing = [n for n in range(recipe.shards) if not _shard(out, n).exists()]
         done = len(recipe) - sum(len(batch) for n in missing for batch in recipe.batches(n))
         with tqdm(total=len(recipe), initial=done, desc=out.name, unit="image") as progress:
             try:
                 if client is not None:
-                    _with_dask(client, recipe, out, missing, progress)
+                    for job in [client.submit(make_shard, recipe, out.resolve(), n, pure=False) for n in missing]:
+                        progress.update(job.result())
                 elif workers > 1:
                     _with_processes(workers, recipe, out, missing, progress)
                 else:
                     for number in missing:
                         make_shard(recipe, out, number, progress.update)
             except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise OSError(
-                        error.errno, f"the disk is full; what is finished is kept, free some space and run again: {out}"
-                    ) from error
-                raise
+                if error.errno != errno.ENOSPC:
+                    raise
+                hint = f"the disk is full; what is finished is kept, free some space and run again: {out}"
+                raise OSError(error.errno, hint) from error
             finally:
                 _loaded.cache_clear()
                 _similarity.cache_clear()
@@ -91,17 +88,21 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
 
 def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], object] = lambda count: None) -> int:
     """Write one shard into out/.parts/; return how many records it has."""
-    final = Path(out) / SHARDS / _shard_name(number)
+    final = _shard(out, number)
     work = final.with_name(f"{final.name}.partial-{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
     for folder in ("images", "masks"):
         (work / folder).mkdir(parents=True)
     lines = []
-    with _threads(recipe.threads):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads)  # rounding depends on it
+    try:
         for batch in recipe.batches(number):
             for index, image, labeling in _make_batch(recipe, batch):
                 lines.append(write_record(work, recipe, index, image, labeling))
             advance(len(batch))
+    finally:
+        torch.set_num_threads(threads)
     write_lines(work / "records.jsonl", lines)
     if final.exists():  # another worker was given it as well
         shutil.rmtree(work)
@@ -122,24 +123,18 @@ def _loaded(model: str, scheduler: str | None, tokens: str | None):
     return pipe, TokenLibrary.load(tokens) if tokens else None
 
 
-@lru_cache(maxsize=1)
-def _similarity(clip: str) -> Similarity:
-    return Similarity(clip)
+_similarity = lru_cache(maxsize=1)(Similarity)
 
 
 def _check_words(recipe):
-    tokenizer = load_parts(recipe.model, ["tokenizer"])["tokenizer"]
-    recipe.check(tokenizer)
+    recipe.check(load_parts(recipe.model, ["tokenizer"])["tokenizer"])
     if recipe.filters.clip:
         _similarity(recipe.filters.clip)
     if recipe.tokens:
         library = TokenLibrary.load(recipe.tokens)
-        if recipe.mask["method"] == "zero":
-            missing = [word for word in recipe.classes.values() if word not in library]
-            if missing:
-                raise ValueError(
-                    f"{recipe.tokens} has no token {', '.join(map(repr, missing))}; it has {', '.join(library)}"
-                )
+        missing = [repr(word) for word in recipe.classes.values() if word not in library]
+        if missing and recipe.mask["method"] == "zero":
+            raise ValueError(f"{recipe.tokens} has no token {', '.join(missing)}; it has {', '.join(library)}")
 
 
 def _claim(out, recipe):
@@ -156,10 +151,6 @@ def _claim(out, recipe):
         shutil.rmtree(stale)
 
 
-def _is_finished(out):
-    return (out / "metadata.jsonl").exists() and not (out / SHARDS).exists()
-
-
 def _with_processes(workers, recipe, out, missing, progress):
     missing, deaths = set(missing), 0
     while missing:
@@ -171,7 +162,7 @@ def _with_processes(workers, recipe, out, missing, progress):
                     progress.update(job.result())
                     missing.discard(jobs[job])
             except BrokenProcessPool:
-                finished = {n for n in missing if (out / SHARDS / _shard_name(n)).exists()}
+                finished = {n for n in missing if _shard(out, n).exists()}
                 progress.update(sum(len(batch) for n in finished for batch in recipe.batches(n)))
                 missing -= finished
             except BaseException:
@@ -180,22 +171,6 @@ def _with_processes(workers, recipe, out, missing, progress):
         deaths = deaths + 1 if len(missing) == before else 0
         if deaths > _MAX_DEATHS:
             raise RuntimeError(f"workers died {deaths} times without finishing a shard: out of memory? try fewer")
-
-
-def _with_dask(client, recipe, out, missing, progress):
-    jobs = client.map(make_shard, [recipe] * len(missing), [out.resolve()] * len(missing), missing, pure=False)
-    for job in jobs:
-        progress.update(job.result())
-
-
-@contextmanager
-def _threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -216,14 +191,14 @@ def _make_batch(recipe, batch):
     pipe, tokens = _loaded(recipe.model, recipe.scheduler, recipe.tokens)
     call = {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
     if recipe.size:
-        call |= dict(zip(("height", "width"), recipe.size, strict=True))
+        call["height"], call["width"] = recipe.size
     if recipe.negative:
         call["negative_prompt"] = [recipe.negative] * len(batch)
+    prompts = [recipe.prompt(i) for i in batch]
     with record(pipe, **streaming(recipe)) as recording:
-        made = pipe([recipe.prompt(i) for i in batch], generator=[seed(recipe.seed_of(i)) for i in batch], **call)
-    cosines = [None] * len(batch)
-    if recipe.filters.clip:
-        cosines = _similarity(recipe.filters.clip)(made.images, [recipe.prompt(i) for i in batch])
+        made = pipe(prompts, generator=[seed(recipe.seed_of(i)) for i in batch], **call)
+    clip = recipe.filters.clip
+    cosines = _similarity(clip)(made.images, prompts) if clip else [None] * len(batch)
     for index, image, one, value in zip(batch, made.images, recording, cosines, strict=True):
         pixels = np.asarray(image.convert("RGB"))
         yield index, image, label(heats(one, recipe, pixels.shape[:2], tokens), pixels, recipe, value)
@@ -234,17 +209,16 @@ def _finish(out, recipe):
 
     Every step can be done twice, so it may be cut off anywhere.
     """
-    lines = [line for n in range(recipe.shards) for line in read_lines(out / SHARDS / _shard_name(n) / "records.jsonl")]
+    lines = [line for n in range(recipe.shards) for line in read_lines(_shard(out, n) / "records.jsonl")]
     _reject_duplicates(lines, recipe.filters.duplicates)
     for folder in ("images", "masks", "rejected"):
         (out / folder).mkdir(exist_ok=True)
-    for number in range(recipe.shards):
-        for path in (out / SHARDS / _shard_name(number)).glob("*/*.png"):
-            line = lines[int(path.name[:6])]
-            if not line["rejected"]:
-                path.replace(out / path.parent.name / path.name)
-            elif path.parent.name == "images":
-                path.replace(out / "rejected" / path.name)
+    for path in (out / SHARDS).glob("?????/*/*.png"):
+        line = lines[int(path.name[:6])]
+        if not line["rejected"]:
+            path.replace(out / path.parent.name / path.name)
+        elif path.parent.name == "images":
+            path.replace(out / "rejected" / path.name)
     accepted = [{k: v for k, v in line.items() if k != "rejected"} for line in lines if not line["rejected"]]
     write_lines(out / "rejected.jsonl", [_as_rejected(line) for line in lines if line["rejected"]])
     if accepted:
@@ -275,5 +249,5 @@ def _as_rejected(line):
     return {"file": f"rejected/{line['index']:06d}.png", "reason": line["rejected"], **kept}
 
 
-def _shard_name(number):
-    return f"{number:05d}"
+def _shard(out, number):
+    return Path(out, SHARDS, f"{number:05d}")

@@ -30,35 +30,19 @@ MAX_CLASSES = 254  # 0 is the background, 255 is ignored
 
 @dataclass(frozen=True)
 class Filters:
-    """What a record must be to be kept; None leaves a filter out.
+    """What a record must be to be kept; None leaves a filter out."""
 
-    Attributes
-    ----------
-    area : tuple of two float in 0..1
-        Least and largest fraction of the image that its masks cover together.
-    flat : float in 0..1
-        Least range of each map, as a fraction of its maximum. Not of linear maps, which have no zero.
-    blank : float in 0..255
-        Least standard deviation of the image's gray values.
-    duplicates : int
-        An image is rejected if its difference hash (64 bits) differs from an earlier one's in at most so many bits.
-    similarity, clip : float in -1..1, str
-        Least cosine of image and prompt by a CLIP model, and the model's folder or hub id.
-    """
-
-    area: tuple[float, float] | None = (0.05, 0.95)
-    flat: float | None = 0.2
-    blank: float | None = 4.0
-    duplicates: int | None = 2
-    similarity: float | None = None
-    clip: str | None = None
+    area: tuple[float, float] | None = (0.05, 0.95)  # least and largest fraction of the image that its masks cover
+    flat: float | None = 0.2  # least range of each map over its maximum; not of linear maps, which have no zero
+    blank: float | None = 4.0  # least standard deviation of the image's gray values, 0..255
+    duplicates: int | None = 2  # most bits, of 64, by which the hash of a near duplicate differs from the first's
+    similarity: float | None = None  # least cosine, -1..1, of image and prompt by a CLIP model
+    clip: str | None = None  # folder or hub id of that model
 
 
 @dataclass(frozen=True)
 class Recipe:
     """A labeled data set before it is made. Record i has the prompt i // images and the seed `seed` + i.
-
-    A flat table of settings, as people write them in YAML.
 
     Attributes
     ----------
@@ -88,8 +72,7 @@ class Recipe:
     mask, filters : dict, Filters
         {"method": "otsu"}, or other settings of `attnlab.masks.mask_by`; and what a record must be to be kept.
     band : float in 0..1
-        A pixel is ignored (255) if its value is nearer to the border of a mask than this fraction of the way to the
-        maximum. 0 ignores none.
+        Pixels nearer to a mask's border than this fraction of the way to the map's maximum are ignored (255).
     labels : bool
         Write one label image per record. False: one mask per class.
     """
@@ -170,7 +153,7 @@ class Recipe:
     def check(self, tokenizer) -> None:
         """Raise ValueError where "daam" is to label by a word that no prompt has, or that one has twice."""
         if self.map == "daam":
-            _refuse(_wrong_words(self, tokenizer))
+            _refuse([*_wrong_words(self, tokenizer)])
 
     def save(self, path: str | Path) -> Path:
         """Write as YAML, whole or not at all."""
@@ -213,7 +196,7 @@ def _fields_in(path):
 
 def _refuse(problems):
     """Raise a ValueError that names all problems, if there are any."""
-    if problems := list(problems):
+    if problems:
         raise ValueError("this recipe cannot be made:" + "".join(f"\n- {problem}" for problem in problems))
 
 
@@ -233,7 +216,7 @@ def _fields(prompt):
 
 
 def _problems(r):
-    """Yield everything that is wrong with a recipe, one sentence each."""
+    """List everything that is wrong with a recipe, one sentence each."""
     whole = {"images": 1, "seed": 0, "steps": 1, "batch": 1, "threads": 1, "shard": 1, "propagate": 0, "attention": 1}
     is_size = r.size is None or (len(r.size) == 2 and all(_is_whole(n, 8) and n % 8 == 0 for n in r.size))
     is_tokens = r.tokens is None or (r.map == "linear" and Path(str(r.tokens)).is_file())
@@ -249,11 +232,8 @@ def _problems(r):
         ("tokens", is_tokens, "name a file of learned tokens, and map: linear"),
         ("scheduler", r.scheduler in (None, *SCHEDULERS), f"choose one of {', '.join(SCHEDULERS)}, or leave it out"),
     ]
-    yield from (f"{name} is {getattr(r, name)!r}: {right}" for name, is_right, right in rows if not is_right)
-    yield from _wrong_prompts(r)
-    yield from _wrong_classes(r.classes)
-    yield from _wrong_mask(r)
-    yield from _wrong_filters(r.filters)
+    found = [f"{name} is {getattr(r, name)!r}: {right}" for name, is_right, right in rows if not is_right]
+    return [*found, *_wrong_prompts(r), *_wrong_classes(r.classes), *_wrong_mask(r), *_wrong_filters(r.filters)]
 
 
 def _is_number(value, least, most):

@@ -1,13 +1,13 @@
 """Read and check the files of a labeled data set, and write a record.
 
-A folder is a Hugging Face `imagefolder`: images/, masks/ (palette PNG of class numbers) and metadata.jsonl. Beside them
-lie recipe.yaml, rejected.jsonl with what the filters refused and why, those images in rejected/, README.md and
-contact_sheet.png.
+A folder is a Hugging Face `imagefolder`: images/, masks/ (palette PNG of class numbers), metadata.jsonl, README.md and
+contact_sheet.png. Beside them lie recipe.yaml, and in rejected.jsonl and rejected/ what the filters refused and why.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,10 +40,8 @@ class Dataset(Sequence):
 
     Attributes
     ----------
-    folder : Path
-        Where it is.
-    recipe : Recipe
-        What it was made by.
+    folder, recipe : Path, Recipe
+        Where it is, and what it was made by.
     records, rejected : list of dict
         The lines of metadata.jsonl and rejected.jsonl.
     classes : list of str
@@ -78,7 +76,10 @@ class Dataset(Sequence):
         metadata = self.records[i]
         with Image.open(self.folder / metadata["file_name"]) as image:
             image = image.convert("RGB")
-        masks = {name: _read_mask(self.folder / metadata[_column(name)]) for name in _mask_names(self.recipe)}
+        masks = {}
+        for name in _mask_names(self.recipe):
+            with Image.open(self.folder / metadata[_column(name)]) as opened:
+                masks[name] = np.array(opened)
         return Pair(image, masks[""] if self.recipe.labels else {n: m > 0 for n, m in masks.items()}, metadata)
 
     def __repr__(self) -> str:
@@ -94,10 +95,9 @@ def verify_dataset(folder: str | Path) -> list[str]:
         names = {"image": line["file_name"]} | {n or "mask": line[_column(n)] for n in _mask_names(dataset.recipe)}
         expected |= set(names.values())
         problems += [found for kind, name in names.items() if (found := _wrong_file(dataset, line, kind, name))]
-    for path in sorted([*dataset.folder.glob("images/*"), *dataset.folder.glob("masks/*")]):
-        name = path.relative_to(dataset.folder).as_posix()
-        if name not in expected:
-            problems.append(f"{name} is in no line of metadata.jsonl")
+    paths = [*dataset.folder.glob("images/*"), *dataset.folder.glob("masks/*")]
+    others = {path.relative_to(dataset.folder).as_posix() for path in paths} - expected
+    problems += [f"{name} is in no line of metadata.jsonl" for name in sorted(others)]
     made = sorted(line["index"] for line in [*dataset.records, *dataset.rejected])
     if made != list(range(len(dataset.recipe))):
         problems.append(f"metadata.jsonl and rejected.jsonl name {len(made)} records, the recipe {len(dataset.recipe)}")
@@ -114,9 +114,10 @@ def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, lab
         "prompt": recipe.prompt(index),
         "seed": recipe.seed_of(index),
     }
-    numbers = {"": labeling.labels} if recipe.labels else {c: _mask_of(labeling, c) for c in recipe.classes}
+    nothing = np.zeros(labeling.labels.shape, bool)
+    masks = {name: labeling.masks.get(name, nothing).astype(np.uint8) for name in recipe.classes}
     hashes = {"image": _sha256(work / "images" / name)}
-    for kind, values in numbers.items():
+    for kind, values in ({"": labeling.labels} if recipe.labels else masks).items():
         file = f"masks/{name}" if not kind else f"masks/{index:06d}_{kind.replace(' ', '_')}.png"
         _palette_image(values, recipe).save(work / file)
         line[_column(kind)], hashes[kind or "mask"] = file, _sha256(work / file)
@@ -127,11 +128,6 @@ def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, lab
     line |= {"words": dict(recipe.classes), "hash": f"{difference_hash(image):016x}", "sha256": hashes}
     line |= {"recipe": recipe.digest, "versions": versions(), "rejected": labeling.rejected}
     return line
-
-
-def _mask_of(labeling, name):
-    mask = labeling.masks.get(name)
-    return np.zeros(labeling.labels.shape, np.uint8) if mask is None else mask.astype(np.uint8)
 
 
 def _palette_image(labels, recipe):
@@ -166,23 +162,15 @@ def _wrong_file(dataset, metadata, kind, name):
             values = np.asarray(opened) if kind != "image" else None
     except (OSError, SyntaxError):
         return f"{name} is cut short or no image"
-    image = dataset.folder / metadata["file_name"]
-    if kind != "image" and (other := _size_of(image)) not in (None, size):
-        return f"{name} is {size[0]} x {size[1]}, its image {other[0]} x {other[1]}"
-    if kind != "image" and (mode != "P" or not set(np.unique(values)) <= {*range(len(dataset.classes)), IGNORE}):
-        return f"{name} has numbers of no class"
+    if kind != "image":
+        with suppress(OSError), Image.open(dataset.folder / metadata["file_name"]) as image:
+            if image.size != size:
+                return f"{name} is {size[0]} x {size[1]}, its image {image.width} x {image.height}"
+        if mode != "P" or not set(np.unique(values)) <= {*range(len(dataset.classes)), IGNORE}:
+            return f"{name} has numbers of no class"
     if _sha256(path) != metadata["sha256"][kind]:
         return f"{name} was altered"
     return None
-
-
-def _size_of(path):
-    """Return (width, height); None for what is no image."""
-    try:
-        with Image.open(path) as opened:
-            return opened.size
-    except OSError:
-        return None
 
 
 def _mask_names(recipe):
@@ -192,11 +180,6 @@ def _mask_names(recipe):
 def _column(name):
     """Name the column of metadata.jsonl with a mask's file; `datasets` makes an image of what ends in file_name."""
     return f"{name.replace(' ', '_')}_mask_file_name" if name else "mask_file_name"
-
-
-def _read_mask(path):
-    with Image.open(path) as opened:
-        return np.array(opened)
 
 
 def _sha256(path):
