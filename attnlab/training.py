@@ -64,12 +64,9 @@ def run_training(
     model : torch.nn.Module
         What is trained.
     loss : callable
-        Draws a batch with a generator and returns named terms, given (model, generator). "loss" is minimized; all are
-        written to curve.csv.
-    schedule : Schedule
-        Steps and learning rates.
-    folder : Path
-        Where checkpoint.pt and curve.csv are written; with `check` also checks.csv and best.pt.
+        Draws a batch, given (model, generator), and returns named terms: "loss" is minimized, all go to curve.csv.
+    schedule, folder : Schedule, Path
+        How long, and where checkpoint.pt and curve.csv are written; with `check` also checks.csv and best.pt.
     check : callable, optional
         Returns the error, on held-out data, of the moving average, at every checkpoint. The best average is returned.
     patience : int
@@ -99,10 +96,8 @@ def run_training(
         values = {name: float(term.detach()) for name, term in terms.items()}
         if not math.isfinite(values["loss"]):
             last = step // schedule.checkpoint * schedule.checkpoint
-            kept = f"step {last}" if last else "no step"
-            raise FloatingPointError(
-                f"the loss is {values['loss']} at step {step}; {folder} keeps {kept}: try a lower lr"
-            )
+            kept = f"{folder} keeps step {last}" if last else f"{folder} keeps no step"
+            raise FloatingPointError(f"the loss is {values['loss']} at step {step}; {kept}: try a lower lr")
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip)
@@ -114,7 +109,8 @@ def run_training(
         if (step + 1) % schedule.checkpoint == 0 or step + 1 == schedule.steps:
             if check:
                 _compare(check, average.module, step + 1, folder)
-            _save(state, step + 1, folder)
+            with replacing(folder / "checkpoint.pt") as part:
+                torch.save({"step": step + 1} | {name: value.state_dict() for name, value in state.items()}, part)
     if check:
         average.module.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
     return average.module.eval()
@@ -142,23 +138,18 @@ def _is_over(folder, patience):
     return bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
 
 
-def _save(state, step, folder):
-    with replacing(folder / "checkpoint.pt") as part:
-        torch.save({"step": step} | {name: value.state_dict() for name, value in state.items()}, part)
-
-
 def _resume(state, folder) -> int:
     """Load the checkpoint, if any, drop later lines of the curve, and return the step to begin with."""
-    path, curve = folder / "checkpoint.pt", folder / "curve.csv"
+    path, curve, compared = (folder / name for name in ("checkpoint.pt", "curve.csv", "checks.csv"))
     if not path.exists():
-        for stale in (curve, folder / "checks.csv"):
-            stale.unlink(missing_ok=True)
+        curve.unlink(missing_ok=True)
+        compared.unlink(missing_ok=True)
         return 0
     saved = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in state.items():
         part.load_state_dict(saved[name])
     _cut(curve, saved["step"] - 1)
-    _cut(folder / "checks.csv", saved["step"])
+    _cut(compared, saved["step"])
     return saved["step"]
 
 

@@ -8,8 +8,6 @@ from ..segmentation.folders import check_labels
 
 __all__ = ["bit_codes", "decode", "encode", "touching"]
 
-_RESTARTS = 20  # of the search for codes
-
 
 def touching(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Count neighboring pixels, side by side or one above the other, by their classes: float (class, class).
@@ -29,16 +27,15 @@ def bit_codes(touching: np.ndarray) -> np.ndarray:
 
     Between two classes a sampler passes through the codes that lie between theirs: at a border of classes that differ
     in two bits a third class may appear. So codes minimize the sum, over pairs of classes, of how often they touch
-    times in how many bits they differ: two codes are exchanged as long as that lowers it, from several starts.
+    times in how many bits they differ: two codes are exchanged as long as that lowers it, from 20 starts.
     """
     num_classes = len(touching)
     bits = max(1, int(np.ceil(np.log2(num_classes))))
     numbers = np.arange(2**bits)
     differing = np.bitwise_count(numbers[:, None] ^ numbers[None]).astype(int)  # bits in which two codes differ
-    weight = np.zeros((2**bits, 2**bits))  # codes that no class has touch nothing
-    weight[:num_classes, :num_classes] = touching
+    weight = np.pad(touching, (0, 2**bits - num_classes))  # codes that no class has touch nothing
     rng, best, least = np.random.default_rng(0), None, np.inf
-    for _ in range(_RESTARTS):
+    for _ in range(20):
         order = rng.permutation(2**bits)
         cost = _exchange(order, lambda order: (weight * differing[np.ix_(order, order)]).sum() / 2)
         if cost < least - 1e-9:
@@ -65,8 +62,7 @@ def _exchange(order, cost_of):
 def encode(labels: np.ndarray, codes: np.ndarray) -> torch.Tensor:
     """Encode labels as float32 (image, bit, row, column): -1 and 1, or 0 where a pixel is ignored (255)."""
     check_labels(labels, len(codes))
-    table = np.zeros((IGNORE + 1, codes.shape[1]), np.float32)
-    table[: len(codes)] = codes
+    table = np.pad(codes, ((0, IGNORE + 1 - len(codes)), (0, 0)))
     return torch.from_numpy(table[labels]).permute(0, 3, 1, 2).contiguous()
 
 

@@ -1,5 +1,6 @@
 """U-Net that predicts the clean image and label channels (x0) from noisy ones, and what it is conditioned on."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,13 +124,11 @@ class Denoiser:
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> Path:
         """Write weights (safetensors), the U-Net's configuration and joint.json; return the folder."""
-        folder = Path(folder)
-        unet = UNet2DModel.from_config(self.unet.config)
-        unet.load_state_dict(self.unet.state_dict())
-        torch.nn.Module.to(unet, dtype).save_pretrained(folder)  # diffusers' own `to` warns of layers it does not have
-        with replacing(folder / "joint.json") as part:
+        # diffusers' own `to` warns of layers it does not have
+        torch.nn.Module.to(copy.deepcopy(self.unet), dtype).save_pretrained(folder)
+        with replacing(Path(folder, "joint.json")) as part:
             part.write_text(json.dumps(as_settings(self.metadata), indent=1) + "\n")
-        return folder
+        return Path(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -157,11 +156,9 @@ class Denoiser:
         if conditioning.low_res is not None:
             inputs.append(conditioning.low_res)
         if "proportions" in self.metadata:
-            proportions = conditioning.proportions
-            if proportions is None:
-                proportions = torch.full((len(noisy), len(self.classes)), torch.nan)
-            width = self.unet.time_embedding.linear_2.out_features
-            extra["class_labels"] = embed(proportions.cpu(), width).to(noisy.device)
+            unconditional = torch.full((len(noisy), len(self.classes)), torch.nan)
+            proportions = unconditional if conditioning.proportions is None else conditioning.proportions.cpu()
+            extra["class_labels"] = embed(proportions, self.unet.time_embedding.linear_2.out_features).to(noisy.device)
         # channels first, which GroupNorm is fast with on a CPU
         x = F.pixel_unshuffle(torch.cat(inputs, 1), shuffle)
         return F.pixel_shuffle(unet(x, times.to(noisy.device), **extra).sample, shuffle).float()

@@ -41,7 +41,7 @@ def train_segmenter(
     Parameters
     ----------
     images, labels : array of uint8
-        (image, row, column, rgb), and class numbers (image, row, column); pixels with 255 do not count.
+        (image, row, column, rgb) of one size, and class numbers (image, row, column); those with 255 do not count.
     classes : sequence of str
         Names of the labels 0, 1, ...
     extra : (images, labels), optional
