@@ -18,7 +18,7 @@ from attnlab.scenes import street
 from experiments.bundled.localize import TIMESTEPS
 from experiments.bundled.text_to_image import TextToLatent
 from experiments.studies import word_localization
-from experiments.studies.word_localization import WordLocalizationStudy, variants_table, word_maps
+from experiments.studies.word_localization import WordLocalizationStudy, token_maps, variants_table
 from experiments.studies.word_training import VARIANTS, Variant, VariantTraining, new_model, tokenize
 
 CPU = torch.device("cpu")
@@ -155,7 +155,7 @@ def test_maps_are_those_of_daam(pipe):
     with torch.no_grad():
         latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
     ids = tokenize(pipe.tokenizer, captions).input_ids
-    maps, loss = word_maps(TextToLatent(pipe.text_encoder, pipe.unet), latents, ids, al.seed(5))
+    maps, loss = token_maps(TextToLatent(pipe.text_encoder, pipe.unet), latents, ids, al.seed(5))
     for one, values in zip(recording, maps, strict=True):
         expected = al.daam(one).values
         np.testing.assert_allclose(values[: len(expected)], expected, atol=2e-5)

@@ -44,7 +44,7 @@ from ..bundled.vae import encode_images
 from .word_training import VARIANTS, Variant, VariantTraining, tokenize
 
 __all__ = ["FIRST_MEASURED_SEED", "FIRST_THRESHOLD_SEED", "WordLocalizationStudy", "main", "measure", "variants_table"]
-__all__ += ["word_maps"]
+__all__ += ["token_maps"]
 
 FIRST_THRESHOLD_SEED = street.HELD_OUT + 700_000  # of the scenes on which thresholds are chosen
 FIRST_MEASURED_SEED = street.HELD_OUT + 750_000
@@ -179,7 +179,7 @@ def _save(runs, since):
 
 
 @torch.no_grad()
-def word_maps(model: TextToLatent, latents, ids, generator) -> tuple[torch.Tensor, float]:
+def token_maps(model: TextToLatent, latents, ids, generator) -> tuple[torch.Tensor, float]:
     """Return the DAAM map (scene, token, row, column) of every token of noised scenes, and the mean loss.
 
     As `daam` gives it for `record_image`, many scenes at once; no token is masked.
@@ -208,7 +208,7 @@ def _cases(model, tokenizer, scenes, kind):
     tokens = tokenize(tokenizer, list(captions), return_offsets_mapping=True)
     generator, cases, losses = seed(0), [], []
     for some in torch.arange(len(captions)).split(_BATCH):
-        maps, loss = word_maps(model, scenes["latents"][some], tokens.input_ids[some], generator)
+        maps, loss = token_maps(model, scenes["latents"][some], tokens.input_ids[some], generator)
         losses += [loss] * len(some)
         for i, values in zip(some.tolist(), maps, strict=True):
             positions, labels = defaultdict(list), scenes["labels"][i].numpy()
