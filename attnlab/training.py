@@ -66,7 +66,7 @@ def run_training(
     loss : callable
         Draws a batch, given (model, generator), and returns named terms: "loss" is minimized, all go to curve.csv.
     schedule, folder : Schedule, Path
-        How long, and where checkpoint.pt and curve.csv are written; with `check` also checks.csv and best.pt.
+        Steps and learning rates; where checkpoint.pt and curve.csv go, with `check` also checks.csv and best.pt.
     check : callable, optional
         Returns the error, on held-out data, of the moving average, at every checkpoint. The best average is returned.
     patience : int
@@ -163,9 +163,6 @@ def _cut(path, last):
 
 
 def _log(path, step, values):
-    new = not path.exists()
+    header = [] if path.exists() else [["step", *values]]
     with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", *values])
-        writer.writerow([step, *(f"{v:.5f}" for v in values.values())])
+        csv.writer(file).writerows([*header, [step, *(f"{v:.5f}" for v in values.values())]])
