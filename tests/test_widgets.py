@@ -85,11 +85,11 @@ def test_choosing_words_and_sliders_changes_the_pictures(explorer):
     explorer.words.chips["fire"][1].value = True
     assert list(shown(explorer)) == ["image", "fire", "smoke"]
     np.testing.assert_array_equal(pixels_of(shown(explorer)["smoke"]), smoke)
-    explorer.maps.kept.value = (3, 3)
+    explorer.maps.ranges["steps"].value = (3, 3)
     assert (pixels_of(shown(explorer)["smoke"]) != smoke).any()
     explorer.maps.opacity.value = 0
     np.testing.assert_array_equal(pixels_of(shown(explorer)["smoke"]), pixels_of(shown(explorer)["image"]))
-    assert explorer.maps.chosen(explorer.recording.trace)["steps"] == [3] and explorer.still().shape[0] == 256
+    assert explorer.maps.chosen["steps"] == [3] and explorer.still().shape[0] == 256
 
 
 def test_any_word_can_be_asked_for(explorer):
@@ -139,7 +139,7 @@ def test_generating_in_the_background(pipe):
 def test_stopped_on_the_way_it_can_be_started_again(pipe):
     explorer = widgets.explore(pipe, PROMPT, steps=200)
     explorer.start()
-    explorer.end(wait=True)
+    explorer.form.end(wait=True)
     assert "stopped" in explorer.report.value and explorer.image is None and explorer.form.progress.value < 200
     assert not explorer.form.generate.disabled and not pipe.unet._forward_pre_hooks
     explorer.form.steps.value = 2

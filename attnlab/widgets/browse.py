@@ -27,11 +27,10 @@ def find_records(
 
     def fits(line):
         scores = [value for name, value in line["scores"].items() if value is not None and kind in (None, name)]
-        if kind is not None and not line["areas"].get(kind):
-            return False
-        if score > 0 and min(scores, default=0) < score:
-            return False
-        return text.lower() in line["prompt"].lower() and (not bad or line["file_name"] in dataset.bad)
+        shows = kind is None or line["areas"].get(kind)
+        scored = score <= 0 or min(scores, default=0) >= score
+        marked = not bad or line["file_name"] in dataset.bad
+        return shows and scored and marked and text.lower() in line["prompt"].lower()
 
     return [i for i, line in enumerate(dataset.records) if fits(line)]
 
@@ -66,17 +65,15 @@ class DatasetBrowser(Panel):
         self.kind = ui.Dropdown(options=["any class", *dataset.classes[1:]], description="shows", **sized("240px"))
         self.text = ui.Text(placeholder="part of a prompt", description="prompt", **sized("240px"))
         self.score = ui.FloatSlider(
-            value=0, min=0, max=1, step=0.01, description="least score", continuous_update=False, **sized("300px")
+            max=1, step=0.01, description="least score", continuous_update=False, **sized("300px")
         )
         self.marked = ui.Checkbox(description="marked as bad only", indent=False)
         self.back = ui.Button(description="Back", icon="arrow-left", layout={"width": "90px"})
         self.ahead = ui.Button(description="Ahead", icon="arrow-right", layout={"width": "90px"})
-        self.page = 0
-        self.report, self.sheet = Report(), row()
-        super().__init__(
-            [row(self.kind, self.text, self.score, self.marked), row(self.back, self.ahead, self.report), self.sheet]
-        )
-        for control in (self.kind, self.text, self.score, self.marked):
+        self.page, self.report, self.sheet = 0, Report(), row()
+        filters = (self.kind, self.text, self.score, self.marked)
+        super().__init__([row(*filters), row(self.back, self.ahead, self.report), self.sheet])
+        for control in filters:
             control.observe(lambda _: self._filter(), "value")
         self.back.on_click(lambda _: self.turn(-1))
         self.ahead.on_click(lambda _: self.turn(1))
@@ -84,9 +81,8 @@ class DatasetBrowser(Panel):
 
     def _filter(self):
         """Find what the fields ask for, and show its first page."""
-        kind = None if self.kind.index == 0 else self.kind.value
-        asked = {"kind": kind, "text": self.text.value, "score": self.score.value, "bad": self.marked.value}
-        self.found = find_records(self.dataset, **asked)
+        kind = self.kind.value if self.kind.index else None
+        self.found = find_records(self.dataset, kind, self.text.value, self.score.value, self.marked.value)
         self.page = 0
         self.turn(0)
 
@@ -121,18 +117,9 @@ class DatasetBrowser(Panel):
 
 
 def browse_dataset(folder: str | Path | Dataset) -> DatasetBrowser:
-    """Make a widget with the pairs of a data set, page by page, found by class, prompt and score.
+    """Make a widget with the pairs of a data set or its folder, page by page, found by class, prompt and score.
 
-    What is marked as bad is kept in bad.json beside the data set, and left out of exports.
-
-    Parameters
-    ----------
-    folder : str, Path or Dataset
-        A finished data set, or its folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no finished data set.
+    What is marked as bad is kept in bad.json beside the data set, and left out of exports. FileNotFoundError where the
+    folder holds no finished data set.
     """
     return DatasetBrowser(folder if isinstance(folder, Dataset) else Dataset(folder))

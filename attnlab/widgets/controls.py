@@ -27,6 +27,7 @@ class GenerationForm:
     """The fields of a generation, and the thread in which it runs."""
 
     def __init__(self, prompt: str, seed: int, steps: int, guidance: float):
+        end_all()
         self.prompt = ui.Text(prompt, description="prompt", **sized("420px"))
         self.seed = ui.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **sized("110px"))
         self.steps = ui.BoundedIntText(steps, 1, 1000, description="steps", **sized("110px"))
@@ -123,28 +124,23 @@ class MapControls:
         self.opacity = ui.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity", **sized("260px"))
         self.colormap = ui.Dropdown(options=views.COLORMAPS, description="colors", **sized("140px"))
         self.scale = ui.Dropdown(options=views.SCALES, description="scale", **sized("140px"))
-        self.layers, self.kept, self.heads = (
-            ui.IntRangeSlider(value=(0, 0), min=0, max=0, description=name, continuous_update=False, **sized("265px"))
-            for name in ("layers", "steps", "heads")
-        )
-        self.rows = [row(self.method, self.opacity, self.colormap, self.scale), row(self.layers, self.kept, self.heads)]
+        self.choices = {"layers": [], "steps": [], "heads": []}  # of a recording, in the order of its sliders
+        options = {"value": (0, 0), "min": 0, "max": 0, "continuous_update": False}
+        self.ranges = {name: ui.IntRangeSlider(description=name, **options, **sized("265px")) for name in self.choices}
+        self.rows = [row(self.method, self.opacity, self.colormap, self.scale), row(*self.ranges.values())]
         for control in (child for line in self.rows for child in line.children):
             control.observe(lambda _: changed(), "value")
 
     def fit(self, trace: Trace) -> None:
         """Choose all layers, steps and heads of a recording."""
-        counts = len(trace.sizes), len(trace.steps), min(layer.heads for layer in trace.layers.values())
-        for slider, count in zip((self.layers, self.kept, self.heads), counts, strict=True):
-            slider.max, slider.value = count - 1, (0, count - 1)
-
-    def chosen(self, trace: Trace) -> dict:
-        """Return the chosen layers, steps and heads, as the map functions take them."""
-        ranges = [range(low, high + 1) for low, high in (self.layers.value, self.kept.value, self.heads.value)]
-        names = list(trace.sizes)
-        layers, steps = [names[i] for i in ranges[0]], [trace.steps[i] for i in ranges[1]]
-        return {"layers": layers, "steps": steps, "heads": list(ranges[2])}
+        heads = min(layer.heads for layer in trace.layers.values())
+        self.choices = {"layers": list(trace.sizes), "steps": trace.steps, "heads": list(range(heads))}
+        for name, choices in self.choices.items():
+            last = len(choices) - 1
+            self.ranges[name].max, self.ranges[name].value = last, (0, last)
 
     @property
-    def look(self) -> dict:
-        """Options of `views.side_by_side`."""
-        return {"opacity": self.opacity.value, "colormap": self.colormap.value, "scale": self.scale.value}
+    def chosen(self) -> dict[str, list]:
+        """The chosen layers, steps and heads, as the map functions take them."""
+        ends = {name: slider.value for name, slider in self.ranges.items()}
+        return {name: self.choices[name][low : high + 1] for name, (low, high) in ends.items()}

@@ -1,13 +1,12 @@
 """Draw what widgets show, uint8 (row, column, rgb), without matplotlib, which is too slow for a slider."""
 
-import html
 import io
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["MASK_RGB", "as_png", "beside", "border", "draw_mask", "enlarged", "titled"]
+__all__ = ["MASK_RGB", "as_png", "beside", "draw_mask", "enlarged", "outlined"]
 
 MASK_RGB = (255, 31, 209)  # `attnlab.plots.MASK_COLOR`: neither fire nor sky nor grass has it
 
@@ -18,25 +17,25 @@ def enlarged(pixels: np.ndarray, least: int = 256) -> np.ndarray:
     return np.repeat(np.repeat(pixels, factor, 0), factor, 1)
 
 
-def draw_mask(image, mask: np.ndarray, color: Sequence[int] = MASK_RGB) -> np.ndarray:
-    """Draw an image, `enlarged`, with a mask (row, column) of its size tinted and outlined in white."""
-    pixels = np.asarray(image).astype(float)
-    pixels = enlarged(np.where(mask[..., None], 0.5 * pixels + 0.5 * np.array(color), pixels))
-    pixels[border(enlarged(mask))] = 255
-    return pixels.astype(np.uint8)
-
-
-def border(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels of a mask beside one that is not in it."""
-    padded = np.pad(mask, 1)
+def outlined(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return pixels (row, column, rgb), `enlarged`, with the border of a mask (row, column) of their size in white."""
+    found, large = enlarged(pixels), enlarged(mask)
+    padded = np.pad(large, 1)
     inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
-    return mask & ~inside
+    found[large & ~inside] = 255
+    return found.astype(np.uint8)
 
 
-def beside(images: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
+def draw_mask(image, mask: np.ndarray) -> np.ndarray:
+    """Draw an image with a mask (row, column) of its size tinted and `outlined`."""
+    pixels = np.asarray(image).astype(float)
+    return outlined(np.where(mask[..., None], 0.5 * pixels + 0.5 * np.array(MASK_RGB), pixels), mask)
+
+
+def beside(images: Sequence[np.ndarray]) -> np.ndarray:
     """Put images of one height in a row, white between them; white pixels if there are none."""
     height = max((x.shape[0] for x in images), default=16)
-    parts = [np.pad(x, ((0, height - x.shape[0]), (0, gap), (0, 0)), constant_values=255) for x in images]
+    parts = [np.pad(x, ((0, height - x.shape[0]), (0, 4), (0, 0)), constant_values=255) for x in images]
     return np.concatenate(parts or [np.full((height, height, 3), 255, np.uint8)], axis=1)
 
 
@@ -45,8 +44,3 @@ def as_png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def titled(name: str) -> str:
-    """Return a name as the title of a picture, HTML."""
-    return f"<b>{html.escape(name)}</b>"

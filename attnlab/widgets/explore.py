@@ -1,5 +1,6 @@
 """Generate an image from a prompt, and look at the maps of any words: `explore(pipe)`."""
 
+import html
 from collections.abc import Sequence
 
 import ipywidgets as ui
@@ -9,8 +10,8 @@ from PIL import Image
 from ..recording import Recording
 from ..tokens import Token, TokenLibrary
 from . import views
-from .controls import GenerationForm, MapControls, WordChips, end_all
-from .drawing import beside, enlarged, titled
+from .controls import GenerationForm, MapControls, WordChips
+from .drawing import beside, enlarged
 from .panel import Panel, Report, row
 from .picture import Picture
 
@@ -20,30 +21,18 @@ __all__ = ["Explorer", "explore"]
 class Explorer(Panel):
     """The widget of `explore`; `image` and `recording` are those of the last generation, or None."""
 
-    def __init__(
-        self, pipe, prompt: str, seed: int, steps: int, guidance: float, words: Sequence[str], tokens: Sequence[Token]
-    ):
-        end_all()
-        self.pipe = pipe
+    def __init__(self, pipe, form: GenerationForm, words: Sequence[str], tokens: Sequence[Token]):
+        self.pipe, self.form, self.report = pipe, form, Report()
         self.image = self.recording = None
-        self.report = Report()
-        self.form = GenerationForm(prompt, seed, steps, guidance)
         self.words = WordChips([*tokens, *(" ".join(word.split()) for word in words)], self._update)
         self.more = ui.Text(placeholder="another word or token, then Enter", continuous_update=False)
         self.maps = MapControls("OVAM" if words else "DAAM", self._update)
         self.pictures = row()
         self.pixel = ui.Image(format="png", layout={"display": "none", "max_width": "100%"})
-        super().__init__(
-            [
-                row(self.form.prompt, self.form.seed, self.form.steps, self.form.guidance),
-                row(self.form.generate, self.form.stop, self.form.progress, self.report),
-                row(self.words, self.more),
-                *self.maps.rows,
-                self.pictures,
-                self.pixel,
-            ]
-        )
-        self.form.generate.on_click(lambda _: self.start())
+        fields = row(form.prompt, form.seed, form.steps, form.guidance)
+        buttons = row(form.generate, form.stop, form.progress, self.report)
+        super().__init__([fields, buttons, row(self.words, self.more), *self.maps.rows, self.pictures, self.pixel])
+        form.generate.on_click(lambda _: self.start())
         self.more.observe(lambda change: self.add(change["new"]), "value")
 
     def start(self) -> None:
@@ -52,18 +41,14 @@ class Explorer(Panel):
             self.report.say("generating")
             self.form.start(self._make)
 
-    def end(self, wait: bool = False) -> None:
-        """Stop a generation after its current step."""
-        self.form.end(wait)
-
-    def close(self) -> None:
-        """Stop a generation, and take the widget off the screen."""
-        self.end()
-        super().close()
-
     def _make(self):
         with self.report.saying():
             self.take(*views.generate(self.pipe, **self.form.values))
+
+    def close(self) -> None:
+        """Stop a generation, and take the widget off the screen."""
+        self.form.end()
+        super().close()
 
     def take(self, image: Image.Image, recording: Recording) -> None:
         """Show an image and its recording: the words that were chosen or asked for, or the prompt's last one."""
@@ -97,9 +82,10 @@ class Explorer(Panel):
             own = {views.spelled(word) for word in views.words_of(self.recording)}
             foreign = [name for name in chosen if name not in own] if method == "DAAM" else []
             words = [word for name, word in chosen.items() if name not in foreign]
-            maps = views.word_maps(self.recording, words, method, **self.maps.chosen(self.recording.trace))
+            maps = views.word_maps(self.recording, words, method, **self.maps.chosen)
             large = enlarged(np.asarray(self.image))
-            self._draw({"image": large, **views.side_by_side(large, maps, **self.maps.look)})
+            look = {name: getattr(self.maps, name).value for name in ("opacity", "colormap", "scale")}
+            self._draw({"image": large, **views.side_by_side(large, maps, **look)})
             if foreign:
                 raise ValueError(f"{', '.join(foreign)}: not in the prompt; choose OVAM or linear")
 
@@ -107,15 +93,15 @@ class Explorer(Panel):
         """Show pixels by name; pictures that are there are used again."""
         slots, grid = list(self.pictures.children), self.image.size[::-1]
         for k, (name, one) in enumerate(pixels.items()):
+            title = f"<b>{html.escape(name)}</b>"
             if k < len(slots):
-                slots[k].children[0].value = titled(name)
+                slots[k].children[0].value = title
                 slots[k].children[1].show(one, name, grid)
-                continue
-            picture = Picture(one, name, grid)
-            picture.observe(lambda change: self.inspect(*change["new"]), "point")
-            slots.append(ui.VBox([ui.HTML(titled(name)), picture], layout={"margin": "0 6px 6px 0"}))
-        if len(slots) > len(self.pictures.children):
-            self.pictures.children = slots
+            else:
+                picture = Picture(one, name, grid)
+                picture.observe(lambda change: self.inspect(*change["new"]), "point")
+                slots.append(ui.VBox([ui.HTML(title), picture], layout={"margin": "0 6px 6px 0"}))
+        self.pictures.children = slots
         for k, slot in enumerate(slots):  # those that are not needed are hidden: taking them out would draw all anew
             slot.layout.display = None if k < len(pixels) else "none"
 
@@ -129,8 +115,7 @@ class Explorer(Panel):
 
     def still(self) -> np.ndarray:
         """Return the image and the maps, in a row."""
-        shown = [slot.children[1].pixels for slot in self.pictures.children if slot.layout.display != "none"]
-        return beside(shown)
+        return beside([slot.children[1].pixels for slot in self.pictures.children if slot.layout.display != "none"])
 
 
 def explore(
@@ -155,15 +140,13 @@ def explore(
         The pipeline.
     prompt, seed, steps, guidance : str, int, int, float
         What the fields begin with.
-    words : Sequence[str]
-        Words to ask for, beyond the prompt's. Default: the prompt's last word is shown.
-    tokens : TokenLibrary or Sequence[Token]
-        Learned tokens to offer beside the prompt's words.
+    words, tokens : Sequence[str], TokenLibrary or Sequence[Token]
+        Words to ask for (default: the prompt's last one is shown), and learned tokens to offer beside the prompt's.
     image, recording : PIL.Image.Image, Recording, optional
         An image and its recording to begin with.
     """
     tokens = tokens.values() if isinstance(tokens, TokenLibrary) else tokens
-    explorer = Explorer(pipe, prompt, seed, steps, guidance, words, list(tokens))
+    explorer = Explorer(pipe, GenerationForm(prompt, seed, steps, guidance), words, list(tokens))
     if recording is not None and image is not None:
         explorer.take(image, recording)
     return explorer

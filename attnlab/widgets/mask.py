@@ -10,17 +10,17 @@ from PIL import Image
 from ..maps.heatmaps import upscale
 from ..masks import dbscan_clusters, mask_by
 from ..metrics import iou
-from .drawing import MASK_RGB, border, enlarged
+from .drawing import MASK_RGB, outlined
 from .panel import Panel, Report, row, sized
 from .picture import Picture
 
 __all__ = ["MaskExplorer", "draw_clusters", "explore_mask"]
 
-_SLIDERS = {  # method: settings with a slider
-    "dbscan": ("quantile", "eps", "min_samples"),
-    "threshold": ("level",),
-    "otsu": (),
-    "random_walker": ("low", "high"),
+_SLIDERS = {  # per method, the settings that have a slider: its least and largest value, step, and value at first
+    "dbscan": {"quantile": (0, 1, 0.01, 0.9), "eps": (0.5, 6, 0.25, 1.5), "min_samples": (1, 30, 1, 5)},
+    "threshold": {"level": (0, 1, 0.01, 0.4)},
+    "otsu": {},
+    "random_walker": {"low": (0, 1, 0.01, 0.3), "high": (0, 1, 0.01, 0.7)},
 }
 _CLUSTERING = ("quantile", "level", "eps", "min_samples")  # settings that make clusters
 _NOISE_RGB = (150, 150, 150)
@@ -39,20 +39,11 @@ def draw_clusters(heat: np.ndarray, settings: Mapping, image) -> tuple[np.ndarra
     colored = np.repeat(0.75 * np.asarray(Image.fromarray(np.asarray(image)).convert("L"))[..., None], 3, axis=2)
     tints = np.where(mask, 1, 0)
     if settings["method"] == "dbscan":
-        options = {name: value for name, value in settings.items() if name in _CLUSTERING}
-        clusters = dbscan_clusters(heat, **options)
+        clusters = dbscan_clusters(heat, **{name: settings[name] for name in _CLUSTERING if name in settings})
         tints = np.where(clusters > 0, (clusters - 1) % len(_CLUSTER_RGB) + 1, clusters)
     colors = np.where(tints[..., None] < 0, _NOISE_RGB, _CLUSTER_RGB[tints - 1])
     colored = np.where((tints != 0)[..., None], 0.4 * colored + 0.6 * colors, colored)
-    pixels = enlarged(colored)
-    pixels[border(enlarged(mask))] = 255
-    return pixels.astype(np.uint8), mask, "; ".join(str(one.message) for one in caught)
-
-
-def _recipe_line(settings):
-    """Write settings of a mask as a line of a recipe of `attnlab.dataset`."""
-    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
-    return f"mask: {{{', '.join(f'{name}: {value}' for name, value in values.items())}}}"
+    return outlined(colored, mask), mask, "; ".join(str(one.message) for one in caught)
 
 
 class MaskExplorer(Panel):
@@ -62,14 +53,11 @@ class MaskExplorer(Panel):
         self.image, self.truth, self.mask = image, truth, np.zeros(image.shape[:2], bool)
         self.heat = heat if heat.shape == image.shape[:2] else upscale(np.float32(heat), image.shape[:2])
         self.method = ui.ToggleButtons(options=list(_SLIDERS), style={"button_width": "120px"})
-        self.sliders = {
-            "quantile": ui.FloatSlider(value=0.9, min=0, max=1, step=0.01, description="quantile", **sized("300px")),
-            "eps": ui.FloatSlider(value=1.5, min=0.5, max=6, step=0.25, description="eps, pixels", **sized("300px")),
-            "min_samples": ui.IntSlider(value=5, min=1, max=30, description="min_samples", **sized("300px")),
-            "level": ui.FloatSlider(value=0.4, min=0, max=1, step=0.01, description="level", **sized("300px")),
-            "low": ui.FloatSlider(value=0.3, min=0, max=1, step=0.01, description="low", **sized("300px")),
-            "high": ui.FloatSlider(value=0.7, min=0, max=1, step=0.01, description="high", **sized("300px")),
-        }
+        self.sliders = {}
+        for name, (least, most, step, value) in (item for rows in _SLIDERS.values() for item in rows.items()):
+            slider = ui.IntSlider if isinstance(value, int) else ui.FloatSlider
+            options = {"description": "eps, pixels" if name == "eps" else name, **sized("300px")}
+            self.sliders[name] = slider(value=value, min=least, max=most, step=step, **options)
         self.report, self.recipe = Report(), ui.HTML()
         self.picture = Picture(image, "the mask, outlined in white, over the image")
         super().__init__([self.method, row(*self.sliders.values()), self.picture, self.report, self.recipe])
@@ -95,8 +83,10 @@ class MaskExplorer(Panel):
             self.picture.show(pixels, grid=self.mask.shape)
             agreement = "" if self.truth is None else f"IoU {iou(self.mask, self.truth):.3f}"
             parts = [f"{self.mask.mean():.1%} of the image", agreement, warned]
-            self.report.say("; ".join(part for part in parts if part), "failed" if warned else "says")
-            self.recipe.value = f"in a recipe: <code>{_recipe_line(self.settings)}</code>"
+            self.report.say("; ".join(part for part in parts if part), failed=bool(warned))
+            short = {name: f"{value:g}" if isinstance(value, float) else value for name, value in self.settings.items()}
+            line = ", ".join(f"{name}: {value}" for name, value in short.items())
+            self.recipe.value = f"in a recipe: <code>mask: {{{line}}}</code>"
 
     def still(self) -> np.ndarray:
         """Return the image with the clusters and the mask."""
@@ -130,9 +120,8 @@ def explore_mask(
     if unknown := settings.keys() - known:
         raise ValueError(f"settings {', '.join(sorted(unknown))}: there are sliders for {', '.join(sorted(known))}")
     heat, image = np.asarray(heat), np.asarray(image)
-    if heat.ndim != 2 or image.ndim != 3 or (truth is not None and np.shape(truth) != image.shape[:2]):
-        raise ValueError(
-            f"heat is (row, column), image (row, column, rgb), truth of the image's size; not {heat.shape}, "
-            f"{image.shape}, {None if truth is None else np.shape(truth)}"
-        )
+    size = None if truth is None else np.shape(truth)
+    if heat.ndim != 2 or image.ndim != 3 or size not in (None, image.shape[:2]):
+        sizes = f"not {heat.shape}, {image.shape}, {size}"
+        raise ValueError(f"heat is (row, column), image (row, column, rgb), truth of the image's size; {sizes}")
     return MaskExplorer(heat, image, truth, settings)

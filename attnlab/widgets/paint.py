@@ -73,14 +73,12 @@ class TokenPainter(Panel):
             draw_mask(image, linear.upscaled(self.token, image.shape[:2]) > 0)
             for image, linear in zip(self.images, self.maps, strict=True)
         ]
-        if len(self.gallery.children) == len(pixels):
+        if self.gallery.children:
             for picture, one in zip(self.gallery.children, pixels, strict=True):
                 picture.show(one)
         else:
-            gap = {"margin": "0 6px 6px 0"}
-            self.gallery.children = [
-                Picture(one, f"token on image {k + 1}", layout=gap) for k, one in enumerate(pixels)
-            ]
+            named = [(f"token on image {number}", one) for number, one in enumerate(pixels, 1)]
+            self.gallery.children = [Picture(one, name, layout={"margin": "0 6px 6px 0"}) for name, one in named]
 
     def keep(self) -> None:
         """Add the token to the library's file; it replaces one of its name."""
@@ -110,10 +108,8 @@ def paint_token(
 
     Parameters
     ----------
-    image : PIL.Image.Image
-        The image to paint on.
-    recording : Recording or LinearMap
-        Its recording, or its linear map.
+    image, recording : PIL.Image.Image, Recording or LinearMap
+        The image to paint on, and its recording or linear map.
     gallery : Sequence of (image, recording)
         Other images of the same model and size. `fit_token` learns from them how features vary.
     word : str

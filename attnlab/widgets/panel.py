@@ -14,16 +14,16 @@ from .views import Stopped
 __all__ = ["ROW_LAYOUT", "Panel", "Report", "row", "sized"]
 
 log = logging.getLogger(__name__)
-_MESSAGE_COLORS = {"says": "#333333", "failed": "#b00020"}
 ROW_LAYOUT = {"flex_flow": "row wrap", "align_items": "center"}  # it breaks where the window is narrow
 
 
 class Report(ui.HTML):
     """A line of text that shows errors and warnings, where a traceback would be lost."""
 
-    def say(self, text: str, kind: str = "says") -> None:
-        """Show a text; `kind` is "says" or "failed"."""
-        self.value = f'<span role="status" style="color:{_MESSAGE_COLORS[kind]}">{html.escape(text)}</span>'
+    def say(self, text: str, failed: bool = False) -> None:
+        """Show a text, in red if something failed."""
+        color = "#b00020" if failed else "#333333"
+        self.value = f'<span role="status" style="color:{color}">{html.escape(text)}</span>'
 
     @contextmanager
     def saying(self):
@@ -36,10 +36,10 @@ class Report(ui.HTML):
                 self.say("stopped on the way; the picture before it is kept")
             except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
                 log.debug("shown in the widget", exc_info=True)
-                self.say(str(error.args[0] if error.args else error), "failed")
+                self.say(str(error.args[0] if error.args else error), failed=True)
             else:
                 if caught:
-                    self.say(str(caught[-1].message), "failed")
+                    self.say(str(caught[-1].message), failed=True)
 
 
 class Panel(ui.VBox):

@@ -14,32 +14,20 @@ _FOLDER = Path(__file__).parent
 
 
 class Picture(anywidget.AnyWidget):
-    """Pixels, uint8 (row, column, rgb), shown large; arrow keys move the point, space paints at it.
-
-    Attributes
-    ----------
-    size : tuple of two int
-        (rows, columns) that points and masks count in; those of the pixels, or `grid`.
-    point : list of int
-        [row, column] of the pixel that was pointed at, or [].
-    brush : int
-        Radius in pixels of what is painted; below 0 of what is erased; 0 points instead.
-    pixels : (row, column, rgb) array of uint8
-        What is shown.
-    """
+    """Pixels, uint8 (row, column, rgb), shown large; arrow keys move the point, space paints at it."""
 
     _esm = _FOLDER / "picture.js"
     _css = _FOLDER / "picture.css"
 
-    png = traitlets.Bytes().tag(sync=True)
-    size = traitlets.Tuple((1, 1)).tag(sync=True)
+    png = traitlets.Bytes().tag(sync=True)  # of `pixels`
+    number = traitlets.Int(0).tag(sync=True)  # of the pixels that are shown, counted up
+    size = traitlets.Tuple((1, 1)).tag(sync=True)  # (rows, columns) that points and masks count in: `grid`, or pixels'
     width = traitlets.Int(256).tag(sync=True)  # on the screen, at most
     label = traitlets.Unicode().tag(sync=True)  # what a screen reader says
-    point = traitlets.List().tag(sync=True)
-    brush = traitlets.Int(0).tag(sync=True)
+    point = traitlets.List().tag(sync=True)  # [row, column] that was pointed at, or []
+    brush = traitlets.Int(0).tag(sync=True)  # radius of what is painted; below 0 of what is erased; 0 points instead
     # painted, one byte per pixel, row by row; empty where nothing is
     mask = traitlets.Bytes().tag(sync=True, from_json=lambda value, _: bytes(value))
-    number = traitlets.Int(0).tag(sync=True)  # of the pixels that are shown, counted up
 
     def __init__(self, pixels: np.ndarray, label: str = "", grid: tuple[int, int] | None = None, **traits):
         super().__init__(label=label, **traits)

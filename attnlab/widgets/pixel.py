@@ -50,10 +50,8 @@ def inspect_pixel(image: Image.Image, recording: Recording, point: Sequence[int]
 
     Parameters
     ----------
-    image : PIL.Image.Image
-        The image.
-    recording : Recording
-        Its recording.
+    image, recording : PIL.Image.Image, Recording
+        The image and its recording.
     point : (row, column), optional
         The pixel to begin with. Default: the middle of the image.
 

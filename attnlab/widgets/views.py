@@ -53,50 +53,35 @@ def generate(
 
     with record(pipe, generator=generator) as recording:
         image = pipe(
-            prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generator,
-            callback_on_step_end=after,
+            prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator, callback_on_step_end=after
         ).images[0]
     return image, recording
 
 
 def word_maps(
-    recording: Recording,
-    words: Sequence[Query | Token],
-    method: str = "DAAM",
-    *,
-    layers: Sequence[str] | None = None,
-    steps: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    recording: Recording, words: Sequence[Query | Token], method: str = "DAAM", **chosen
 ) -> dict[str, np.ndarray]:
     """Return the map, float32 (row, column), of each word, phrase or learned token.
 
-    The method is "DAAM" for the prompt's own words, "OVAM" for any text, "linear" for any word or token by itself.
+    The method is "DAAM" for the prompt's own words, "OVAM" for any text, "linear" for any word or token by itself;
+    `chosen` are layers, steps and heads, as in `daam`.
     """
-    chosen = {"layers": layers, "steps": steps, "heads": heads}
     if method not in MAP_METHODS:
         raise ValueError(f"method={method!r}: choose one of {', '.join(MAP_METHODS)}")
+    texts = {spelled(word): word[0] if isinstance(word, tuple) else word for word in words}
     if method == "linear":
         linear = linear_daam(recording, **chosen)
-        return {spelled(word): linear[word[0] if isinstance(word, tuple) else word] for word in words}
-    if method == "DAAM":
-        maps = daam(recording, **chosen)
-        if foreign := [spelled(word) for word in words if isinstance(word, Token) or word not in maps]:
-            raise ValueError(f"{', '.join(foreign)}: not in the prompt; choose OVAM or linear")
-        return {spelled(word): maps[word] for word in words}
-    texts = [word[0] if isinstance(word, tuple) else word for word in words]
-    return {spelled(word): ovam(recording, text, **chosen)[text] for word, text in zip(words, texts, strict=True)}
+        return {name: linear[text] for name, text in texts.items()}
+    if method == "OVAM":
+        return {name: ovam(recording, text, **chosen)[text] for name, text in texts.items()}
+    maps = daam(recording, **chosen)
+    if foreign := [spelled(word) for word in words if isinstance(word, Token) or word not in maps]:
+        raise ValueError(f"{', '.join(foreign)}: not in the prompt; choose OVAM or linear")
+    return {spelled(word): maps[word] for word in words}
 
 
 def side_by_side(
-    image,
-    maps: Mapping[str, np.ndarray],
-    *,
-    opacity: float = 0.5,
-    colormap: str = "inferno",
-    scale: str = "each",
+    image, maps: Mapping[str, np.ndarray], *, opacity: float = 0.5, colormap: str = "inferno", scale: str = "each"
 ) -> dict[str, np.ndarray]:
     """Draw the image under each map: uint8 (row, column, rgb), of the image's size.
 
@@ -105,10 +90,8 @@ def side_by_side(
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: choose one of {', '.join(SCALES)}")
     highest = {"each": None, "together": max((m.max() for m in maps.values()), default=None), "0 to 1": 1.0}[scale]
-    return {
-        name: plots.overlay(image, heat, vmax=highest, opacity=opacity, colormap=colormap)
-        for name, heat in maps.items()
-    }
+    drawn = {"vmax": highest, "opacity": opacity, "colormap": colormap}
+    return {name: plots.overlay(image, heat, **drawn) for name, heat in maps.items()}
 
 
 def rank_words(recording: Recording, row: float, column: float, **chosen) -> list[tuple[str, float]]:
@@ -134,19 +117,19 @@ def words_of(recording: Recording) -> list[Query]:
     return list(HeatMaps(np.zeros((0, 1, 1)), recording.words))
 
 
-def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int], count: int = 6) -> bytes:
+def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]) -> bytes:
     """Draw the attention of a pixel as a PNG: its strongest words, and the first of them over steps and over layers.
 
     The point is (row, column) in an image of `size` (rows, columns); ValueError where it is outside.
     """
     if not all(0 <= at < length for at, length in zip(point, size, strict=True)):
-        raise ValueError(
-            f"pixel {tuple(map(int, point))} is not in the image, which has {size[0]} rows and {size[1]} columns"
-        )
+        at = tuple(map(int, point))
+        raise ValueError(f"pixel {at} is not in the image, which has {size[0]} rows and {size[1]} columns")
     where = [(at + 0.5) / length for at, length in zip(point, size, strict=True)]
-    ranked = rank_words(recording, *where)[:count]
-    strongest = max(((word, spelled(word)) for word in words_of(recording)), key=lambda w: dict(ranked).get(w[1], -1))
-    curves = curves_at(recording, strongest[0], *where)
+    ranked = rank_words(recording, *where)[:6]
+    words = {spelled(word): word for word in words_of(recording)}
+    strongest = max(words, key=lambda name: dict(ranked).get(name, -1))
+    curves = curves_at(recording, words[strongest], *where)
     figure = Figure(figsize=(9, 2.2))
     bars, *axes = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.25, top=0.95, wspace=0.35)  # a layout engine takes as long
@@ -154,8 +137,8 @@ def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]
         bars.barh([name for name, _ in ranked][::-1], [value for _, value in ranked][::-1], color="#1958b3")
         bars.set_xlabel("share of attention (DAAM)")
     for ax, (per, values) in zip(axes, curves.items(), strict=True):
-        line = {strongest[1]: list(values.values())}
-        plots.curves(ax, range(len(values)), line, xlabel=per, ylabel=strongest[1], legend=False)
+        line = {strongest: list(values.values())}
+        plots.curves(ax, range(len(values)), line, xlabel=per, ylabel=strongest, legend=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
