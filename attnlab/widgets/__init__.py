@@ -11,11 +11,10 @@ As the last line of a cell, a widget is live in JupyterLab and a still picture w
 """
 
 from .browse import DatasetBrowser, browse_dataset
-from .explore import Explorer, explore
+from .explore import Explorer, PixelInspector, explore, inspect_pixel
 from .mask import MaskExplorer, explore_mask
 from .paint import TokenPainter, paint_token
 from .picture import Picture
-from .pixel import PixelInspector, inspect_pixel
 
 __all__ = [
     "DatasetBrowser", "Explorer", "MaskExplorer", "Picture", "PixelInspector", "TokenPainter", "browse_dataset",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_erosion
 
 __all__ = ["MASK_RGB", "as_png", "beside", "draw_mask", "enlarged", "outlined"]
 
@@ -20,9 +21,7 @@ def enlarged(pixels: np.ndarray, least: int = 256) -> np.ndarray:
 def outlined(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return pixels (row, column, rgb), `enlarged`, with the border of a mask (row, column) of their size in white."""
     found, large = enlarged(pixels), enlarged(mask)
-    padded = np.pad(large, 1)
-    inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
-    found[large & ~inside] = 255
+    found[large & ~binary_erosion(large)] = 255
     return found.astype(np.uint8)
 
 

@@ -107,14 +107,9 @@ def explore_mask(
     image : PIL.Image.Image or (row, column, rgb) array of uint8
         The image.
     truth : (row, column) array of bool, optional
-        Ground truth of the image's size, for the IoU.
+        Ground truth, for the IoU; ValueError where it has not the image's size.
     settings : mapping, optional
-        What the sliders begin with: ``{"method": "dbscan", "quantile": 0.85}``.
-
-    Raises
-    ------
-    ValueError
-        If sizes do not fit, or a setting has no slider.
+        What the sliders begin with: ``{"method": "dbscan", "quantile": 0.85}``. ValueError for what has no slider.
     """
     settings, known = dict(settings or {}), {"method", *(name for names in _SLIDERS.values() for name in names)}
     if unknown := settings.keys() - known:

@@ -57,10 +57,9 @@ class TokenPainter(Panel):
                 raise ValueError("nothing is painted: paint the thing on the picture first")
             if mask.all():
                 raise ValueError("all of it is painted: leave out what is not the thing")
-            name = self.name.value.strip()
+            name, word = self.name.value.strip(), self.start.value.strip() or None
             if not name:
                 raise ValueError("the token has no name: write one")
-            word = self.start.value.strip() or None
             self.token = fit_token([self.maps[0]], [mask], init=word, name=name, unlabeled=self.maps)
             self.save.disabled = False
             metadata = self.token.metadata
