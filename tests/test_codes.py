@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab.joint.codes import bit_codes, decode, encode, touching
+from attnlab.joint.channels import ChannelCodec
+from attnlab.joint.codes import bit_codes, touching
 
 
 def cost(touching, codes):
@@ -16,6 +17,18 @@ def cost(touching, codes):
 
 def one_hot(count):
     return (2 * np.eye(count) - 1).astype(np.float32)
+
+
+def encode(labels, codes):
+    """Label channels of labels: those behind the colors."""
+    images = np.zeros((*labels.shape, 3), np.uint8)
+    return ChannelCodec(codes, (0, 0, 0), (1, 1, 1)).encode(images, labels)[0][:, 3:]
+
+
+def decode(channels, codes):
+    """Labels and margins of label channels."""
+    colors = torch.zeros(len(channels), 3, *channels.shape[2:])
+    return ChannelCodec(codes, (0, 0, 0), (1, 1, 1)).decode(torch.cat([colors, channels], 1))[1:]
 
 
 def test_touching_by_hand():

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..masks import IGNORE
-from . import codes
+from ..segmentation.folders import check_labels
 
 __all__ = ["NUM_TIMES", "ChannelCodec", "augment_channels", "noise_schedule"]
 
@@ -41,18 +41,28 @@ class ChannelCodec:
         self._highest = torch.cat([self._scale + self._shift, bits])
 
     def encode(self, images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode pairs; return their channels, and 1 where these are valid, else 0."""
+        """Encode pairs: channels, and 1 where these are valid, else 0. ValueError if a label is no class."""
+        check_labels(labels, len(self.codes))
         colors = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-        bits = codes.encode(labels, self.codes)
+        table = np.pad(self.codes, ((0, IGNORE + 1 - len(self.codes)), (0, 0)))  # 0 where a pixel is ignored
+        bits = torch.from_numpy(table[labels]).permute(0, 3, 1, 2).contiguous()
         valid = torch.from_numpy(labels != IGNORE)[:, None].float().expand_as(bits)
         channels = torch.cat([colors * self._scale + self._shift, bits], 1)
         return channels, torch.cat([torch.ones_like(colors), valid], 1)
 
     def decode(self, channels: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Decode channels: images uint8, labels uint8 and margins float32, as `decode` of codes gives them."""
+        """Decode channels: images uint8, labels uint8 and margins float32, both (image, row, column).
+
+        The class of a pixel is the one whose code has the largest inner product with it: the class with the pixel's
+        signs or, where no class has them, the one that takes the least change. The margin is half the difference
+        between the two largest products: the smallest magnitude of the bits if all codes are in use, with one-hot codes
+        the difference between the two largest channels.
+        """
         colors = (channels[:, :3].cpu() - self._shift) / self._scale
         images = (colors.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        return images, *codes.decode(channels[:, 3:], self.codes)
+        products = torch.einsum("nbhw,kb->nkhw", channels[:, 3:].float().cpu(), torch.from_numpy(self.codes))
+        top = products.topk(2, dim=1).values
+        return images, products.argmax(1).byte().numpy(), ((top[:, 0] - top[:, 1]) / 2).numpy()
 
     def clamp(self, channels: torch.Tensor) -> torch.Tensor:
         """Clamp channels to the range that those of pairs have."""

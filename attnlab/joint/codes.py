@@ -1,12 +1,8 @@
 """Class labels as a few real numbers per pixel: "analog bits" (Chen, Zhang and Hinton, ICLR 2023)."""
 
 import numpy as np
-import torch
 
-from ..masks import IGNORE
-from ..segmentation.folders import check_labels
-
-__all__ = ["bit_codes", "decode", "encode", "touching"]
+__all__ = ["bit_codes", "touching"]
 
 
 def touching(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -57,23 +53,3 @@ def _exchange(order, cost_of):
             else:
                 order[pair] = order[pair[::-1]]
     return cost
-
-
-def encode(labels: np.ndarray, codes: np.ndarray) -> torch.Tensor:
-    """Encode labels as float32 (image, bit, row, column): -1 and 1, or 0 where a pixel is ignored (255)."""
-    check_labels(labels, len(codes))
-    table = np.pad(codes, ((0, IGNORE + 1 - len(codes)), (0, 0)))
-    return torch.from_numpy(table[labels]).permute(0, 3, 1, 2).contiguous()
-
-
-def decode(channels: torch.Tensor, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Decode label channels (image, bit, row, column): labels uint8 and margins float32, both (image, row, column).
-
-    The class of a pixel is the one whose code has the largest inner product with it: the class with the pixel's signs
-    or, where no class has them, the one that takes the least change. The margin is half the difference between the two
-    largest products: the smallest magnitude of the bits if all codes are in use, with one-hot codes the difference
-    between the two largest channels.
-    """
-    scores = torch.einsum("nbhw,kb->nkhw", channels.float().cpu(), torch.from_numpy(codes))
-    top = scores.topk(2, dim=1).values
-    return scores.argmax(1).byte().numpy(), ((top[:, 0] - top[:, 1]) / 2).numpy()

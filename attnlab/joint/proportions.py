@@ -25,9 +25,7 @@ def class_proportions(labels: np.ndarray, num_classes: int) -> np.ndarray:
         return (found / found.sum(1, keepdims=True)).astype(np.float32)
 
 
-def wanted_proportions(
-    wanted: np.ndarray | None, known: np.ndarray, count: int, generator: torch.Generator
-) -> torch.Tensor | None:
+def wanted_proportions(wanted, known: np.ndarray, count: int, generator: torch.Generator) -> torch.Tensor | None:
     """Return the proportions (image, class) of images to draw: `wanted`, or blurred ones of `known` (scene, class).
 
     Of `known` each scene comes equally often; None if there are none. One row is repeated for all images, a row of NaN

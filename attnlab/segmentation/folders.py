@@ -138,9 +138,8 @@ class PairFolder(Sequence):
 
 def _read_labels(path: str | Path, layout: Layout) -> np.ndarray:
     """Return the labels uint8 (row, column) of a mask file; ValueError if a value belongs to no class."""
-    values = dict(enumerate(layout.classes)) if layout.values is None else layout.values
-    known = {value: layout.classes.index(name) for value, name in values.items()}
-    known |= dict.fromkeys(layout.ignore, IGNORE)
+    names = dict(enumerate(layout.classes)) if layout.values is None else layout.values
+    known = {value: layout.classes.index(name) for value, name in names.items()} | dict.fromkeys(layout.ignore, IGNORE)
     colored = isinstance(next(iter(known)), tuple)
     with Image.open(path) as picture:
         values = np.asarray(picture.convert("RGB") if colored else picture)
@@ -162,11 +161,9 @@ def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> Pairs:
 
     Parameters
     ----------
-    images : (image, row, column, rgb) array of uint8
-        Colors, which are averaged.
-    labels : (image, row, column) array of uint8
-        The most frequent label of a square is kept, of equally frequent ones the highest number: so small things stay
-        where classes are in the order of their size.
+    images, labels : array of uint8
+        As `patches` gives them. Colors are averaged; the most frequent label of a square is kept, of equally frequent
+        ones the highest number: so small things stay where classes are in the order of their size.
     factor : int
         Side of the squares in pixels; ValueError if it does not divide the size.
     """
@@ -180,9 +177,7 @@ def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> Pairs:
     return colors, found[np.argmax(votes, axis=0)]
 
 
-def patches(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], size: int, *, stride: int | None = None, valid: float = 0.5
-) -> Pairs:
+def patches(pairs: Iterable, size: int, *, stride: int | None = None, valid: float = 0.5) -> Pairs:
     """Cut pairs into squares: images (patch, row, column, rgb) and labels (patch, row, column), both uint8.
 
     ValueError if no square is left: images are smaller, or too few pixels have a class.
@@ -190,7 +185,7 @@ def patches(
     Parameters
     ----------
     pairs : iterable of (image, labels)
-        A `PairFolder`, or pairs as it gives them.
+        A `PairFolder`, or pairs as it gives them: uint8 (row, column, rgb) and uint8 (row, column).
     size : int
         Side of a square in pixels.
     stride : int, optional

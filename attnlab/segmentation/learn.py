@@ -92,9 +92,7 @@ def train_segmenter(
     return segmenter
 
 
-def draw_batch(
-    sources: Sequence[Pairs], batch: int, augmentations: Sequence[str], rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_batch(sources: Sequence[Pairs], batch: int, augmentations: Sequence[str], rng: np.random.Generator) -> tuple:
     """Draw as many pairs from each source, each flipped or not and augmented; return model input and labels."""
     drawn = []
     for k, (x, y) in enumerate(sources):
