@@ -1,7 +1,7 @@
 """Controls of `explore`: the form of a generation, the words of a recording, and how their maps are shown."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakSet
 
 import ipywidgets as ui
@@ -12,13 +12,12 @@ from ..tokens import Token
 from . import views
 from .panel import ROW_LAYOUT, row, sized
 
-__all__ = ["GenerationForm", "MapControls", "WordChips", "end_all"]
+__all__ = ["GenerationForm", "MapControls", "WordChips"]
 
 _RUNNING: WeakSet = WeakSet()  # forms that generate: a new one ends them, so that no forgotten cell runs on
 
 
-def end_all() -> None:
-    """Stop every generation of explorers, and wait until they have stopped."""
+def _end_all():
     for running in list(_RUNNING):
         running.end(wait=True)
 
@@ -27,7 +26,7 @@ class GenerationForm:
     """The fields of a generation, and the thread in which it runs."""
 
     def __init__(self, prompt: str, seed: int, steps: int, guidance: float):
-        end_all()
+        _end_all()
         self.prompt = ui.Text(prompt, description="prompt", **sized("420px"))
         self.seed = ui.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **sized("110px"))
         self.steps = ui.BoundedIntText(steps, 1, 1000, description="steps", **sized("110px"))
@@ -39,19 +38,13 @@ class GenerationForm:
         self.thread = None
         self.stop.on_click(lambda _: self.end())
 
-    @property
-    def values(self) -> dict:
-        """Options of `views.generate`."""
-        fields = {"prompt": self.prompt, "seed": self.seed, "steps": self.steps, "guidance": self.guidance}
-        return {"each": self._advance} | {name: field.value for name, field in fields.items()}
-
-    def start(self, work: Callable[[], None]) -> None:
-        """Call `work` in the background, after all other generations are ended."""
+    def start(self, work: Callable[..., None]) -> None:
+        """Call `work` with the options of `views.generate` in the background, after all other generations are ended."""
         if self.thread is not None and self.thread.is_alive():
             raise ValueError("it is generating already: wait, or stop it first")
         if not self.prompt.value.strip():
             raise ValueError("the prompt is empty: write what the image shows")
-        end_all()
+        _end_all()
         _RUNNING.add(self)
         self.stopping.clear()
         self.progress.max, self.progress.value = self.steps.value, 0
@@ -66,8 +59,9 @@ class GenerationForm:
             self.thread.join()
 
     def _generate(self, work):
+        fields = {"prompt": self.prompt, "seed": self.seed, "steps": self.steps, "guidance": self.guidance}
         try:
-            work()
+            work(each=self._advance, **{name: field.value for name, field in fields.items()})
         finally:
             self.generate.disabled, self.stop.disabled = False, True
             _RUNNING.discard(self)
@@ -92,13 +86,13 @@ class WordChips(ui.HBox):
         """Chosen words and tokens by name."""
         return {name: word for name, (word, chip) in self.chips.items() if chip.value}
 
-    def fill(self, own: Sequence[Query]) -> None:
+    def fill(self, own: Mapping[str, Query]) -> None:
         """Offer a prompt's words. Chosen stay those that were, or else what was asked for, or the last word."""
         before, self.chips = self.chosen, {}
-        for word in (*own, *self.asked):
+        for word in (*own.values(), *self.asked):
             self._add(word)
         texts = [word for word in self.asked if isinstance(word, str)]
-        for name in [name for name in before if name in self.chips] or texts or [views.spelled(own[-1])]:
+        for name in [name for name in before if name in self.chips] or texts or [*own][-1:]:
             self.chips[name][1].value = True
 
     def choose(self, text: str) -> None:

@@ -42,9 +42,9 @@ class Explorer(Panel):
             self.report.say("generating")
             self.form.start(self._make)
 
-    def _make(self):
+    def _make(self, **options):
         with self.report.saying():
-            self.take(*views.generate(self.pipe, **self.form.values))
+            self.take(*views.generate(self.pipe, **options))
 
     def close(self) -> None:
         """Stop a generation, and take the widget off the screen."""
@@ -69,7 +69,7 @@ class Explorer(Panel):
             if self.recording is None:
                 raise ValueError("generate an image first, then ask for words")
             self.recording.encode(text)  # says what is wrong with it
-            if self.maps.method.value == "DAAM" and text not in map(views.spelled, views.words_of(self.recording)):
+            if self.maps.method.value == "DAAM" and text not in views.words_of(self.recording):
                 self.maps.method.value = "OVAM"
             self.more.value = ""
             self.words.choose(text)
@@ -80,7 +80,7 @@ class Explorer(Panel):
             return
         with self.report.saying():
             chosen, method = self.words.chosen, self.maps.method.value
-            own = {views.spelled(word) for word in views.words_of(self.recording)}
+            own = views.words_of(self.recording)
             foreign = [name for name in chosen if name not in own] if method == "DAAM" else []
             words = [word for name, word in chosen.items() if name not in foreign]
             maps = views.word_maps(self.recording, words, method, **self.maps.chosen)

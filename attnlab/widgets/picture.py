@@ -10,14 +10,12 @@ from .drawing import as_png
 
 __all__ = ["Picture"]
 
-_FOLDER = Path(__file__).parent
-
 
 class Picture(anywidget.AnyWidget):
     """Pixels, uint8 (row, column, rgb), shown large; arrow keys move the point, space paints at it."""
 
-    _esm = _FOLDER / "picture.js"
-    _css = _FOLDER / "picture.css"
+    _esm = Path(__file__).with_name("picture.js")
+    _css = Path(__file__).with_name("picture.css")
 
     png = traitlets.Bytes().tag(sync=True)  # of `pixels`
     number = traitlets.Int(0).tag(sync=True)  # of the pixels that are shown, counted up

@@ -94,12 +94,12 @@ def side_by_side(
     return {name: plots.overlay(image, heat, **drawn) for name, heat in maps.items()}
 
 
-def rank_words(recording: Recording, row: float, column: float, **chosen) -> list[tuple[str, float]]:
+def rank_words(recording: Recording, row: float, column: float) -> list[tuple[str, float]]:
     """Return the prompt's words with their attention (DAAM) at a point, strongest first.
 
     The point is given as fractions of the image's height and width, 0..1.
     """
-    maps = daam(recording, **chosen)
+    maps = daam(recording)
     found = [(spelled(word), float(_at(maps[word], row, column))) for word in maps]
     return sorted(found, key=lambda pair: -pair[1])
 
@@ -112,9 +112,9 @@ def curves_at(recording: Recording, word: str, row: float, column: float) -> dic
     }
 
 
-def words_of(recording: Recording) -> list[Query]:
-    """Return the words of a prompt, as maps are indexed by them."""
-    return list(HeatMaps(np.zeros((0, 1, 1)), recording.words))
+def words_of(recording: Recording) -> dict[str, Query]:
+    """Return the words of a prompt, as maps are indexed by them, by what people read."""
+    return {spelled(word): word for word in HeatMaps(np.zeros((0, 1, 1)), recording.words)}
 
 
 def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]) -> bytes:
@@ -127,7 +127,7 @@ def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]
         raise ValueError(f"pixel {at} is not in the image, which has {size[0]} rows and {size[1]} columns")
     where = [(at + 0.5) / length for at, length in zip(point, size, strict=True)]
     ranked = rank_words(recording, *where)[:6]
-    words = {spelled(word): word for word in words_of(recording)}
+    words = words_of(recording)
     strongest = max(words, key=lambda name: dict(ranked).get(name, -1))
     curves = curves_at(recording, words[strongest], *where)
     figure = Figure(figsize=(9, 2.2))
