@@ -108,14 +108,10 @@ def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, lab
     """Write an image and its masks to a folder; return its line of records.jsonl."""
     name = f"{index:06d}.png"
     image.save(work / "images" / name)
-    line = {
-        "file_name": f"images/{name}",
-        "index": index,
-        "prompt": recipe.prompt(index),
-        "seed": recipe.seed_of(index),
-    }
+    line = {"file_name": f"images/{name}", "index": index}
+    line |= {"prompt": recipe.prompt(index), "seed": recipe.seed_of(index)}
     nothing = np.zeros(labeling.labels.shape, bool)
-    masks = {name: labeling.masks.get(name, nothing).astype(np.uint8) for name in recipe.classes}
+    masks = {kind: labeling.masks.get(kind, nothing).astype(np.uint8) for kind in recipe.classes}
     hashes = {"image": _sha256(work / "images" / name)}
     for kind, values in ({"": labeling.labels} if recipe.labels else masks).items():
         file = f"masks/{name}" if not kind else f"masks/{index:06d}_{kind.replace(' ', '_')}.png"
