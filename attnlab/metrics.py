@@ -16,11 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 __all__ = [
     "THRESHOLDS", "area_under_curve", "best_threshold", "bootstrap_interval", "class_ious", "confusion", "iou",
-    "mean_and_interval", "mean_over_classes", "miou_curve", "pointing_game",
+    "mean_over_classes", "miou_curve", "pointing_game",
 ]  # fmt: skip
 
 THRESHOLDS = np.linspace(0, 1, 101)
@@ -266,22 +265,6 @@ def class_ious(confusion: ArrayLike) -> np.ndarray:
     return np.divide(common, union, out=np.full(len(total), np.nan), where=union > 0)
 
 
-def mean_and_interval(values: ArrayLike) -> tuple[float, float, float]:
-    """Return the mean of a few independent values (one per random seed), and its 95% interval by Student's t.
-
-    One value has no interval: its ends are NaN.
-
-    Examples
-    --------
-    >>> [round(value, 2) for value in mean_and_interval([1, 2, 3])]
-    [2.0, -0.48, 4.48]
-    """
-    values = np.asarray(values, dtype=float)
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else np.nan
-    return mean, mean - half, mean + half
-
-
 def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: ArrayLike | None) -> np.ndarray:
     """Return the IoU of one map at each threshold, (threshold,)."""
     heat, truth = _as_pair(heat, truth)
@@ -330,9 +313,8 @@ def _check_same_shape(first: np.ndarray, truth: np.ndarray) -> None:
 def _as_curve(thresholds: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     thresholds, values = np.asarray(thresholds, dtype=float), np.asarray(values, dtype=float)
     if thresholds.ndim != 1 or values.ndim not in (1, 2) or len(values) != len(thresholds) or thresholds.size == 0:
-        raise ValueError(
-            f"expected (threshold,) and (threshold,) or (threshold, image), got {thresholds.shape} and {values.shape}"
-        )
+        shapes = f"{thresholds.shape} and {values.shape}"
+        raise ValueError(f"expected (threshold,) and (threshold,) or (threshold, image), got {shapes}")
     if not np.isfinite(values).all():
         raise ValueError("the curve holds NaN or infinity")
     return thresholds, values

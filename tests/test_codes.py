@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab.joint.channels import ChannelCodec
-from attnlab.joint.codes import bit_codes, touching
+from attnlab.joint.channels import ChannelCodec, bit_codes, touching
 
 
 def cost(touching, codes):

@@ -9,6 +9,7 @@ import pytest
 import attnlab as al
 from attnlab.metrics import class_ious, confusion
 from experiments.studies import generated_pairs
+from experiments.studies.jobs import mean_and_interval
 
 
 def test_scenes_have_exact_labels_of_the_classes():
@@ -90,3 +91,13 @@ def test_the_committed_record_is_of_the_whole_study():
     record = json.loads(generated_pairs.GENERATED_PAIRS_RESULTS.read_text())
     assert record["study"] == json.loads(json.dumps(asdict(generated_pairs.GeneratedPairsStudy())))
     assert len(record["arms"]) == len(generated_pairs.GeneratedPairsStudy().jobs())
+
+
+def test_mean_and_interval_is_students_t():
+    """0.95 quantile of t with 4 degrees of freedom, from a printed table: 2.776."""
+    values = np.array([0.1, 0.2, 0.4, 0.3, 0.25])
+    mean, low, high = mean_and_interval(values)
+    half = 2.776 * values.std(ddof=1) / np.sqrt(5)
+    np.testing.assert_allclose((mean, low, high), (0.25, 0.25 - half, 0.25 + half), rtol=1e-3)
+    mean, *ends = mean_and_interval([0.5])
+    assert mean == 0.5 and np.isnan(ends).all()

@@ -207,13 +207,3 @@ def test_confusion_says_what_is_wrong():
     with pytest.raises(ValueError, match="a stack"):
         metrics.confusion(labels, labels, 2, per_image=True)
     assert metrics.confusion(labels + 255, labels + 7, 2).sum() == 0  # what is predicted there does not matter
-
-
-def test_mean_and_interval_is_students_t():
-    """0.95 quantile of t with 4 degrees of freedom, from a printed table: 2.776."""
-    values = np.array([0.1, 0.2, 0.4, 0.3, 0.25])
-    mean, low, high = metrics.mean_and_interval(values)
-    half = 2.776 * values.std(ddof=1) / np.sqrt(5)
-    np.testing.assert_allclose((mean, low, high), (0.25, 0.25 - half, 0.25 + half), rtol=1e-3)
-    mean, *ends = metrics.mean_and_interval([0.5])
-    assert mean == 0.5 and np.isnan(ends).all()

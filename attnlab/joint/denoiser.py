@@ -16,8 +16,7 @@ from ..pipelines import BUNDLED
 from ..segmentation.folders import checked
 from ..storage import replacing
 from ..training import seeded
-from .channels import ChannelCodec, noise_schedule
-from .codes import bit_codes, touching
+from .channels import ChannelCodec, bit_codes, noise_schedule, touching
 from .proportions import class_proportions, embed
 
 __all__ = ["PREDICTIONS", "Conditioning", "Denoiser", "as_settings"]

@@ -37,13 +37,11 @@ class JointDiffusion(Denoiser):
 
     Attributes
     ----------
-    unet, schedule : UNet2DModel, DDPMScheduler
-        Network over pixel-unshuffled channels, and the forward process.
     metadata : dict
         classes, codes (class, label channel), mean and std of the colors (0..1), prediction, shuffle, upscale,
         self_conditioning; if it is conditioned on them, class proportions (scene, class) of its training set.
-    classes, codec : tuple of str, ChannelCodec
-        Names of the labels 0, 1, ..., and what turns pairs into channels and back.
+    classes : tuple of str
+        Names of the labels 0, 1, ...
     """
 
     def fit(
@@ -123,9 +121,7 @@ class JointDiffusion(Denoiser):
         batch: int = 32,
         every: int = 0,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw pairs: images uint8, labels uint8, and margins float32 (image, row, column).
-
-        A margin says how clear a label is; it is 0 where two classes are equally likely.
+        """Draw pairs: images uint8, labels uint8, and float32 margins, 0 where two classes are equally likely.
 
         Parameters
         ----------
@@ -142,7 +138,7 @@ class JointDiffusion(Denoiser):
         sampler : str
             "ddim" (Song et al., ICLR 2021) or "ancestral" (Ho et al., NeurIPS 2020).
         steps, batch : int
-            Steps of the sampler, 1 to 1000, and pairs that are computed at once.
+            Steps of the sampler, 1 to 1000; pairs that are computed at once.
         every : int
             Above 0: return also what there is after every so many steps, with another first axis (moment, image, ...).
 

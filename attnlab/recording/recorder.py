@@ -170,10 +170,8 @@ class Recorder:
         """(branch, row of the batch) of every image to keep; callbacks may turn guidance off on the way."""
         parts = self._parts or self.adapter.parts(call)
         if missing := set(self._branches) - set(parts):
-            raise ValueError(
-                f"the {missing.pop()} branch needs guidance: call the pipeline with a guidance_scale above 1, or "
-                "record with branch='conditional'"
-            )
+            asked = f"the {missing.pop()} branch needs guidance"
+            raise ValueError(f"{asked}: call the pipeline with a guidance_scale above 1, or record another branch")
         batch = len(call.latents)
         images, rest = divmod(batch, len(parts))
         if rest:
@@ -197,9 +195,7 @@ class Recorder:
         text, mask = call.text[row], call.attention_mask
         ids = self._texts.token_ids(text)
         if ids is None and self._stores.needs_prompt and branch == "conditional":
-            raise ValueError(
-                "keep='maps' is of the prompt's words, which embeddings do not tell: give the prompt as text"
-            )
+            raise ValueError("keep='maps' is of the prompt's words, which embeddings do not tell: give it as text")
         return Trace(
             text=text.detach().to("cpu", copy=True),
             attention_mask=None if mask is None else mask[row].detach().bool().cpu(),

@@ -123,9 +123,8 @@ class TextEncoder:
             inside = self.window - 1  # the end token takes the last place
             lost = [repr(w.text) for w in words.split(tokenizer, ids) if w.tokens[-1] >= inside]
             named = lost if len(lost) <= _NAMED else [*lost[:_NAMED], f"{len(lost) - _NAMED} more words"]
-            raise ValueError(
-                f"the text has {len(ids)} tokens, the window {self.window}: {', '.join(named)} would fall outside"
-            )
+            sizes = f"the text has {len(ids)} tokens, the window {self.window}"
+            raise ValueError(f"{sizes}: {', '.join(named)} would fall outside")
         padded = tokenizer(expanded, padding="max_length", max_length=self.window, return_tensors="pt")
         if encoder.device.type != "meta":  # an offloaded encoder fetches its input itself
             padded = padded.to(encoder.device)

@@ -35,8 +35,7 @@ def train_segmenter(
 ) -> Segmenter:
     """Train a segmenter from nothing, for a number of steps that does not depend on the number of pairs.
 
-    Cross-entropy on valid pixels, AdamW with a linearly falling learning rate, left-right flips. The result repeats
-    with its seed.
+    Cross-entropy on valid pixels, AdamW with a linearly falling rate, left-right flips; it repeats with its seed.
 
     Parameters
     ----------
@@ -55,10 +54,8 @@ def train_segmenter(
         Names of `attnlab.segmentation.augment.AUGMENTATIONS`, applied in this order.
     steps, batch : int
         Optimizer steps, and pairs per step.
-    lr : float
-        Learning rate of the first step.
-    seed : int
-        Draws the starting weights and the batches.
+    lr, seed : float, int
+        Learning rate of the first step, and what the starting weights and the batches are drawn from.
     device, progress : str or torch.device, bool
         Where it is trained, and whether a progress bar is shown.
 

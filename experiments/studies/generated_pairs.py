@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from attnlab import LinearMap, TokenLibrary, fit_tokens, linear_daam, load_pipeline, load_segmenter, record_image, seed
 from attnlab.dataset import Dataset, Filters, Recipe, generate_dataset, label
-from attnlab.metrics import class_ious, confusion, mean_and_interval
+from attnlab.metrics import class_ious, confusion
 from attnlab.recording.recorder import record
 from attnlab.scenes import street
 from attnlab.segmentation import Segmenter, train_segmenter
@@ -30,7 +30,7 @@ from attnlab.segmentation.folders import Pairs
 from attnlab.storage import claim_folder, replacing
 
 from ..bundled.localize import TIMESTEPS
-from .jobs import run_jobs
+from .jobs import mean_and_interval, run_jobs
 
 __all__ = ["ADDED_PAIRS", "DISASTERS", "FIRST_REAL_SEED", "FIRST_REAL_TEST_SEED", "GENERATED_PAIRS_RESULTS"]
 __all__ += ["MIN_CLASS_AREA", "GeneratedPairsStudy", "gains_table", "learn_tokens", "real_pairs", "run_ious"]

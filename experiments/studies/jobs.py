@@ -7,12 +7,15 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from scipy import stats
 from tqdm.auto import tqdm
 
 from attnlab.storage import replacing
 
-__all__ = ["Job", "run_jobs"]
+__all__ = ["Job", "mean_and_interval", "run_jobs"]
 
 Job = tuple[object, ...]  # arguments of one training: texts and whole numbers
 
@@ -45,3 +48,19 @@ def _keep(function, folder, job):
 
 def _file(folder, job):
     return folder / f"{' '.join(f'{x:04d}' if isinstance(x, int) else x or 'nothing' for x in job)}.json"
+
+
+def mean_and_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Return the mean of a few independent values (one per random seed), and its 95% interval by Student's t.
+
+    One value has no interval: its ends are NaN.
+
+    Examples
+    --------
+    >>> [round(value, 2) for value in mean_and_interval([1, 2, 3])]
+    [2.0, -0.48, 4.48]
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)) if len(values) > 1 else np.nan
+    return mean, mean - half, mean + half

@@ -28,9 +28,8 @@ class UNetAdapter(Adapter):
         self.attentions = {name: m for name, m in _attentions(pipe.unet) if m.is_cross_attention}
         for name, attention in self.attentions.items():
             if attention.norm_cross is not None or attention.added_kv_proj_dim is not None:
-                raise TypeError(
-                    f"{type(pipe).__name__} cannot be recorded: {name} normalizes or extends its text; {SUPPORTED}"
-                )
+                pipeline = type(pipe).__name__
+                raise TypeError(f"{pipeline} cannot be recorded: {name} normalizes or extends its text; {SUPPORTED}")
         self._signature = inspect.signature(type(pipe.unet).forward)
 
     def is_default(self, name: str) -> bool:
@@ -105,6 +104,4 @@ def _check_text(pipe):
     if getattr(pipe, "text_encoder_3", None) is not None:
         raise TypeError(f"{name} cannot be recorded, it has three text encoders; {SUPPORTED}")
     if kind not in (None, "ip_image_proj"):
-        raise TypeError(
-            f"{name} cannot be recorded: its text passes {kind!r} (encoder_hid_dim_type) first; {SUPPORTED}"
-        )
+        raise TypeError(f"{name} cannot be recorded: text passes {kind!r} (encoder_hid_dim_type) first; {SUPPORTED}")
