@@ -1,5 +1,23 @@
-"""The names of attnlab for editors, which do not see that they are imported when they are first used."""
+"""The names of attnlab, for editors and for `__init__.py`, which imports each when it is first used."""
 
+from . import (
+    cli as cli,
+    dataset as dataset,
+    joint as joint,
+    learning as learning,
+    maps as maps,
+    masks as masks,
+    metrics as metrics,
+    pipelines as pipelines,
+    plots as plots,
+    recording as recording,
+    scenes as scenes,
+    segmentation as segmentation,
+    storage as storage,
+    tokens as tokens,
+    training as training,
+    widgets as widgets,
+)
 from .learning import (
     best_words as best_words,
     fit_token as fit_token,
@@ -43,4 +61,3 @@ from .tokens import (
 )
 
 __version__: str
-__all__: list[str]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMAT", "File", "Stored", "claim_folder", "kind", "replacing", "versions", "write"]
+__all__ = ["FORMAT", "File", "Stored", "claim_folder", "kind", "replacing", "versions", "write", "write_text"]
 
 FORMAT = 1  # of files; those of a later one are refused
 
@@ -28,6 +28,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part = Path(folder, path.name)  # writers look at the suffix, and torch.save keeps the name in the file
         yield part
         part.replace(path)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file, whole or not at all; return its path.
+
+    Parameters
+    ----------
+    path, text : str or Path, str
+        The file, and what it is to hold, in UTF-8.
+    """
+    with replacing(path) as part:
+        part.write_text(text, "utf-8")
+    return Path(path)
 
 
 def claim_folder(folder: str | Path, settings: object, name: str = "settings.json") -> object:
@@ -45,8 +58,7 @@ def claim_folder(folder: str | Path, settings: object, name: str = "settings.jso
     path, settings = Path(folder, name), json.loads(json.dumps(settings))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            part.write_text(json.dumps(settings), "utf-8")
+        write_text(path, json.dumps(settings))
     elif json.loads(path.read_text("utf-8")) != settings:
         raise ValueError(f"{folder} holds a run with other settings (see {path}): name another folder")
     return settings

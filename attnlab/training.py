@@ -14,7 +14,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from .storage import replacing
+from .storage import replacing, write_text
 
 __all__ = ["Schedule", "checks", "run_training", "seeded"]
 
@@ -59,6 +59,8 @@ def run_training(
 ) -> torch.nn.Module:
     """Train a model in place, or go on from the checkpoint in `folder`, and return its moving average.
 
+    FloatingPointError where the loss is not finite: the last checkpoint stays.
+
     Parameters
     ----------
     model : torch.nn.Module
@@ -71,11 +73,6 @@ def run_training(
         Returns the error, on held-out data, of the moving average, at every checkpoint. The best average is returned.
     patience : int
         Training ends after so many checks in a row without a lower error.
-
-    Raises
-    ------
-    FloatingPointError
-        If the loss is not finite: the last checkpoint stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
@@ -158,8 +155,7 @@ def _cut(path, last):
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= last]
     if kept != lines:  # a finished run is only read, so that several processes can load it
-        with replacing(path) as part:
-            part.write_text("".join(kept))
+        write_text(path, "".join(kept))
 
 
 def _log(path, step, values):

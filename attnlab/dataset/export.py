@@ -7,7 +7,8 @@ import numpy as np
 from pycocotools import mask as coco
 from skimage.measure import label
 
-from .records import Dataset, write_text
+from ..storage import write_text
+from .records import Dataset
 
 __all__ = ["export_coco"]
 

@@ -17,12 +17,12 @@ from tqdm.auto import tqdm
 
 from ..pipelines import load_parts, load_pipeline, seed
 from ..recording.recorder import record
-from ..storage import replacing
+from ..storage import replacing, write_text
 from ..tokens import TokenLibrary
 from .card import card, contact_sheet
 from .labeling import heats, label, streaming
 from .recipe import Recipe
-from .records import Dataset, read_lines, write_lines, write_record, write_text
+from .records import Dataset, read_lines, write_lines, write_record
 from .similarity import Similarity
 
 __all__ = ["SHARDS", "generate_dataset", "make_shard"]

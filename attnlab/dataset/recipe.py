@@ -18,7 +18,7 @@ import yaml
 
 from ..masks import METHODS
 from ..recording.words import matches, split
-from ..storage import replacing
+from ..storage import write_text
 
 __all__ = ["Filters", "Recipe"]
 
@@ -157,9 +157,7 @@ class Recipe:
 
     def save(self, path: str | Path) -> Path:
         """Write as YAML, whole or not at all."""
-        with replacing(path) as part:
-            part.write_text(yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True), "utf-8")
-        return Path(path)
+        return write_text(path, yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":

@@ -16,12 +16,12 @@ from PIL import Image
 
 from ..masks import IGNORE
 from ..plots.styling import class_color
-from ..storage import replacing, versions
+from ..storage import versions, write_text
 from .labeling import Labeling
 from .recipe import Recipe
 
 __all__ = [
-    "Dataset", "Pair", "difference_hash", "read_lines", "verify_dataset", "write_lines", "write_record", "write_text",
+    "Dataset", "Pair", "difference_hash", "read_lines", "verify_dataset", "write_lines", "write_record",
 ]  # fmt: skip
 
 _BAD_FILE = "bad.json"  # file names of images that people marked as bad
@@ -190,9 +190,3 @@ def read_lines(path: Path) -> list[dict]:
 def write_lines(path: Path, lines: Sequence[dict]) -> None:
     """Write a file of one JSON object per line, whole or not at all."""
     write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(text, "utf-8")

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from ..pipelines import BUNDLED
 from ..segmentation.folders import checked
-from ..storage import replacing
+from ..storage import write_text
 from ..training import seeded
 from .channels import ChannelCodec, bit_codes, noise_schedule, touching
 from .proportions import class_proportions, embed
@@ -125,9 +125,7 @@ class Denoiser:
         """Write weights (safetensors), the U-Net's configuration and joint.json; return the folder."""
         # diffusers' own `to` warns of layers it does not have
         torch.nn.Module.to(copy.deepcopy(self.unet), dtype).save_pretrained(folder)
-        with replacing(Path(folder, "joint.json")) as part:
-            part.write_text(json.dumps(as_settings(self.metadata), indent=1) + "\n")
-        return Path(folder)
+        return write_text(Path(folder, "joint.json"), json.dumps(as_settings(self.metadata), indent=1) + "\n").parent
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:

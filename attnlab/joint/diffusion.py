@@ -58,6 +58,9 @@ class JointDiffusion(Denoiser):
     ) -> Self:
         """Train, or go on in `folder`, and take over the moving average.
 
+        ValueError where pairs do not fit, or the folder has a run of another model; FloatingPointError where the loss
+        is not finite: the last checkpoint stays.
+
         Parameters
         ----------
         images, labels : array of uint8
@@ -70,13 +73,6 @@ class JointDiffusion(Denoiser):
             Held-out pairs: the average with the least error on them is kept.
         batch, patience : int
             Pairs per step. Checkpoints without a lower error after which training ends.
-
-        Raises
-        ------
-        ValueError
-            If pairs do not fit, or the folder has a run of another model.
-        FloatingPointError
-            If the loss is not finite; the last checkpoint stays.
         """
         images, labels = self._fitting(images, labels)
         check = check and self._fitting(*check)
@@ -123,6 +119,8 @@ class JointDiffusion(Denoiser):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Draw pairs: images uint8, labels uint8, and float32 margins, 0 where two classes are equally likely.
 
+        ValueError where an argument is out of range, or is for another kind of model.
+
         Parameters
         ----------
         count : int
@@ -141,11 +139,6 @@ class JointDiffusion(Denoiser):
             Steps of the sampler, 1 to 1000; pairs that are computed at once.
         every : int
             Above 0: return also what there is after every so many steps, with another first axis (moment, image, ...).
-
-        Raises
-        ------
-        ValueError
-            If a number or name is out of range, `small` or `proportions` do not fit the model, or do not sum to 1.
         """
         if sampler not in _SAMPLERS or count < 1 or not 1 <= steps <= NUM_TIMES:
             wanted = f"1 or more, 1 to {NUM_TIMES}, {', '.join(_SAMPLERS)}"

@@ -76,7 +76,9 @@ def record_image(
     where = {"device": pipe._execution_device, "dtype": denoiser.dtype}
     for first in range(0, len(images), batch):
         latents, size = _encode_images(pipe, images[first : first + batch], where)
-        noise = torch.stack([_noise((len(timesteps), *x.shape), generator) for x in latents]).to(**where)
+        # image by image, so that `batch` changes nothing; where the generator is
+        drawn = {"generator": generator, "device": generator.device if generator else "cpu"}
+        noise = torch.stack([torch.randn((len(timesteps), *x.shape), **drawn) for x in latents]).to(**where)
         with recorder:
             text, condition = _encode_prompts(pipe, prompts[first : first + batch], size)
             for k, timestep in enumerate(int(t) for t in timesteps):
@@ -107,10 +109,6 @@ def _encode_prompts(pipe, prompts, size):
         return text, {}
     sizes = torch.tensor([*size, 0, 0, *size], dtype=text.dtype, device=device).expand(len(text), 6)
     return text, {"added_cond_kwargs": {"text_embeds": pooled[0], "time_ids": sizes}}
-
-
-def _noise(shape, generator):
-    return torch.randn(shape, generator=generator, device=generator.device if generator else "cpu")
 
 
 def _as_pixels(image):

@@ -138,7 +138,7 @@ class Recorder:
     def __exit__(self, *error):
         for handle in self._handles:
             handle.remove()
-        self._texts.forget()
+        self._texts.calls = []
         self._stores.forget()
         if self._generation is not None:
             self._generation.end()
@@ -194,8 +194,8 @@ class Recorder:
     def _new_trace(self, call, branch, row, seed) -> Trace:
         text, mask = call.text[row], call.attention_mask
         ids = self._texts.token_ids(text)
-        if ids is None and self._stores.needs_prompt and branch == "conditional":
-            raise ValueError("keep='maps' is of the prompt's words, which embeddings do not tell: give it as text")
+        if ids is None and None in self._stores.maps.texts and branch == "conditional":
+            raise ValueError("keep='maps' is of the prompt's words, which embeddings lack: give the prompt as text")
         return Trace(
             text=text.detach().to("cpu", copy=True),
             attention_mask=None if mask is None else mask[row].detach().bool().cpu(),
@@ -314,7 +314,7 @@ class _EncodedTexts:
     """The latest calls of a text encoder: which token ids became which embeddings."""
 
     def __init__(self):
-        self._calls: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+        self.calls: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
 
     def remember(self, encoder, args, kwargs, output):
         """Note a call; a hook of the text encoder."""
@@ -323,20 +323,17 @@ class _EncodedTexts:
             norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", torch.nn.Identity())
             hidden = getattr(output, "hidden_states", None) or ()
             skipped = [made for h in hidden for made in (norm(h), h)]  # what clip_skip= takes, and SDXL
-            self._calls = [*self._calls[1 - _REMEMBERED :], (ids.cpu(), [output[0], *skipped])]
+            self.calls = [*self.calls[1 - _REMEMBERED :], (ids.cpu(), [output[0], *skipped])]
 
     def token_ids(self, text: torch.Tensor) -> list[int] | None:
         """Find the token ids that became `text` (token, text width), told by the result itself.
 
         Where there are two text encoders, by the result of the first, which `text` begins with.
         """
-        for ids, outputs in reversed(self._calls):
+        for ids, outputs in reversed(self.calls):
             for output in outputs:
                 for row in range(len(ids)):
                     made, asked = output[row].to(text), text[..., : output.shape[-1]]
                     if made.shape == asked.shape and (made - asked).norm() <= _ALIKE * asked.norm():
                         return ids[row].tolist()
         return None
-
-    def forget(self):
-        self._calls = []

@@ -94,8 +94,8 @@ class Recording(Sequence):
     def encode(self, text: str) -> Text:
         """Encode any text as the recorded model reads it; ValueError where there is no text encoder."""
         if self.encoder is None:
-            with_one = "Recording.load(path, TextEncoder.of(pipe))"
-            raise ValueError(f"the recording has no text encoder: give embeddings, or load it by {with_one}")
+            load = "Recording.load(path, TextEncoder.of(pipe))"
+            raise ValueError(f"the recording has no text encoder: give embeddings, or load it with {load}")
         return self.encoder(text)
 
     @property

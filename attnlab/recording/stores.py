@@ -1,9 +1,7 @@
 """Stores: what is kept of each step's attention, the queries themselves or sums that do not grow with the steps.
 
 A store has `take`, which runs while the denoiser does, and `put`, which adds what was taken to an image's trace once
-the step is whole: a step that is interrupted half-way leaves nothing behind.
-
-Axes: head, token, pixel (row-major), width (channels of one head, or of the text).
+the step is whole: one that is interrupted half-way leaves nothing behind. Axes: head, token, pixel (row-major).
 """
 
 from collections import Counter
@@ -166,11 +164,6 @@ class Stores:
             self._stores.insert(0, QuerySum(device))
         if keep == "queries" or (keep is None and not texts):
             self._stores.insert(0, QueryStore(dtype, device))
-
-    @property
-    def needs_prompt(self) -> bool:
-        """Whether the prompt has to be known as text."""
-        return None in self.maps.texts
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list:
         """Take of a layer's queries (pixel, head x width) of one image what each store wants."""

@@ -90,8 +90,6 @@ class PairFolder(Sequence):
 
     Attributes
     ----------
-    folder, layout : Path, Layout
-        Where images and masks lie, and how.
     classes : tuple of str
         Names of the labels 0, 1, ...
     paths : list of (Path, Path)

@@ -36,6 +36,7 @@ def train_segmenter(
     """Train a segmenter from nothing, for a number of steps that does not depend on the number of pairs.
 
     Cross-entropy on valid pixels, AdamW with a linearly falling rate, left-right flips; it repeats with its seed.
+    ValueError where pairs do not fit each other, or a name is unknown.
 
     Parameters
     ----------
@@ -58,11 +59,6 @@ def train_segmenter(
         Learning rate of the first step, and what the starting weights and the batches are drawn from.
     device, progress : str or torch.device, bool
         Where it is trained, and whether a progress bar is shown.
-
-    Raises
-    ------
-    ValueError
-        If pairs do not fit each other or hold other labels, or an architecture, mix or augmentation is unknown.
     """
     if unknown := [name for name in augmentations if name not in AUGMENTATIONS]:
         raise ValueError(f"no augmentation {', '.join(map(repr, unknown))}; there are {', '.join(AUGMENTATIONS)}")

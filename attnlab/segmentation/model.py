@@ -24,7 +24,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from ..metrics import confusion
 from ..pipelines import BUNDLED, best_device
-from ..storage import replacing
+from ..storage import write_text
 from .folders import checked
 
 __all__ = ["ARCHITECTURES", "Segmenter", "UNet", "as_input", "load_segmenter"]
@@ -127,9 +127,7 @@ class Segmenter:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write weights (safetensors), their configuration and classes.json; return the folder."""
         torch.nn.Module.to(copy.deepcopy(self.model), dtype).save_pretrained(folder)
-        with replacing(Path(folder, "classes.json")) as part:
-            part.write_text(json.dumps(self.classes) + "\n")
-        return Path(folder)
+        return write_text(Path(folder, "classes.json"), json.dumps(self.classes) + "\n").parent
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -143,17 +141,14 @@ class Segmenter:
 def load_segmenter(name: str = "street", device: str | torch.device | None = None) -> Segmenter:
     """Load a bundled reference segmenter: its labels stand for the truth of generated images, which have none.
 
+    FileNotFoundError where there is no such segmenter, or its weights are missing.
+
     Parameters
     ----------
     name : str
         "street": the 16 classes of `attnlab.scenes.street`; "aerial": the 7 of `attnlab.scenes.aerial`.
     device : str or torch.device, optional
         Where it computes. Default: a GPU if there is one, else the CPU.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such segmenter, or its weights are missing.
     """
     folder = BUNDLED / f"{name}-segmenter"
     if not (folder / "config.json").exists():

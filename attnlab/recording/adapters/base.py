@@ -1,8 +1,4 @@
-"""The seam between recording and the kinds of denoisers: what a recorder asks of one.
-
-A kind of denoiser is one subclass of `Adapter`; `attnlab.recording.adapters.adapter_of` chooses it. What a recorder
-does with steps, images and stores is the same for all of them.
-"""
+"""The seam between recording and the kinds of denoisers: what a recorder asks of one, a subclass of `Adapter`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
