@@ -318,6 +318,16 @@ def test_stopped_and_started_again_with_the_same_embeddings(pipe, generate):
     assert recording[1].complete and recording[1:].complete and len(recording[1:]) == 2
 
 
+def test_another_size_is_another_generation(pipe, generate):
+    """Of a denoiser that is called from outside: nothing sets the timesteps anew."""
+    with al.record(pipe) as recording:
+        generate(guidance=1.0, steps=2)
+        with torch.no_grad():
+            pipe.unet(torch.zeros(1, 4, 8, 24), 500, torch.zeros(1, 32, 128))
+    assert [t.generation.latent_size for t in recording.traces] == [(16, 16), (8, 24)]
+    assert [t.timesteps for t in recording.traces][1] == [500]
+
+
 @pytest.mark.parametrize(
     "scheduler", [DDIMInverseScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler]
 )
@@ -369,8 +379,11 @@ def test_nothing_of_the_generation_is_held_after_the_block(pipe, generate):
     handle = pipe.text_encoder.register_forward_hook(lambda module, args, output: made.append(weakref.ref(output[0])))
     with al.record(pipe):
         generate()
+    with pytest.raises(RuntimeError) as caught, al.record(pipe):
+        generate()
+        raise RuntimeError("a notebook keeps the last error, and with it every frame that it passed")
     handle.remove()
-    assert made and all(reference() is None for reference in made)
+    assert caught.tb and made and all(reference() is None for reference in made)
 
 
 class TestRefusals:

@@ -1,5 +1,7 @@
 """What recordings keep that does not grow with the steps: equal to what kept queries give, also from a file."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,34 @@ def test_a_half_step_leaves_nothing_behind(pipe, generate, keep):
         assert found.trace.steps == expected.trace.steps
         pairs = zip(found.trace.tensors(), expected.trace.tensors(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_hidden_tokens_take_no_part_in_streamed_maps(pipe):
+    """A model that masks padding: what is summed up is what kept queries give."""
+    pipe._guidance_scale, found = 1.0, []  # the denoiser is called from here, not by the pipeline
+    for keep in ("queries", "maps"):
+        with al.record(pipe, keep=keep) as recording, torch.no_grad():
+            text, _ = pipe.encode_prompt(PROMPT, pipe.device, 1, False)
+            shown = torch.arange(text.shape[1])[None] < 6
+            pipe.unet(torch.randn(1, 4, 16, 16, generator=al.seed(0)), 500, text, encoder_attention_mask=shown)
+        found.append(al.daam(recording).values)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+
+
+def test_a_sum_is_of_what_meets_the_keys(pipe):
+    """A model that normalizes its queries: each step's, before they are summed up."""
+    unet, found = copy.deepcopy(pipe.unet), []
+    for name, module in unet.named_modules():
+        if name.endswith("attn2"):
+            module.norm_q = torch.nn.LayerNorm(module.to_q.out_features // module.heads)
+            torch.nn.init.uniform_(module.norm_q.weight, 0.5, 2)
+    other = type(pipe)(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    for keep in ("queries", "sum"):
+        with al.record(other, keep=keep) as recording:
+            other(PROMPT, num_inference_steps=2, generator=al.seed(7), output_type="latent")
+        found.append(al.linear_daam(recording).matrix)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_text_given_twice_counts_once(pipe, generate):
