@@ -43,7 +43,7 @@ def test_a_ring_of_four_classes_needs_one_bit_a_border():
     assert cost(ring, bit_codes(ring)) == 4
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, 7])  # of the last one a single start would not find it
 def test_no_assignment_is_better(seed):
     """All 6,720 ways to give five classes codes of three bits."""
     rng = np.random.default_rng(seed)
