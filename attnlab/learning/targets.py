@@ -30,7 +30,7 @@ def _as_mask(mask, size, name, absent):
         raise ValueError(f"{name} is (row, column), one plane, not of shape {mask.shape}")
     if mask.dtype != bool and not np.isin(mask, (0, 1, IGNORE)).all():
         raise ValueError(
-            f"{name} holds other values than 0 and 1 ({IGNORE}: ignored), or NaN; of a gray image take mask > 127"
+            f"{name} holds other values than True and False, 0, 1 and {IGNORE}, or NaN; of a gray image take mask > 127"
         )
     (rows, columns), (height, width) = mask.shape, size
     if abs(rows * width - columns * height) > max(rows, columns, height, width):  # a pixel of rounding on either side
