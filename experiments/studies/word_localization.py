@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes |= {"tuning": "scenes for thresholds", "tests": "scenes that are measured", "images": "per class, generated"}
     for name, what in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help=what)
-    parser.add_argument("--device", default=default.device)
+    parser.add_argument("--device", default=default.device, help="cpu or cuda")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--together", type=int, default=1, help="runs that a process trains side by side; for GPUs")
     parser.add_argument("--minutes", type=float, help="end after so many, measurements included")
