@@ -49,6 +49,21 @@ def test_it_is_the_denoisers_own_pass(pipe, image):
     torch.testing.assert_close(found.trace.queries[name][0], seen[0][0], rtol=1e-3, atol=1e-3)
 
 
+def test_noise_is_drawn_anew_at_every_timestep(pipe, image):
+    """What the denoiser sees: the latent, and as much of the next noise of the generator as the timestep has."""
+    seen = []
+    handle = pipe.unet.register_forward_pre_hook(lambda unet, given, named: seen.append(given[0]), with_kwargs=True)
+    al.record_image(pipe, image, "a car", timesteps=(100, 500, 300), generator=al.seed(5))
+    handle.remove()
+    with torch.no_grad():
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None] * 2 - 1
+        latent = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    noise = torch.randn((3, *latent.shape[1:]), generator=al.seed(5))
+    for found, time, one in zip(seen, (500, 300, 100), noise, strict=True):
+        expected = pipe.scheduler.add_noise(latent, one[None], torch.tensor([time]))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_all_forms_of_a_picture(pipe, image):
     bytes_ = (image * 255).round().astype(np.uint8)
     forms = [bytes_, bytes_ / np.float32(255), Image.fromarray(bytes_), Image.fromarray(bytes_).convert("RGBA")]

@@ -49,6 +49,21 @@ def test_rows_hold_the_iou_of_test_scenes_alone(study):
     )
 
 
+def test_thresholds_are_chosen_on_train_examples(study):
+    """A map that a low threshold cuts rightly in the train scenes, and only a high one in the test scenes."""
+    low = {id(study.train): 0.25, id(study.test): 0.75}
+
+    def method(pool, i):
+        heat = np.where(pool.scenes[i].mask("sky"), 1.0, low[id(pool)])
+        heat[-1, -1] = 0.0
+        return heat
+
+    train, tested = study.train.examples("sky", 2), study.test_numbers["sky"]
+    study._put("by hand", "sky", [study._at_threshold(method, "sky", train)])
+    everything = [mask.sum() / (mask.size - 1) for mask in study.test.masks("sky", tested)]
+    np.testing.assert_allclose(study.rows["by hand"][tested, 0], everything)
+
+
 def test_training_sets_repeat_and_differ(study):
     sets = [study.train.examples("sky", 3, draw) for draw in (0, 1, 2, 1)]
     assert sets[1] == sets[3] and len({tuple(s) for s in sets}) == 3

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from attnlab.joint import JointDiffusion, diffusion
+from attnlab.joint.channels import NUM_TIMES, noise_schedule
 from attnlab.joint.denoiser import PREDICTIONS
 from attnlab.segmentation import shrink
 from attnlab.training import Schedule
@@ -58,6 +60,55 @@ def test_self_conditioning(tmp_path):
     before = model.error(*world(20, seed=1))
     schedule = Schedule(steps=150, lr=3e-3, warmup=20, ema=0.95, checkpoint=150)
     assert model.fit(*world(40), tmp_path, schedule).error(*world(20, seed=1)) < 0.5 * before
+
+
+def calls(model):
+    """Inputs and outputs (of the U-Net) of each of its passes, from now on."""
+    seen = []
+    model.unet.register_forward_hook(lambda unet, given, output: seen.append((given[0], given[1], output.sample)))
+    return seen
+
+
+@torch.no_grad()
+def loss_of(model, images, labels, twice):
+    """The loss of pairs as training computes it."""
+    generator = torch.Generator().manual_seed(0)
+    return float(diffusion._loss(model, model.unet, *model._encoded(images, labels), generator, twice))
+
+
+def test_training_shows_the_unet_its_own_prediction():
+    """Never the true channels: it would learn to repeat them, and has none to repeat when it draws."""
+    model = new()
+    seen, (images, labels) = calls(model), world(8)
+    loss_of(model, images, labels, twice=False)
+    loss_of(model, images, labels, twice=True)
+    (once, _, _), (first, _, output), (second, _, _) = seen
+    assert not once[:, 5:].any() and not first[:, 5:].any()
+    assert torch.equal(second[:, :5], first[:, :5])
+    torch.testing.assert_close(second[:, 5:], model.codec.clamp(output))
+    assert (second[:, 5:] - model.codec.encode(images, labels)[0]).abs().mean() > 0.3
+
+
+def test_errors_of_x0_weigh_up_to_five():
+    """1 / (1 - kept signal), which is large where there is little noise, at most 5: a U-Net of zeros, by hand."""
+    model, (images, labels) = new(), world(40)
+    for parameter in model.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    seen = calls(model)
+    loss = loss_of(model, images, labels, twice=False)
+    weight = (1 / (1 - model.schedule.alphas_cumprod[seen[0][1]])).clip(max=5)
+    assert weight.max() == 5 and weight.min() < 1.01  # both sides of the limit are met
+    errors = (model.codec.encode(images, labels)[0] ** 2).mean((1, 2, 3))
+    assert loss == pytest.approx(float((weight * errors).sum() / weight.sum()), rel=1e-5)
+
+
+def test_noise_has_eight_times_the_power_of_the_cosine_schedule():
+    """Signal-to-noise ratios against those of diffusers' own cosine schedule."""
+    ours, cosine = (
+        DDPMScheduler(**options).alphas_cumprod[50:999]
+        for options in (noise_schedule(), {"num_train_timesteps": NUM_TIMES, "beta_schedule": "squaredcos_cap_v2"})
+    )
+    np.testing.assert_allclose(8 * ours / (1 - ours), cosine / (1 - cosine), rtol=0.03)
 
 
 def test_samples_repeat_whatever_the_batch(trained):

@@ -56,6 +56,18 @@ def test_extra_pairs_are_half_of_every_batch():
         assert (a[0][b == 1] > 0.9).sum() > 90  # red is still where the label says 1
 
 
+@pytest.mark.parametrize("name", ["rotate90", "crop", "cutmix", "copy-paste"])
+def test_labels_are_augmented_with_their_images(name):
+    """In a batch, colors say the labels before and after; most pairs are no longer what they were."""
+    labels = np.random.default_rng(0).integers(0, 3, (8, 4, 4)).repeat(4, 1).repeat(4, 2).astype(np.uint8)
+    images = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0)], np.uint8)[labels]
+    x, y = learn.draw_batch([(images, labels)], 16, [name], np.random.default_rng(0))
+    seen = (x > 0).long()
+    assert torch.equal(seen[:, 0] + 2 * seen[:, 1], y)
+    before = [one.tobytes() for one in (*labels, *labels[:, :, ::-1])]
+    assert sum(one.astype(np.uint8).tobytes() not in before for one in y.numpy()) >= 4
+
+
 def test_scores_are_scikit_learns():
     rng = np.random.default_rng(0)
     images, truth = (
