@@ -1,21 +1,24 @@
-"""Write tensors and metadata to one safetensors file, whole or not at all, and read it lazily."""
+"""Write tensors and metadata to one safetensors file, whole or not at all, and read it lazily; read photos."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMAT", "File", "Stored", "claim_folder", "kind", "replacing", "versions", "write", "write_text"]
+__all__ = ["FORMAT", "File", "Stored", "claim_folder", "kind", "read_rgb", "replacing", "versions", "write"]
+__all__ += ["write_text"]
 
 FORMAT = 1  # of files; those of a later one are refused
 
@@ -82,6 +85,44 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], meta
     with replacing(path) as part:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, header)
     return Path(path)
+
+
+def read_rgb(photo: str | Path | Image.Image) -> np.ndarray:
+    """Read a photo of any form, turned as its camera says: uint8 (row, column, rgb).
+
+    16-bit gray is scaled from 0..65535, floating-point gray from 0..1. ValueError for a file that is no whole image,
+    for floating-point gray of another range, and for what has no one RGB: 32-bit whole numbers, pixels that one can see
+    through. FileNotFoundError where there is no file.
+
+    Parameters
+    ----------
+    photo : str or Path or PIL.Image.Image
+        An image file, or an open image.
+    """
+    name = "the image" if isinstance(photo, Image.Image) else photo
+    try:
+        with nullcontext(photo) if isinstance(photo, Image.Image) else Image.open(photo) as image:
+            return _as_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow has many kinds for damaged files, TypeError among them
+        raise ValueError(f"{name} cannot be read as a photo: {error}") from error
+
+
+def _as_rgb(image):
+    if image.mode == "I" or image.mode == "LAB":
+        raise ValueError(f'what is white in mode "{image.mode}" is not known: convert it to "RGB" or 8-bit gray, "L"')
+    if image.mode == "F" or image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+        gray = np.asarray(image) / (1 if image.mode == "F" else 65535)
+        if not (gray.min() >= 0 and gray.max() <= 1):
+            raise ValueError(f"floating-point gray is in 0..1, not {gray.min():.3g}..{gray.max():.3g}")
+        return np.repeat((gray * 255).round().astype(np.uint8)[..., None], 3, 2)
+    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+        raise ValueError(
+            'it is transparent in places: choose a background, Image.alpha_composite(Image.new("RGBA", image.size, '
+            '"white"), image.convert("RGBA")).convert("RGB"), and give that'
+        )
+    return np.asarray(image.convert("RGB"))
 
 
 def versions() -> dict[str, str]:
