@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from ..recording import words
 from ..tokens import Token
 
-__all__ = ["HeatMaps", "minmax", "resize", "std", "upscale"]
+__all__ = ["MODES", "HeatMaps", "minmax", "resize", "std", "upscale"]
+
+MODES = ("bicubic", "bilinear")  # how maps are resized
 
 
 class HeatMaps:
@@ -92,7 +94,7 @@ def upscale(maps: np.ndarray, size: int | tuple[int, int], mode: str = "bilinear
     mode : str
         "bilinear", or "bicubic", which is clamped at 0.
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = (size, size) if isinstance(size, Integral) else tuple(size)
     values = torch.from_numpy(maps)
     resized = resize(values.reshape(1, -1, *values.shape[-2:]), size, mode)
     return resized.reshape(*values.shape[:-2], *size).numpy()
@@ -115,8 +117,10 @@ def minmax(maps: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = True) -> torch.Tensor:
     """Resize maps (n, token, row, column) with aligned pixel centers; `clamp` sets negative bicubic results to 0."""
-    if mode not in ("bicubic", "bilinear"):
-        raise ValueError(f"mode={mode!r}: choose 'bicubic' or 'bilinear'")
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
+    if len(size) != 2 or not all(isinstance(n, Integral) and n > 0 for n in size):
+        raise ValueError(f"size={size}: give (height, width) in whole pixels from 1 on, or the side of a square")
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     resized = F.interpolate(maps, size, mode=mode, align_corners=False)

@@ -9,7 +9,7 @@ import torch
 
 from .. import storage
 from ..recording import Recording
-from ..recording.layers import Layers, as_list, choose_heads, split_heads
+from ..recording.layers import Layers, as_list, choose_heads, exact, split_heads
 from ..recording.texts import TextEncoder
 from ..tokens import Token
 from .heatmaps import resize, upscale
@@ -76,6 +76,7 @@ class LinearMap:
         maps = np.stack([self.upscaled(token, size) for token in tokens.values()])
         return np.where(maps.max(0) > 0, maps.argmax(0) + 1, 0).astype(np.uint8)
 
+    @exact()
     def __matmul__(self, embedding: torch.Tensor | np.ndarray) -> np.ndarray:
         """Return the map (row, column) of an embedding (text width,), or maps (token, row, column) of several."""
         x = torch.as_tensor(embedding).detach().to("cpu", torch.float32)
@@ -142,7 +143,7 @@ def linear_maps(recordings: Images) -> LinearMap:
     return LinearMap.stack(maps)
 
 
-@torch.no_grad()
+@exact()
 def linear_daam(
     recording: Recording,
     *,

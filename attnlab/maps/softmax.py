@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Collection, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 
 from ..recording import Recording, words
-from ..recording.layers import Layers, attention, choose_heads
+from ..recording.layers import Layers, attention, choose_heads, exact
 from ..recording.trace import Trace
 from ..tokens import Token
-from .heatmaps import HeatMaps, resize
+from .heatmaps import MODES, HeatMaps, resize
 
 __all__ = ["daam", "ovam", "propagate"]
 
@@ -53,9 +54,15 @@ def daam(
     Raises
     ------
     ValueError
-        Several images, a prompt given as embeddings, an unknown layer, step, head, `per` or `mode`.
+        Several images, a prompt that was given as embeddings or changed on the way, an unknown layer, step, head,
+        `per` or `mode`.
     """
     trace, prompt_words = recording.trace, recording.words
+    if trace.changed is not None and not (trace.queries and max(recording.choose_steps(steps)) < trace.changed):
+        raise ValueError(
+            f"the prompt changes at step {trace.changed}, and DAAM is of one text: give steps= before it, or ask by "
+            "ovam(recording, text)"
+        )
     text = _Text(trace.text, trace.attention_mask, list(range(trace.length)), prompt_words, streamed=None)
     return _heat_maps(recording, text, layers, steps, heads, per, mode)
 
@@ -174,6 +181,7 @@ def _of_tokens(recording, tokens) -> _Text:
     return _of_embedding(recording, torch.stack(values), names)
 
 
+@exact()
 def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=True):
     """Return the heat maps of a text: the mean over everything but tokens and what `per` names."""
     trace = recording.trace
@@ -181,6 +189,8 @@ def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=
         kept = ["its prompt (daam)" if name is None else repr(name) for name in trace.streamed]
         kept = f"maps of {', '.join(kept)} alone" if kept else "the sum of its queries alone, for linear_daam"
         raise ValueError(f"this recording kept {kept}: record with keep='queries' for maps of any text, padded or not")
+    if per not in (None, "step", "layer", "head") or mode not in MODES:
+        raise ValueError(f"per={per!r}, mode={mode!r}: per is 'step', 'layer' or 'head', mode one of {MODES}")
     if per == "step" and not trace.queries:
         raise ValueError("this recording kept sums over its steps: per='step' needs record(pipe, keep='queries')")
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
@@ -213,13 +223,10 @@ def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=
         return {step: mean(names, [step]) for step in steps}
     if per == "layer":
         return {name: mean([name], steps) for name in names}
-    if per == "head":
-        by_layer = ((name, zip(*of_layer(name, steps), strict=True)) for name in names)
-        return {(name, head): checked(values) for name, found in by_layer for head, values in found}
-    raise ValueError(f"per={per!r}: choose 'step', 'layer' or 'head', or leave it out")
+    by_layer = ((name, zip(*of_layer(name, steps), strict=True)) for name in names)
+    return {(name, head): checked(values) for name, found in by_layer for head, values in found}
 
 
-@torch.no_grad()
 def _mean_probabilities(trace: Trace, name: str, steps, text: _Text) -> torch.Tensor:
     """Return the attention probabilities of a layer, mean over steps: float32 (head, token, pixel), row-major."""
     if not trace.queries:
@@ -239,6 +246,7 @@ def _mean_probabilities(trace: Trace, name: str, steps, text: _Text) -> torch.Te
     return total[:, text.tokens] / len(index)
 
 
+@exact()
 def propagate(maps: HeatMaps, self_attention: torch.Tensor, size: tuple[int, int], power: int = 1) -> HeatMaps:
     """Propagate maps along self-attention: each pixel becomes the mean of the pixels it attends to, `power` times.
 
@@ -257,7 +265,7 @@ def propagate(maps: HeatMaps, self_attention: torch.Tensor, size: tuple[int, int
         How often maps are propagated, 0 or more.
     """
     pixels, shape = math.prod(size), tuple(self_attention.shape)
-    if shape != (pixels, pixels) or power < 0:
+    if shape != (pixels, pixels) or not (isinstance(power, Integral) and power >= 0):
         raise ValueError(f"propagate wants {(pixels, pixels)} for {size}, power >= 0; not {shape}, power={power}")
     values = resize(torch.from_numpy(maps.values)[None], size, "bilinear")[0].flatten(1).T
     for _ in range(power):

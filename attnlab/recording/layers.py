@@ -5,6 +5,7 @@ Axes: head, pixel (row-major), token, width (channels of one head, or of the tex
 
 import copy
 from collections.abc import Callable, Collection
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Number
 
@@ -12,7 +13,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-__all__ = ["Layer", "Layers", "as_list", "attention", "choose_heads", "choose_layers", "split_heads"]
+__all__ = ["Layer", "Layers", "alike", "as_list", "attention", "choose_heads", "choose_layers", "exact", "split_heads"]
 
 Layers = str | int | Collection[str | int] | None
 """Layers by name, beginning of a name ("up_blocks.1") or map height (16), one or several; None for the usual ones."""
@@ -59,6 +60,26 @@ class Layer:
         """Project a text (token, text width) to float32 keys (head, token, width)."""
         bias = None if self.bias is None else self.bias.float()
         return split_heads(nn.functional.linear(text.float(), self.weight.float(), bias), self.heads, self.norm_k)
+
+
+@contextmanager
+def exact():
+    """Compute in the block without gradients, and without the caller's autocast and inference mode.
+
+    Maps are float32 whatever the model computes in, and what is kept can be used anywhere later.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors hold the same values; one and the same tensor is not read for it."""
+    return one is other or (one.shape == other.shape and torch.equal(one.to(other), other))
 
 
 def split_heads(x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Tensor:

@@ -5,18 +5,21 @@
 
 One tap on every cross-attention copies its queries; what it cannot see is read where it is known: sizes, timestep and
 text before the denoiser runs, token ids at the text encoder. Nothing is replaced, so fast attention kernels stay in
-use and the image is the same to the last bit. Three objects by lifetime: `Recorder` for the block, `_CurrentGeneration`
-for one call of the pipeline, `_CurrentStep` for one call of the denoiser.
+use and the image is the same to the last bit. Three objects by lifetime: `Recorder` for the block, `CurrentGeneration`
+for one call of the pipeline, `CurrentStep` for one call of the denoiser.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 
-from .adapters import AttentionCall, DenoiserCall, adapter_of
-from .layers import Layer, Layers, as_list, choose_layers
+from .adapters import AttentionCall, adapter_of
+from .calls import BatchParts
+from .current import CurrentGeneration, CurrentStep, check_seen
+from .encoded import EncodedTexts
+from .layers import Layers, alike, as_list, choose_layers, exact
 from .recording import Recording
 from .stores import Stores
 from .texts import TextEncoder
@@ -26,8 +29,6 @@ from .words import split
 __all__ = ["Recorder", "record"]
 
 _BRANCHES = {"conditional": ("conditional",), "negative": ("negative",), "both": ("conditional", "negative")}
-_REMEMBERED = 32  # latest calls of the text encoder, to tell which words an embedding stands for
-_ALIKE = 5e-3  # relative distance up to which an embedding is one that the text encoder gave: half precision rounds
 
 
 @contextmanager
@@ -37,6 +38,7 @@ def record(
     layers: Layers = None,
     steps: int | Collection[int] | None = None,
     branch: str = "conditional",
+    parts: Sequence[str] | None = None,
     keep: str | None = None,
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
@@ -57,7 +59,12 @@ def record(
         Which calls of the denoiser to record, counted from 0. Default: all.
     branch : {"conditional", "negative", "both"}
         With guidance, the part of the batch to keep. The words of the negative part are the negative prompt's; for
-        "both" see `Recording.branch`.
+        "both" see `Recording.branch`. Steps at which a pipeline ends its guidance early have no negative part, and are
+        left out.
+    parts : sequence of str, optional
+        Names of the equal parts of a batch in their order, ("negative", "conditional") or ("conditional",), where
+        something else than `pipe` itself calls its denoiser: a loop of your own over `pipe.unet`, or a pipeline that
+        shares it. There another text, or the first timestep once more, begins another image.
     keep : {"queries", "sum", "maps"}, optional
         "queries", the default unless texts are given: for maps of any text and step afterwards, in memory that grows
         with the steps. What does not grow: "sum", of the queries, all that `linear_daam` needs; "maps", of the
@@ -83,14 +90,14 @@ def record(
     TypeError
         If the pipeline cannot be recorded.
     ValueError
-        For an unknown layer, branch, keep or dtype, an empty text or one beyond the encoder's window, or a negative
-        branch asked for without guidance.
+        For an unknown layer, step, branch, keep or dtype, an empty text or one beyond the encoder's window, a negative
+        branch asked for without guidance, or calls of the denoiser whose batches have unknown parts.
     RuntimeError
-        If the pipeline is being recorded already, queries of an attention cannot be seen, a text changes during a
-        generation, or, at the end of the block, nothing was recorded; the message says why.
+        If the pipeline is being recorded already, an attention's queries or keys cannot be seen, or, at the end of the
+        block, nothing was recorded; the message says why.
     """
     kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "dtype": dtype, "device": device}
-    recorder = Recorder(pipe, layers, steps, branch, generator, **kept)
+    recorder = Recorder(pipe, layers, steps, branch, generator, parts, **kept)
     with recorder:
         yield recorder.recording
     recorder.check()
@@ -99,24 +106,22 @@ def record(
 class Recorder:
     """The hooks behind `record`, for as long as its own `with` block lasts.
 
-    Arguments are those of `record`. `parts` names the parts of a batch where the pipeline cannot be asked, because its
-    denoiser is called from outside.
+    Arguments are those of `record`.
     """
 
-    def __init__(self, pipe, layers, steps, branch, generator=None, parts: tuple[str, ...] | None = None, **kept):
+    def __init__(self, pipe, layers, steps, branch, generator=None, parts: Sequence[str] | None = None, **kept):
         self.adapter = adapter_of(pipe)
         if branch not in _BRANCHES:
             raise ValueError(f"branch={branch!r}: choose one of {', '.join(_BRANCHES)}")
         # names are known now, map heights at the first step
         choose_layers(dict.fromkeys(self.adapter.attentions), layers, self.adapter.is_default)
+        self._layers, self._steps = layers, _numbers(steps)
+        self._batch = BatchParts(self.adapter, _BRANCHES[branch], parts)
         self.recording = Recording(TextEncoder.of(pipe))
-        self._layers, self._branches, self._parts = layers, _BRANCHES[branch], parts
-        self._steps = None if steps is None else as_list(steps)
         self._stores = Stores(self.recording.encoder, **kept)
-        generators = [generator] if isinstance(generator, torch.Generator) else generator or []
-        self._seeds = [g.initial_seed() for g in generators]
-        self._texts = _EncodedTexts()
-        self._generation: _CurrentGeneration | None = None
+        self._seeds = _seeds(generator)
+        self._texts = EncodedTexts()
+        self._generation: CurrentGeneration | None = None
         self._handles: list = []
 
     def __enter__(self):
@@ -153,76 +158,93 @@ class Recorder:
             reason = f"none of steps={self._steps} occurred; the last generation ran {calls} steps"
         raise RuntimeError(f"nothing was recorded: {reason}")
 
+    @exact()
     def _before_step(self, module, args, kwargs):
         call = self.adapter.read(args, kwargs)
-        rows = self._rows(call)
-        if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call):
+        rows = self._batch.rows(call)  # of every image to keep; none where guidance, and so a branch, has ended
+        own = self._batch.named is None
+        if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, own):
             self._begin(call, rows)
-        elif call.text is not self._generation.text:
-            self._generation.check_text(call.text, rows)
         generation = self._generation
-        generation.text = call.text
-        active = self._steps is None or generation.calls in self._steps
-        generation.step = _CurrentStep(rows, call.timestep, active)
+        active = bool(rows) and (self._steps is None or generation.calls in self._steps)
+        if active and call.text is not generation.text:
+            self._meet_text(call.text, rows)
+        generation.step = CurrentStep(rows, call.timestep, call.text, active)
         self._stores.self_attention.begin(active, [row for _, row in rows], tuple(call.latents.shape[-2:]))
-
-    def _rows(self, call: DenoiserCall) -> list[tuple[str, int]]:
-        """(branch, row of the batch) of every image to keep; callbacks may turn guidance off on the way."""
-        parts = self._parts or self.adapter.parts(call)
-        if missing := set(self._branches) - set(parts):
-            asked = f"the {missing.pop()} branch needs guidance"
-            raise ValueError(f"{asked}: call the pipeline with a guidance_scale above 1, or record another branch")
-        batch = len(call.latents)
-        images, rest = divmod(batch, len(parts))
-        if rest:
-            name = type(self.adapter.pipe).__name__
-            raise ValueError(f"a batch of {batch} does not divide into the parts {parts} of {name}")
-        return [(branch, parts.index(branch) * images + i) for branch in self._branches for i in range(images)]
 
     def _begin(self, call, rows):
         """Begin a generation, with a trace of each image."""
-        images = len(rows) // len(self._branches)
+        if not rows:
+            asked = f"the {self._batch.branches[0]} branch needs guidance"
+            raise ValueError(f"{asked}: call the pipeline with a guidance_scale above 1, or record another branch")
+        images, own = len(rows) // len(self._batch.branches), self._batch.named is None
         first = not self.recording.traces  # a generator's seed is that of what it draws first
+        planned = getattr(self.adapter.pipe, "num_timesteps", None) if own else None
+        if first and planned and self._steps is not None and min(self._steps) >= planned:
+            raise ValueError(f"none of steps={self._steps} will occur: this generation has {planned}, from 0 on")
         seeds = self._seeds if first and len(self._seeds) == images else [None] * images
         known = {} if self._generation is None else self._generation.layers
         self._stores.forget()
-        self._generation = _CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call.latents.shape[1:], known)
-        for (branch, row), seed in zip(rows, seeds * len(self._branches), strict=True):
-            self._generation.traces.append(self._new_trace(call, branch, row, seed))
+        self._generation = CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call, known)
+        for (branch, row), seed in zip(rows, seeds * len(self._batch.branches), strict=True):
+            text, words = self._read(call.text[row], branch)
+            mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
+            facts = _facts(self.adapter.pipe, own, branch, seed, planned, tuple(call.latents.shape[-2:]))
+            self._generation.traces.append(Trace(text, mask, words, facts, layers=self._generation.layers))
         self.recording.traces.extend(self._generation.traces)
+        self._generation.text = call.text
 
-    def _new_trace(self, call, branch, row, seed) -> Trace:
-        text, mask = call.text[row], call.attention_mask
+    def _read(self, text, branch):
+        """Copy a text that the denoiser reads, and find its words."""
         ids = self._texts.token_ids(text)
         if ids is None and None in self._stores.maps.texts and branch == "conditional":
-            raise ValueError("keep='maps' is of the prompt's words, which embeddings lack: give the prompt as text")
-        return Trace(
-            text=text.detach().to("cpu", copy=True),
-            attention_mask=None if mask is None else mask[row].detach().bool().cpu(),
-            words=None if ids is None else split(self.recording.encoder.tokenizer, ids),
-            generation=_facts(self.adapter.pipe, self._parts is None, branch, seed, tuple(call.latents.shape[-2:])),
-            layers=self._generation.layers,
-        )
+            raise ValueError(
+                "keep='maps' is of the prompt's words, which embeddings lack: give the prompt as text, or its words to "
+                "record(pipe, texts=...)"
+            )
+        words = None if ids is None else split(self.recording.encoder.tokenizer, ids)
+        return text.detach().to("cpu", copy=True), words
+
+    def _meet_text(self, text, rows):
+        """Note for each image whether it goes on with another text, as where a prompt is scheduled."""
+        generation = self._generation
+        if len(rows) != len(generation.traces):
+            raise RuntimeError("the number of images changed during a generation: a recording has all steps of each")
+        for (branch, row), trace in zip(rows, generation.traces, strict=True):
+            if trace.changed is not None or torch.equal(text[row].cpu(), trace.text):
+                continue
+            if trace.steps:
+                trace.changed = generation.calls
+                trace.streamed.pop(None, None)  # sums of its words' maps would be of several texts
+            else:
+                trace.text, trace.words = self._read(text[row], branch)
+        generation.text = text
 
     def _receiver(self, name):
-        @torch.no_grad()
+        @exact()
         def receive(call: AttentionCall) -> None:
             generation, step = self._generation, self._generation.step
-            if not step.active or (generation.chosen is not None and name not in generation.chosen):
+            first = generation.chosen is None
+            if not (first or (step.active and name in generation.chosen)) or not alike(call.context, step.text):
                 return
             layer = generation.meet(name, call, self.adapter)
             step.taken[name] = [
                 self._stores.take(trace, layer, call.query[row].detach())
-                for (_, row), trace in zip(step.rows, generation.traces, strict=True)
+                for (_, row), trace in zip(step.rows if step.active else (), generation.traces, strict=step.active)
             ]
 
         return receive
 
+    @exact()
     def _after_step(self, module, args, output):
         """Put a step into the traces: it is whole only now, one that was interrupted half-way leaves nothing behind."""
         generation, step = self._generation, self._generation.step
-        if step.active and generation.chosen is None:
+        if generation.chosen is None or step.active:
+            self._stores.self_attention.check()
+        if generation.chosen is None:
             generation.choose(self._layers, self.adapter, step)
+        elif step.active:
+            check_seen(generation.chosen, step)
         for i, trace in enumerate(generation.traces):
             trace.generation.ran = generation.calls + 1
             if step.active:
@@ -233,7 +255,24 @@ class Recorder:
         generation.calls += 1
 
 
-def _facts(pipe, called, branch, seed, latent_size) -> Generation:
+def _numbers(steps):
+    """List the numbers of steps that were asked for; ValueError for what is none."""
+    if steps is None:
+        return None
+    chosen = as_list(steps)
+    if not chosen or not all(isinstance(n, Integral) and n >= 0 for n in chosen):
+        raise ValueError(f"steps={steps!r}: give numbers of denoising steps, from 0 on, for example [0, 10]")
+    return chosen
+
+
+def _seeds(generator):
+    generators = [generator] if isinstance(generator, torch.Generator) else generator or []
+    if not all(isinstance(g, torch.Generator) for g in generators):
+        raise TypeError(f"generator={generator!r}: give a torch.Generator, for example al.seed(7), or one per image")
+    return [g.initial_seed() for g in generators]
+
+
+def _facts(pipe, called, branch, seed, planned, latent_size) -> Generation:
     """Read what a pipeline says of a generation; of guidance and steps only if it was itself called for it."""
     return Generation(
         model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
@@ -243,97 +282,5 @@ def _facts(pipe, called, branch, seed, latent_size) -> Generation:
         branch=branch,
         latent_size=latent_size,
         seed=seed,
-        planned=getattr(pipe, "num_timesteps", None) if called else None,
+        planned=planned,
     )
-
-
-@dataclass
-class _CurrentStep:
-    """One call of the denoiser: which rows of its batch are kept, and what has been taken of each layer and image."""
-
-    rows: list[tuple[str, int]]
-    timestep: int
-    active: bool  # whether it is recorded
-    taken: dict[str, list[list]] = field(default_factory=dict)
-
-
-class _CurrentGeneration:
-    """One call of the pipeline: the images that come of it, and the layers that have been met in it."""
-
-    def __init__(self, schedule, shape, known: dict[str, Layer]):
-        self.schedule, self.shape = schedule, shape  # timesteps; (channel, row, column) of the latents
-        self.traces: list[Trace] = []
-        self.text: torch.Tensor | None = None  # of the latest call
-        self.step: _CurrentStep | None = None
-        self.calls = 0
-        self.known = known  # layers of the generation before, most of which have the same weights still
-        self.layers: dict[str, Layer] = {}
-        self.sizes: dict[str, tuple[int, int]] = {}
-        self.chosen: list[str] | None = None  # names of the layers to keep, known after the first recorded step
-
-    def goes_on(self, scheduler, call: DenoiserCall) -> bool:
-        """Return whether a call belongs to this generation: a pipeline sets its timesteps anew for every one."""
-        return scheduler.timesteps is self.schedule and call.latents.shape[1:] == self.shape
-
-    def end(self):
-        """Hold on to nothing of the generation but its layers and how many calls it had."""
-        self.schedule, self.text, self.step, self.traces = None, None, None, []
-
-    def check_text(self, text, rows):
-        """RuntimeError where another text than before is read."""
-        same = len(rows) == len(self.traces) and all(
-            torch.equal(text[row].cpu(), trace.text) for (_, row), trace in zip(rows, self.traces, strict=True)
-        )
-        if not same:
-            raise RuntimeError("the text or the batch changed during a generation: a recording has one text per image")
-
-    def meet(self, name, call, adapter) -> Layer:
-        """Return a layer, which is copied when it is first met: only inside its forward does a LoRA have its scale."""
-        if name not in self.layers:
-            layer, known = adapter.layer(name, call.query.dtype), self.known.get(name)
-            self.layers[name] = known if layer.same(known) else layer
-            self.sizes[name] = adapter.grid(call.query.shape[1], tuple(self.shape[-2:]))
-        return self.layers[name]
-
-    def choose(self, wanted, adapter, step):
-        """Choose the layers to keep, once the first recorded step has told their sizes."""
-        if missing := [name for name in adapter.attentions if name not in step.taken]:
-            raise RuntimeError(
-                f"{len(missing)} of {len(adapter.attentions)} cross-attentions gave no query, {missing[0]} for one: "
-                "its block is compiled, or its attention processor does not call to_q; record without that"
-            )
-        sizes = {name: self.sizes[name] for name in step.taken}
-        self.chosen = choose_layers(sizes, wanted, adapter.is_default)
-        for name in set(self.layers) - set(self.chosen):
-            del self.layers[name]
-        for trace in self.traces:
-            trace.sizes = {name: sizes[name] for name in self.chosen}
-
-
-class _EncodedTexts:
-    """The latest calls of a text encoder: which token ids became which embeddings."""
-
-    def __init__(self):
-        self.calls: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
-
-    def remember(self, encoder, args, kwargs, output):
-        """Note a call; a hook of the text encoder."""
-        ids = args[0] if args else kwargs.get("input_ids")
-        if ids is not None:
-            norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", torch.nn.Identity())
-            hidden = getattr(output, "hidden_states", None) or ()
-            skipped = [made for h in hidden for made in (norm(h), h)]  # what clip_skip= takes, and SDXL
-            self.calls = [*self.calls[1 - _REMEMBERED :], (ids.cpu(), [output[0], *skipped])]
-
-    def token_ids(self, text: torch.Tensor) -> list[int] | None:
-        """Find the token ids that became `text` (token, text width), told by the result itself.
-
-        Where there are two text encoders, by the result of the first, which `text` begins with.
-        """
-        for ids, outputs in reversed(self.calls):
-            for output in outputs:
-                for row in range(len(ids)):
-                    made, asked = output[row].to(text), text[..., : output.shape[-1]]
-                    if made.shape == asked.shape and (made - asked).norm() <= _ALIKE * asked.norm():
-                        return ids[row].tolist()
-        return None

@@ -88,7 +88,10 @@ class Recording(Sequence):
     def words(self) -> list[Word]:
         """The words of the prompt, each with its token positions."""
         if self.trace.words is None:
-            raise ValueError("the prompt's words are unknown: in the block it was given as embeddings, not as text")
+            raise ValueError(
+                "the prompt's words are unknown: in the block it was given as embeddings, not as text; "
+                "ovam(recording, prompt) maps the words of any text"
+            )
         return self.trace.words
 
     def encode(self, text: str) -> Text:

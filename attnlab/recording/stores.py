@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .adapters import Adapter, AttentionCall
-from .layers import Layer, as_list, attention, split_heads
+from .layers import Layer, alike, as_list, attention, exact, split_heads
 from .texts import Text, TextEncoder
 from .trace import SelfAttentionSum, Trace
 
@@ -67,7 +67,8 @@ class MapStore:
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list[tuple[str | None, torch.Tensor]]:
         """Compute each text's attention probabilities (head, token, pixel) from a layer's queries of one image."""
         heads = layer.queries(queries)
-        shown = [text for text in self.texts if text or trace.length]  # a negative prompt may be no text at all
+        # a negative prompt may be no text at all, and one that changes has no sum
+        shown = [text for text in self.texts if text or (trace.length and trace.changed is None)]
         return [(text and text.text, self._probability(trace, layer, heads, text).to(self.device)) for text in shown]
 
     def put(self, trace: Trace, name: str, taken: list[tuple[str | None, torch.Tensor]]) -> None:
@@ -96,7 +97,7 @@ class SelfAttentionStore:
     """The sum over steps and layers of self-attention, mean over heads, for map heights that are asked for."""
 
     def __init__(self, heights: Collection[int], device):
-        self.heights, self.device = heights, device
+        self.heights, self.device, self._count = heights, device, 0
         self.begin(False, [], (1, 1))
 
     def tap(self, adapter: Adapter) -> list:
@@ -104,29 +105,42 @@ class SelfAttentionStore:
         if not self.heights:
             return []
         modules = adapter.self_attentions()
-        return [handle for m in modules for handle in adapter.tap(m, self._receiver(m, adapter), keys=True)]
+        self._count = len(modules)
+        return [handle for m in modules for handle in adapter.tap(m, self._receiver(m, adapter))]
 
     def begin(self, active: bool, rows: list[int], latent: tuple[int, int]) -> None:
         """Begin a step: whether it is recorded, which rows of the batch, (height, width) of the latent."""
         self._active, self._rows, self._latent = active, rows, latent
         self._step: dict[tuple[int, int], list[torch.Tensor]] = {}  # this step's sums by size, one per image
         self._layers: Counter[tuple[int, int]] = Counter()
-        self._met: set[int] = set()  # heights there are
+        self._met: Counter[int] = Counter()  # heights of the attentions that ran
+
+    def check(self) -> None:
+        """Check a step: ValueError for a height that no layer has, RuntimeError where a layer was not seen."""
+        if not self.heights:
+            return
+        if lost := set(self.heights) - set(self._met):
+            raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are {sorted(self._met)}")
+        if (seen := self._met.total()) != self._count:
+            raise RuntimeError(
+                f"{self._count - seen} of {self._count} self-attentions were left out (DeepCache), or have a processor "
+                "that does not ask the image's own keys by to_q and to_k: record without self_attention="
+            )
 
     def put(self, trace: Trace, i: int) -> None:
-        """Add a whole step to the trace of image i; ValueError where no layer has a height that was asked for."""
-        if lost := set(self.heights) - self._met:
-            raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are {sorted(self._met)}")
+        """Add a whole step to the trace of image i."""
         for size, totals in self._step.items():
             before, count = trace.self_attention.get(size, (None, 0))
             total = totals[i] if before is None else before.add_(totals[i])
             trace.self_attention[size] = SelfAttentionSum(total, count + self._layers[size])
 
     def _receiver(self, module: nn.Module, adapter: Adapter):
-        @torch.no_grad()
+        @exact()
         def receive(call: AttentionCall) -> None:
+            if not alike(call.context, call.hidden):
+                return
             size = adapter.grid(call.query.shape[1], self._latent)
-            self._met.add(size[0])
+            self._met[size[0]] += 1
             if not self._active or size[0] not in self.heights:
                 return
             found = [self._probability(module, call.query[row], call.key[row]) for row in self._rows]

@@ -10,6 +10,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 
 from ..pipelines import load_parts
 from . import words
+from .layers import exact
 
 __all__ = ["Text", "TextEncoder"]
 
@@ -95,7 +96,7 @@ class TextEncoder:
         """Largest number of tokens in a text, start and end included."""
         return self.tokenizer.model_max_length
 
-    @torch.no_grad()
+    @exact()
     def __call__(self, text: str) -> Text:
         """Encode a text; ValueError where it has no word, or more tokens than the window holds."""
         if not isinstance(text, str) or not text.strip():

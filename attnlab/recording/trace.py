@@ -54,6 +54,7 @@ class Trace:
     layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)  # which calls of the denoiser were recorded, from 0 on
     timesteps: list[int] = field(default_factory=list)  # of these calls
+    changed: int | None = None  # first recorded call that read another text than `text`; None: all read this one
 
     @property
     def length(self) -> int | None:

@@ -31,6 +31,8 @@ class AttentionCall(NamedTuple):
     mask: torch.Tensor | None = None  # what is added to the scores
     scale: float | None = None  # factor of query times key
     output: torch.Tensor | None = None  # (batch, pixel, head x width), probabilities times values
+    hidden: torch.Tensor | None = None  # (batch, pixel, channel), what the queries were made of
+    context: torch.Tensor | None = None  # (batch, token or pixel, channel), what the keys were made of
 
 
 class Adapter(ABC):
@@ -53,10 +55,8 @@ class Adapter(ABC):
         """Name the equal parts of a call's batch in order, "negative", ...; TypeError where that cannot be known."""
 
     @abstractmethod
-    def tap(
-        self, attention: nn.Module, receive: Callable[[AttentionCall], None], keys: bool = False
-    ) -> list[RemovableHandle]:
-        """Hand each call of an attention to `receive` while the denoiser runs; with `keys`, its keys as well."""
+    def tap(self, attention: nn.Module, receive: Callable[[AttentionCall], None]) -> list[RemovableHandle]:
+        """Hand each call of an attention to `receive`: its queries and keys, and what both were made of."""
 
     @abstractmethod
     def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:

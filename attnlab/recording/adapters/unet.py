@@ -30,6 +30,8 @@ class UNetAdapter(Adapter):
             if attention.norm_cross is not None or attention.added_kv_proj_dim is not None:
                 pipeline = type(pipe).__name__
                 raise TypeError(f"{pipeline} cannot be recorded: {name} normalizes or extends its text; {SUPPORTED}")
+        if any(attention.fused_projections for _, attention in _attentions(pipe.unet)):
+            raise TypeError("queries and keys are fused into one product: call pipe.unfuse_qkv_projections() first")
         self._signature = inspect.signature(type(pipe.unet).forward)
 
     def is_default(self, name: str) -> bool:
@@ -48,26 +50,23 @@ class UNetAdapter(Adapter):
         if guided is None or getattr(self.pipe, "do_perturbed_attention_guidance", False):
             raise TypeError(
                 f"{type(self.pipe).__name__} does not say how it guides, so its images cannot be told from what "
-                f"guides them; {SUPPORTED}, called as pipe(...)"
+                f"guides them; {SUPPORTED}; or name the parts of its batches: record(pipe, parts=...)"
             )
         if not guided:
             return ("conditional",)
         classes = [cls.__name__ for cls in type(self.pipe).__mro__]
         return next((_BATCH_PARTS[name] for name in classes if name in _BATCH_PARTS), ("negative", "conditional"))
 
-    def tap(
-        self, attention: Attention, receive: Callable[[AttentionCall], None], keys: bool = False
-    ) -> list[RemovableHandle]:
-        """Hand on what `to_q` gives, and with `keys` what `to_k` gives right after it."""
-        if not keys:
-            return [attention.to_q.register_forward_hook(lambda module, args, query: receive(AttentionCall(query)))]
+    def tap(self, attention: Attention, receive: Callable[[AttentionCall], None]) -> list[RemovableHandle]:
+        """Hand on what `to_q` gives, once `to_k` has given the keys that go with it."""
         waiting = {}  # the query whose key is to come
 
         def on_query(module, args, query):
-            waiting["query"] = query
+            waiting.update(query=query, hidden=args[0])
 
         def on_key(module, args, key):
-            receive(AttentionCall(waiting.pop("query"), key))
+            if waiting:  # else these keys have no query of to_q
+                receive(AttentionCall(waiting.pop("query"), key, hidden=waiting.pop("hidden"), context=args[0]))
 
         return [attention.to_q.register_forward_hook(on_query), attention.to_k.register_forward_hook(on_key)]
 
