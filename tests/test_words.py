@@ -43,6 +43,41 @@ def test_learned_tokens_are_words(pipe):
     assert [w.text for w in words_of(tokenizer, "a style style_1 house")] == ["a", "style", "house"]
 
 
+def test_learned_tokens_keep_their_capitals(pipe):
+    """The tokenizer finds them in any case, and gives their small letters as pieces."""
+    tokenizer = copy.deepcopy(pipe.tokenizer)
+    tokenizer.add_tokens(["<Fire-Toy>", "<Fire-Toy>_1", "Sks", "<Cafe\u0301>"])  # the last one not in normal form C
+    for text in ("a <Fire-Toy> <Fire-Toy>_1 car, Sks tree", "A <FIRE-TOY> <fire-toy>_1 car, sks tree"):
+        words = words_of(tokenizer, text)
+        assert [word.text for word in words] == ["a", "<Fire-Toy>", "car", ",", "Sks", "tree"]
+        for query in ("<Fire-Toy>", "<fire-toy>", "< FIRE-toy >"):
+            assert find(words, query) == (2, 3)
+        assert find(words, "<Fire-Toy> car") == (2, 3, 4) and find(words, "sks") == find(words, "Sks") == (6,)
+    for form in ("<Cafe\u0301>", "<caf\u00e9>"):
+        words = words_of(tokenizer, f"a {form} car")
+        assert [word.text for word in words] == ["a", "<Cafe\u0301>", "car"] and find(words, form) == (2,)
+
+
+def test_of_names_that_differ_in_case_the_exact_one_is_meant():
+    words = [Word(t, (i,)) for i, t in enumerate(("Car", "car", "tree"))]
+    assert find(words, "Car") == (0,) and find(words, "car") == (1,)
+    with pytest.raises(KeyError, match=r"'CAR' occurs 2 times"):
+        find(words, "CAR")
+
+
+def test_a_word_cut_by_the_window_is_marked(tokenizer):
+    whole = words_of(tokenizer, "a " * 27 + "umbrella")
+    assert [word.text for word in whole] == ["a"] * 27 + ["umbrella"]
+    ids = tokenizer("a " * 28 + "umbrella", padding="max_length", truncation=True).input_ids
+    cut = split(tokenizer, ids)
+    assert cut[-1].tokens == (29, 30) and cut[-1].text.endswith("…") and len(cut[-1].text) > 1
+    assert "umbrella".startswith(cut[-1].text.rstrip("…"))
+    with pytest.raises(KeyError, match="…'"):
+        find(cut, cut[-1].text.rstrip("…"))
+    ids = tokenizer("a " * 29 + "Ünder", padding="max_length", truncation=True).input_ids
+    assert split(tokenizer, ids)[-1] == Word("…", (30,))  # of two bytes the first
+
+
 def test_a_whole_word_goes_before_words_that_spell_it():
     words = [Word(t, (i + 1,)) for i, t in enumerate("a car pet on a carpet".split())]
     assert find(words, "carpet") == (6,) and find(words, "car pet") == (6,) and find(words, "pet on") == (3, 4)
@@ -53,6 +88,9 @@ def test_a_copied_tokenizer_splits_alike(tokenizer):
     text = "a burning house, with smoke"
     assert words_of(copy.deepcopy(tokenizer), text) == words_of(tokenizer, text)
     assert words_of(pickle.loads(pickle.dumps(tokenizer)), text) == words_of(tokenizer, text)
+    changed = copy.deepcopy(tokenizer)
+    changed.add_tokens(["<Toy>"])
+    assert [word.text for word in words_of(copy.deepcopy(changed), "a <Toy> car")] == ["a", "<Toy>", "car"]
 
 
 def test_padding_is_not_text(tokenizer):

@@ -1,5 +1,6 @@
 """Map words to token positions by position and spelling, so that repeated words stay apart."""
 
+import unicodedata
 from collections.abc import Sequence
 from numbers import Integral
 from typing import NamedTuple
@@ -9,6 +10,7 @@ __all__ = ["Query", "Word", "find", "matches", "split", "text_span", "vocabulary
 Query = str | int | tuple[str, int]
 """What asks for a word: "smoke", or a phrase, "red car"; a number, for the n-th word; ("car", 1), the second "car"."""
 _END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
+_CUT = "…"  # how a word is marked of which the window cut off the end
 
 
 class Word(NamedTuple):
@@ -31,18 +33,23 @@ def split(tokenizer, ids: Sequence[int]) -> list[Word]:
     """Group the tokens of a text into words, in order, as the tokenizer writes them (CLIP's in lower case).
 
     Tokens are grouped in the order of the text by the word they are pieces of: pieces of a word stay together, equal
-    words stay apart. A learned token (textual inversion) is a word, with all its vectors.
+    words stay apart. A learned token (textual inversion) is a word, with all its vectors and the capitals of its name.
+    A word of which the window cut off the end is written with an ellipsis, "umbr…".
     """
     span = text_span(tokenizer, ids)
-    learned = tokenizer.get_added_vocab()
+    learned = {number: name for name, number in tokenizer.get_added_vocab().items()}
     groups: list[list[int]] = []
     ended, previous = True, ""  # whether the last piece ended its word, and what it was
     for position, piece in zip(span, tokenizer.convert_ids_to_tokens([ids[p] for p in span]), strict=True):
-        if (ended or piece in learned) and not (piece in learned and _follows(previous, piece)):
+        name = learned.get(ids[position])  # of which the tokenizer gives the small letters as the piece
+        if (ended or name) and not (name and _follows(previous, name)):
             groups.append([])
         groups[-1].append(position)
-        ended, previous = piece in learned or piece.endswith(_END_OF_WORD), piece
-    return [Word(_spell(tokenizer, [ids[p] for p in group], learned), tuple(group)) for group in groups]
+        ended, previous = bool(name) or piece.endswith(_END_OF_WORD), name or piece
+    found = [Word(_spell(tokenizer, [ids[p] for p in group], learned), tuple(group)) for group in groups]
+    if not ended:
+        found[-1] = found[-1]._replace(text=found[-1].text.rstrip("\ufffd") + _CUT)  # half a letter is no letter
+    return found
 
 
 def _follows(previous: str, piece: str) -> bool:
@@ -91,6 +98,7 @@ def matches(words: Sequence[Word], query: Query) -> list[tuple[int, ...]]:
         raise TypeError(f'ask by word ("smoke"), by number (3) or for one of several (("car", 1)), not by {query!r}')
     letters, spelled = _letters(query), [_letters(word.text) for word in words]
     found = [word.tokens for word, own in zip(words, spelled, strict=True) if own == letters]
+    found = [word.tokens for word in words if word.text == query] or found  # of learned "Car" and "car", the one named
     for first in range(len(words) if not found else 0):  # a phrase, where no single word is meant
         joined, tokens = "", ()
         for word, own in zip(words[first:], spelled[first:], strict=True):
@@ -103,13 +111,12 @@ def matches(words: Sequence[Word], query: Query) -> list[tuple[int, ...]]:
 
 
 def _letters(text: str) -> str:
-    return "".join(text.lower().split())
+    return "".join(unicodedata.normalize("NFC", text).lower().split())  # as the tokenizer, which normalizes too
 
 
 def _spell(tokenizer, ids, learned) -> str:
-    first = tokenizer.convert_ids_to_tokens(ids[0])
-    if first in learned:
-        return first
+    if ids[0] in learned:
+        return learned[ids[0]]
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     return text.replace(_END_OF_WORD, "").strip()  # a copied tokenizer leaves the marks in
 
