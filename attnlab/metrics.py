@@ -18,13 +18,31 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 __all__ = [
-    "THRESHOLDS", "area_under_curve", "best_threshold", "bootstrap_interval", "class_ious", "confusion", "iou",
-    "mean_over_classes", "miou_curve", "pointing_game",
+    "THRESHOLDS", "area_under_curve", "as_mask", "best_threshold", "bootstrap_interval", "class_ious", "confusion",
+    "iou", "mean_over_classes", "miou_curve", "pointing_game",
 ]  # fmt: skip
 
 THRESHOLDS = np.linspace(0, 1, 101)
 """Thresholds of the thesis's curves: 0, 0.01, ... 1, as fractions of each map's maximum."""
 THRESHOLDS.setflags(write=False)
+
+
+def as_mask(mask: ArrayLike, name: str = "mask") -> np.ndarray:
+    """Return a mask as booleans.
+
+    ValueError where it has no pixels, or holds other values than True and False, 0 and 1; NaN and 255 are others.
+
+    Parameters
+    ----------
+    mask, name : array, str
+        The mask, and what an error calls it.
+    """
+    mask = np.asarray(mask)
+    if mask.size == 0:
+        raise ValueError(f"the {name} has no pixels, its shape is {mask.shape}")
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"the {name} must hold booleans or zeros and ones; for a 0/255 image write `{name} > 0`")
+    return mask.astype(bool)
 
 
 def iou(mask: ArrayLike, truth: ArrayLike) -> float:
@@ -42,7 +60,7 @@ def iou(mask: ArrayLike, truth: ArrayLike) -> float:
     >>> iou([[1, 1, 0, 0]], [[0, 1, 1, 0]])
     0.3333333333333333
     """
-    mask, truth = _as_mask(mask, "mask"), _as_mask(truth, "truth")
+    mask, truth = as_mask(mask, "mask"), as_mask(truth, "truth")
     _check_same_shape(mask, truth)
     union = np.count_nonzero(mask | truth)
     return float(np.count_nonzero(mask & truth) / union) if union else 1.0
@@ -79,15 +97,17 @@ def miou_curve(
     Raises
     ------
     ValueError
-        If there are no maps, or not one truth for each, if sizes differ within a pair, a map is not 2-D or holds NaN
-        or infinity, or thresholds do not increase.
+        If there are no maps, or not one truth (and mask of valid pixels) for each, if sizes differ within a pair, a map
+        is not 2-D or holds NaN or infinity, a mask holds other values or no pixel is valid, or thresholds do not
+        increase.
     """
     thresholds = np.asarray(thresholds, dtype=float)
-    if thresholds.ndim != 1 or thresholds.size == 0 or not (np.diff(thresholds) > 0).all():
-        raise ValueError("thresholds must be one row of increasing numbers, such as np.linspace(0, 1, 101)")
+    _check_thresholds(thresholds)
     if len(heats) != len(truths) or len(heats) == 0:
         raise ValueError(f"expected one truth for each heat map, got {len(heats)} maps and {len(truths)} truths")
     valid = [None] * len(heats) if valid is None else valid
+    if len(valid) != len(heats):
+        raise ValueError(f"expected one mask of valid pixels for each of {len(heats)} heat maps, got {len(valid)}")
     return np.stack([_iou_at(h, t, thresholds, k) for h, t, k in zip(heats, truths, valid, strict=True)], axis=1)
 
 
@@ -237,12 +257,14 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int, per_ima
     _check_same_shape(predicted, labels)
     if per_image and labels.ndim < 3:
         raise ValueError(f"per_image wants a stack (image, row, column), got shape {labels.shape}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes}: give 1 or more")
     valid = labels != 255  # masks.IGNORE
     for name, numbers in (("labels", labels[valid]), ("predicted", predicted[valid])):
-        if numbers.size and not 0 <= numbers.min() <= numbers.max() < num_classes:
-            found = f"{numbers.min()} to {numbers.max()}"
-            raise ValueError(f"{name} must be class numbers from 0 to {num_classes - 1}, got {found}")
-    cells = np.where(valid, labels.astype(int) * num_classes + predicted, -1)
+        if other := sorted(set(np.unique(numbers).tolist()) - {*range(num_classes)}):
+            raise ValueError(f"{name} must be class numbers from 0 to {num_classes - 1}, there is {other[:5]}")
+    cells = np.where(valid, labels, 0).astype(int) * num_classes + np.where(valid, predicted, 0).astype(int)
+    cells = np.where(valid, cells, -1)
     counts = [np.bincount(image[image >= 0], minlength=num_classes**2) for image in (cells if per_image else [cells])]
     matrices = np.stack(counts).reshape(-1, num_classes, num_classes)
     return matrices if per_image else matrices[0]
@@ -259,6 +281,10 @@ def class_ious(confusion: ArrayLike) -> np.ndarray:
     array([0.75, 0.8 ,  nan])
     """
     total = np.asarray(confusion)
+    if total.ndim < 2 or total.shape[-1] != total.shape[-2] or total.size == 0 or not (total >= 0).all():
+        raise ValueError(
+            f"counts are (..., true class, predicted class), 0 or more, as `confusion` gives; {total.shape}"
+        )
     total = total.reshape(-1, *total.shape[-2:]).sum(axis=0)
     common = np.diag(total).astype(float)
     union = total.sum(axis=0) + total.sum(axis=1) - common
@@ -272,6 +298,10 @@ def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: Ar
     positive = heat.max() > 0
     reached = np.searchsorted(thresholds, heat / heat.max(), side="right") if positive else np.zeros(heat.shape, int)
     if valid is not None:
+        valid = as_mask(valid, "mask of valid pixels")
+        _check_same_shape(valid, truth)
+        if not valid.any():
+            raise ValueError("no pixel of an image is valid: leave that image out")
         reached, truth = reached[valid], truth[valid]
     predicted, common = (
         np.bincount(pixels, minlength=thresholds.size + 1)[::-1].cumsum()[::-1][1:]
@@ -281,28 +311,25 @@ def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: Ar
     return np.where(union > 0, common / np.maximum(union, 1), 1.0)
 
 
+def _check_thresholds(thresholds: np.ndarray) -> None:
+    rising = thresholds.ndim == 1 and thresholds.size and (np.diff(thresholds) > 0).all()
+    if not rising or not np.isfinite(thresholds).all():
+        raise ValueError("thresholds must be one row of increasing numbers, such as np.linspace(0, 1, 101)")
+
+
 def _check_bootstrap(level: float, resamples: int) -> None:
-    if not 0 < level < 1 or resamples < 1:
+    if not 0 < level < 1 or resamples not in range(1, 10**7):
         raise ValueError(f"level is in 0..1 and resamples at least 1, such as 0.95 and 2000; got {level}, {resamples}")
 
 
 def _as_pair(heat: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    heat, truth = np.asarray(heat, dtype=float), _as_mask(truth, "truth")
+    heat, truth = np.asarray(heat, dtype=float), as_mask(truth, "truth")
     if heat.ndim != 2:
         raise ValueError(f"a heat map is 2-D (row, column), got shape {heat.shape}; pass one map at a time")
     _check_same_shape(heat, truth)
     if not np.isfinite(heat).all():
         raise ValueError("the heat map holds NaN or infinity; was it divided by zero?")
     return heat, truth
-
-
-def _as_mask(mask: ArrayLike, name: str) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.size == 0:
-        raise ValueError(f"the {name} has no pixels, its shape is {mask.shape}")
-    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"the {name} must hold booleans or zeros and ones; for a 0/255 image write `{name} > 0`")
-    return mask.astype(bool)
 
 
 def _check_same_shape(first: np.ndarray, truth: np.ndarray) -> None:
@@ -315,6 +342,7 @@ def _as_curve(thresholds: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.
     if thresholds.ndim != 1 or values.ndim not in (1, 2) or len(values) != len(thresholds) or thresholds.size == 0:
         shapes = f"{thresholds.shape} and {values.shape}"
         raise ValueError(f"expected (threshold,) and (threshold,) or (threshold, image), got {shapes}")
+    _check_thresholds(thresholds)
     if not np.isfinite(values).all():
         raise ValueError("the curve holds NaN or infinity")
     return thresholds, values

@@ -50,6 +50,43 @@ def test_iou_refuses_what_is_not_a_mask():
         iou(full[:0], full[:0])
 
 
+FULL = np.ones((3, 4), bool)
+MASKED = {  # what takes a mask, with all other arguments right
+    "iou, mask": lambda mask: iou(mask, FULL),
+    "iou, truth": lambda mask: iou(FULL, mask),
+    "miou_curve, truth": lambda mask: miou_curve([np.ones((3, 4))], [mask]).tolist(),
+    "miou_curve, valid": lambda mask: miou_curve([np.eye(3, 4)], [FULL], valid=[mask]).tolist(),
+    "pointing_game, truth": lambda mask: pointing_game(np.eye(3, 4), mask),
+}
+
+
+@pytest.mark.parametrize("metric", MASKED)
+def test_masks_of_every_type_are_one_mask(metric):
+    """0 and 1 are no row numbers; what is neither is refused, 255 too, which elsewhere means ignored pixels."""
+    mask, result = np.eye(3, 4, k=1) > 0, MASKED[metric]
+    for kind in (np.uint8, np.int64, np.float32, np.float64, object):
+        assert result(mask.astype(kind)) == result(mask)
+    assert result(torch.tensor(mask)) == result(mask.tolist()) == result(mask)
+    for wrong in (mask * 255, mask * 0.5, mask * 2, np.where(mask, np.nan, 0), -1.0 * mask):
+        with pytest.raises(ValueError, match="must hold booleans or zeros and ones"):
+            result(wrong)
+    for wrong in (mask.T, mask[None], mask[0], mask[:, :1]):
+        with pytest.raises(ValueError, match="sizes differ"):
+            result(wrong)
+    with pytest.raises(ValueError, match="no pixels"):
+        result(mask[:0])
+
+
+def test_only_valid_pixels_count():
+    heat, truth = np.array([[1.0, 0.5, 0.0, 0.9]]), np.array([[1, 1, 0, 0]])
+    found = miou_curve([heat], [truth], [0.4, 0.6], valid=[np.array([[1, 1, 1, 0]], np.uint8)])
+    np.testing.assert_allclose(found[:, 0], [1, 0.5])
+    with pytest.raises(ValueError, match="no pixel of an image is valid"):
+        miou_curve([heat], [truth], valid=[0 * truth])
+    with pytest.raises(ValueError, match="one mask of valid pixels for each of 1 heat maps, got 2"):
+        miou_curve([heat], [truth], valid=[truth, truth])
+
+
 def plain_loop(heats, truths, thresholds):
     return np.array([[iou(h / h.max() >= tau, t) for h, t in zip(heats, truths, strict=True)] for tau in thresholds])
 
@@ -95,8 +132,9 @@ def test_miou_curve_says_what_is_wrong():
         miou_curve([heat * np.nan], [truth])
     with pytest.raises(ValueError, match="one map at a time"):
         miou_curve([heat[None]], [truth[None]])
-    with pytest.raises(ValueError, match="increasing"):
-        miou_curve([heat], [truth], [0.5, 0.4])
+    for thresholds in ([0.5, 0.4], [0.5, 0.5], [], [np.nan], [0.1, np.inf], 0.5):
+        with pytest.raises(ValueError, match="increasing"):
+            miou_curve([heat], [truth], thresholds)
 
 
 def test_area_is_the_trapezoid_rule():
@@ -114,6 +152,9 @@ def test_best_threshold_looks_at_the_mean_over_images():
     assert best_threshold([0.1, 0.2, 0.3, 0.4], ious[:, 0]) == 0.1
     with pytest.raises(ValueError, match="NaN"):
         best_threshold([0.1, 0.2], [np.nan, 1.0])
+    for wrong in ([0.2, 0.1], [0.1, np.nan]):
+        with pytest.raises(ValueError, match="increasing"):
+            best_threshold(wrong, [0.0, 1.0])
 
 
 def test_pointing_game():
@@ -200,10 +241,21 @@ def test_confusion_says_what_is_wrong():
     labels = np.zeros((2, 3), np.uint8)
     with pytest.raises(ValueError, match="sizes differ"):
         metrics.confusion(labels, labels.T, 2)
-    with pytest.raises(ValueError, match="predicted must be class numbers from 0 to 1, got 2 to 2"):
+    with pytest.raises(ValueError, match=r"predicted must be class numbers from 0 to 1, there is \[2\]"):
         metrics.confusion(labels, labels + 2, 2)
     with pytest.raises(ValueError, match="labels must be class numbers"):
         metrics.confusion(labels + 2, labels, 2)
+    for wrong in (labels + 0.5, labels + np.nan, labels - 1.0):
+        with pytest.raises(ValueError, match="labels must be class numbers from 0 to 1, there is"):
+            metrics.confusion(wrong, labels, 2)
+        with pytest.raises(ValueError, match="predicted must be class numbers"):
+            metrics.confusion(labels, wrong, 2)
+    assert metrics.confusion(labels * 1.0, labels > 0, 2).tolist() == [[6, 0], [0, 0]]
+    with pytest.raises(ValueError, match="num_classes=0: give 1 or more"):
+        metrics.confusion(labels, labels, 0)
+    for wrong in ([1, 2], [[1, 2, 3]], [[1, -2], [0, 1]], [[1, np.nan], [0, 1]], np.zeros((0, 2, 2))):
+        with pytest.raises(ValueError, match="as `confusion` gives"):
+            metrics.class_ious(wrong)
     with pytest.raises(ValueError, match="a stack"):
         metrics.confusion(labels, labels, 2, per_image=True)
     assert metrics.confusion(labels + 255, labels + 7, 2).sum() == 0  # what is predicted there does not matter

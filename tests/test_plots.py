@@ -165,6 +165,22 @@ def test_an_outline_follows_pixel_edges_over_the_picture_below(ax, image):
     np.testing.assert_allclose(ax.collections[0].get_color()[0][:3], colors.to_rgb(plots.CLASS_COLORS["car"]))
 
 
+def test_what_is_no_mask_or_map_is_not_drawn(ax, image):
+    """A tint over all of an image, or an even plane, would look like a result."""
+    mask = np.eye(8)
+    for draw in (lambda m: plots.show_mask(ax, image, m), lambda m: plots.outline(ax, m)):
+        draw(mask)
+        for wrong in (mask * 255, mask * 0.5, np.where(mask, np.nan, 0)):
+            with pytest.raises(ValueError, match="must hold booleans or zeros and ones"):
+                draw(wrong)
+    for wrong in (mask * np.nan, np.where(mask, np.inf, 0)):
+        for draw in (lambda h: plots.show_heat(ax, h), lambda h: plots.overlay(image, h)):
+            with pytest.raises(ValueError, match="the heat map holds NaN or infinity"):
+                draw(wrong)
+    with pytest.raises(ValueError, match=r"labels are 0 to 0, .* there is"):
+        plots.show_labels(ax, mask * 0.5, ["sky"])
+
+
 def test_labels_take_their_class_colors_and_only_those_present_are_listed(ax):
     labels = np.array([[0, 2, 2], [2, 0, 3]])
     plots.show_labels(ax, labels, ["sky", "car", "smoke", "pylon"])
@@ -172,7 +188,7 @@ def test_labels_take_their_class_colors_and_only_those_present_are_listed(ax):
     for (row, column), name in {(0, 0): "sky", (0, 1): "smoke", (1, 0): "smoke", (1, 1): "sky"}.items():
         np.testing.assert_allclose(drawn[row, column, :3], colors.to_rgb(plots.CLASS_COLORS[name]))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["sky", "smoke", "pylon"]
-    with pytest.raises(ValueError, match="labels run from 0 to 3, but names has 2"):
+    with pytest.raises(ValueError, match=r"labels are 0 to 1, as there are 2 names; there is \[2, 3\]"):
         plots.show_labels(ax, labels, ["sky", "car"])
 
 

@@ -14,6 +14,8 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from ..metrics import as_mask
+from ..storage import read_rgb
 from .styling import MASK_COLOR, add_colorbar, as_2d, class_color, color_of, grid, no_frame, style
 
 __all__ = [
@@ -93,7 +95,7 @@ def show_mask(ax: Axes, image: _ImageLike, mask: ArrayLike, color: str = MASK_CO
     title
         As in `show_image`.
     """
-    mask = as_2d(mask, "mask").astype(bool)
+    mask = as_mask(as_2d(mask, "mask"))
     show_image(ax, image, title)
     _paint(ax, mask, {1: color_of(color)}, alpha=0.45)
     return outline(ax, mask, color)
@@ -110,7 +112,7 @@ def outline(ax: Axes, mask: ArrayLike, color: str = MASK_COLOR, linewidth: float
     linewidth : float
         In points, without the white line around it.
     """
-    mask = as_2d(mask, "mask").astype(bool)
+    mask = as_mask(as_2d(mask, "mask"))
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])  # edges between neighbors in a row: upright lines
     upright = np.stack([[x, y], [x, y + 1]]).transpose(2, 0, 1)  # (edge, end, xy), in mask pixels from its corner
@@ -144,9 +146,9 @@ def show_labels(
     title
         As in `show_image`.
     """
-    labels = as_2d(labels, "label map").astype(int)
-    if labels.min() < 0 or labels.max() >= len(names):
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but names has {len(names)} entries")
+    labels = as_2d(labels, "label map")
+    if other := sorted(set(np.unique(labels).tolist()) - {*range(len(names))}):
+        raise ValueError(f"labels are 0 to {len(names) - 1}, as there are {len(names)} names; there is {other[:5]}")
     palette = {i: class_color(names[i], i) for i in np.unique(labels)}
     _paint(ax, labels, palette)
     if legend:
@@ -221,7 +223,7 @@ def overlay(
 def _as_rgb(image: _ImageLike) -> np.ndarray:
     """Return an image as a (row, column, rgb) array of uint8."""
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return read_rgb(image)
     image = np.asarray(image)
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
@@ -250,6 +252,8 @@ def _paint(ax: Axes, numbers: np.ndarray, palette: Mapping[int, tuple], alpha: f
 
 
 def _heat_scale(heat: np.ndarray, vmax: float | None) -> colors.Normalize:
+    if not np.isfinite(heat).all():
+        raise ValueError("the heat map holds NaN or infinity; was it divided by zero?")
     highest = heat.max()
     return colors.Normalize(0 if highest > 0 else heat.min(), highest if vmax is None else vmax, clip=True)
 
