@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.utils.hooks import RemovableHandle
 
 from .base import Adapter, AttentionCall, DenoiserCall
@@ -30,7 +30,7 @@ class UNetAdapter(Adapter):
             if attention.norm_cross is not None or attention.added_kv_proj_dim is not None:
                 pipeline = type(pipe).__name__
                 raise TypeError(f"{pipeline} cannot be recorded: {name} normalizes or extends its text; {SUPPORTED}")
-        if any(attention.fused_projections for _, attention in _attentions(pipe.unet)):
+        if any(isinstance(attention.processor, FusedAttnProcessor2_0) for _, attention in _attentions(pipe.unet)):
             raise TypeError("queries and keys are fused into one product: call pipe.unfuse_qkv_projections() first")
         self._signature = inspect.signature(type(pipe.unet).forward)
 
