@@ -23,15 +23,17 @@ class EncodedTexts:
             skipped = [made for h in hidden for made in (norm(h), h)]  # what clip_skip= takes, and SDXL
             self.calls = [*self.calls[1 - _REMEMBERED :], (ids.cpu(), [output[0], *skipped])]
 
-    def token_ids(self, text: torch.Tensor) -> list[int] | None:
+    def token_ids(self, text: torch.Tensor, second: bool = False) -> list[int] | None:
         """Find the token ids that became `text` (token, text width), told by the result itself.
 
-        Where there are two text encoders, by the result of the first, which `text` begins with.
+        Where there are two text encoders, the rows of `text` begin with what the first one made, and end with what the
+        second one did.
         """
         for ids, outputs in reversed(self.calls):
             for output in outputs:
                 for row in range(len(ids)):
-                    made, asked = output[row].to(text), text[..., : output.shape[-1]]
+                    width = output.shape[-1]
+                    made, asked = output[row].to(text), text[..., -width:] if second else text[..., :width]
                     if made.shape == asked.shape and (made - asked).norm() <= _ALIKE * asked.norm():
                         return ids[row].tolist()
         return None

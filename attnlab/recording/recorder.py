@@ -120,7 +120,7 @@ class Recorder:
         self.recording = Recording(TextEncoder.of(pipe))
         self._stores = Stores(self.recording.encoder, **kept)
         self._seeds = _seeds(generator)
-        self._texts = EncodedTexts()
+        self._texts = EncodedTexts(), EncodedTexts()  # of the first text encoder, and of SDXL's second
         self._generation: CurrentGeneration | None = None
         self._handles: list = []
 
@@ -135,15 +135,16 @@ class Recorder:
             *(handle for name, m in adapter.attentions.items() for handle in adapter.tap(m, self._receiver(name))),
             *self._stores.self_attention.tap(adapter),
         ]
-        encoder = getattr(adapter.pipe, "text_encoder", None) or getattr(adapter.pipe, "text_encoder_2", None)
-        if encoder is not None:
-            self._handles.append(encoder.register_forward_hook(self._texts.remember, with_kwargs=True))
+        encoders = [getattr(adapter.pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+        for texts, encoder in zip(self._texts, filter(None, encoders), strict=False):
+            self._handles.append(encoder.register_forward_hook(texts.remember, with_kwargs=True))
         return self
 
     def __exit__(self, *error):
         for handle in self._handles:
             handle.remove()
-        self._texts.calls = []
+        for texts in self._texts:
+            texts.calls = []
         self._stores.forget()
         if self._generation is not None:
             self._generation.end()
@@ -196,13 +197,15 @@ class Recorder:
 
     def _read(self, text, branch):
         """Copy a text that the denoiser reads, and find its words."""
-        ids = self._texts.token_ids(text)
+        ids, second = self._texts[0].token_ids(text), self._texts[1].token_ids(text, second=True)
         if ids is None and None in self._stores.maps.texts and branch == "conditional":
             raise ValueError(
                 "keep='maps' is of the prompt's words, which embeddings lack: give the prompt as text, or its words to "
                 "record(pipe, texts=...)"
             )
         words = None if ids is None else split(self.recording.encoder.tokenizer, ids)
+        if words:
+            self.recording.encoder.check_reading(ids, second)
         return text.detach().to("cpu", copy=True), words
 
     def _meet_text(self, text, rows):

@@ -1,5 +1,6 @@
 """Text to embeddings, at any time, as the denoiser of a pipeline reads them."""
 
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -48,6 +49,17 @@ class TextEncoder:
     def __init__(self, load: Callable[[], dict[str, object]], model: str | None = None):
         self._load = load
         self.model = model  # its name, where that is known
+
+    def __deepcopy__(self, memo=None) -> "TextEncoder":
+        return self  # its modules are the pipeline's
+
+    __copy__ = __deepcopy__
+
+    def __reduce__(self):
+        """Pickle the model's name, as the file of a recording does."""
+        if self.model is None:
+            raise ValueError("a text encoder is pickled by its model's name, which is not known: set encoder.model")
+        return TextEncoder.named, (self.model,)
 
     @cached_property
     def _parts(self):
@@ -105,6 +117,7 @@ class TextEncoder:
         parts = [self._encode(*pair, text, penultimate) for pair in zip(tokenizers, encoders, strict=True)]
         ids = parts[0][0]
         found = words.split(self.tokenizer, ids)
+        _check_vectors(self.tokenizer, found)
         if not found:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
         return Text(text, ids, torch.cat([part for _, part in parts], -1), found)
@@ -117,12 +130,40 @@ class TextEncoder:
         text = self(word)
         return text.embedding[[p for w in text.words for p in w.tokens]].float().mean(0)
 
+    def lost(self, text: str) -> list[str]:
+        """List the words of a text that would fall outside the window, in order."""
+        every = (_expanded(tokenizer, text)[1] for tokenizer in self._parts[0])
+        return max((self._outside(*pair) for pair in zip(self._parts[0], every, strict=True)), key=len)
+
+    def check_reading(self, ids: list[int], second: list[int] | None = None) -> None:
+        """Warn where a model read other than a prompt's words alone, by the token ids that its encoders were given.
+
+        That is where the window is full, so that more may have been cut off, and where a second encoder read a text of
+        its own (`prompt_2`): its words stand at the same places, so that each map is of both.
+        """
+        found = words.split(self.tokenizer, ids)
+        _check_vectors(self.tokenizer, found)
+        if found and len(ids) == self.window and found[-1].tokens[-1] == self.window - 2:
+            end = f"the prompt fills the model's window of {self.window} tokens: it was read up to {found[-1].text!r}"
+            warnings.warn(f"{end}; any word behind that is lost, and has no map", stacklevel=2)
+        other = found if second is None else words.split(self._parts[0][-1], second)
+        if [word.text for word in other] != [word.text for word in found]:
+            read = " ".join(word.text for word in other)
+            warnings.warn(
+                f"prompt_2 puts other words at the same places, {read!r}: the map of a word of the prompt is as much "
+                "that of the tokens of prompt_2 there; leave prompt_2 out for maps of one text",
+                stacklevel=2,
+            )
+
+    def _outside(self, tokenizer, ids):
+        """Words of which a token is outside the window, whose last place the end token takes."""
+        if len(ids) <= self.window:
+            return []
+        return [word.text for word in words.split(tokenizer, ids) if word.tokens[-1] >= self.window - 1]
+
     def _encode(self, tokenizer, encoder, text, penultimate):
-        expanded = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
-        ids = tokenizer(expanded).input_ids
-        if len(ids) > self.window:
-            inside = self.window - 1  # the end token takes the last place
-            lost = [repr(w.text) for w in words.split(tokenizer, ids) if w.tokens[-1] >= inside]
+        expanded, ids = _expanded(tokenizer, text)
+        if lost := [repr(word) for word in self._outside(tokenizer, ids)]:
             named = lost if len(lost) <= _NAMED else [*lost[:_NAMED], f"{len(lost) - _NAMED} more words"]
             sizes = f"the text has {len(ids)} tokens, the window {self.window}"
             raise ValueError(f"{sizes}: {', '.join(named)} would fall outside")
@@ -137,3 +178,17 @@ class TextEncoder:
         )
         embedding = output.hidden_states[-2] if penultimate else output[0]
         return padded.input_ids[0].tolist(), embedding[0].cpu()
+
+
+def _expanded(tokenizer, text):
+    """Return a text with all vectors of its learned tokens, as a pipeline writes it, and its token ids."""
+    expanded = TextualInversionLoaderMixin().maybe_convert_prompt(text, tokenizer)
+    return expanded, tokenizer(expanded).input_ids
+
+
+def _check_vectors(tokenizer, found):
+    """Warn where a text has some vectors of a learned token only: diffusers adds those of names in small letters."""
+    learned = tokenizer.get_added_vocab()
+    for name in {word.text for word in found if f"{word.text}_{len(word.tokens)}" in learned} & set(learned):
+        small = f"pipe.load_textual_inversion(..., token={name.lower()!r})"
+        warnings.warn(f"the text has some of the vectors of {name!r} only: load it with {small}", stacklevel=3)
