@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -24,6 +25,20 @@ sizes = [1.0, 2.0]  # two scales
 options = {"a": 1}  # passed on
 mask = None  # a file, or none
 out = "runs/04"  # folder for figures and metrics.json"""
+
+WRITE = """from pathlib import Path
+Path(out, "data").mkdir()
+Path(out, "data/1.png").write_text("made")
+Path(out, "data/2.png").write_text("made")"""
+
+MAKE = """from pathlib import Path
+from attnlab.dataset import Filters, Recipe, generate_dataset
+own = {"steps": 2, "seed": seed, "batch": 1, "shard": 1, "threads": 1}
+all_of_them = Filters(area=None, flat=None, duplicates=None)
+recipe = Recipe(prompts=["a house"], classes={"house": "house"}, images=8, filters=all_of_them, **own)
+generate_dataset(recipe, Path(out) / "dataset")"""
+
+PROGRAM = [sys.executable, "-c", "import sys; from attnlab.cli import main; sys.exit(main())"]
 
 BODY = """import json, os, sys
 from pathlib import Path
@@ -66,6 +81,20 @@ def run(capsys, *argv):
     except SystemExit as stop:  # argparse's own way out
         status = stop.code
     return status, *capsys.readouterr()
+
+
+def wait_for(pattern):
+    """The first file that fits, as soon as there is one."""
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        if found := sorted(Path().glob(pattern)):
+            return found[0]
+        time.sleep(0.05)
+    raise TimeoutError(pattern)
+
+
+def folders(runs="runs"):
+    return sorted(path.name for path in Path(runs).iterdir() if path.is_dir())
 
 
 def sources(path):
@@ -147,7 +176,8 @@ def test_run_fills_its_folder_with_typed_values_and_lists_the_files(project, cap
     assert status == 0
     files = ["runs/04/04_dbscan_masks.ipynb", "runs/04/04_mask.png", "runs/04/metrics.json"]
     assert [line.strip() for line in out.splitlines() if line.startswith("  ")] == files
-    assert sorted(os.listdir("runs")) == ["04"] and sorted(os.listdir("runs/04")) == [name[8:] for name in files]
+    assert sorted(os.listdir("runs/04")) == [".written.json", *(name[8:] for name in files)]
+    assert folders() == ["04"]
     metrics = json.loads((project / "runs/04/metrics.json").read_text())
     expected = {"word": "3", "seed": -3, "eps": 2.0, "keep_all": True, "sizes": [1, 2.5], "mask": "a.png"}
     assert expected.items() <= metrics.items() and isinstance(metrics["eps"], float)
@@ -155,7 +185,7 @@ def test_run_fills_its_folder_with_typed_values_and_lists_the_files(project, cap
     assert metrics["out"] == "runs/04"  # not the name that the folder had while the notebook ran
     assert metrics["cwd"] == str(project)
     assert 'out = "runs/04"' in sources("runs/04/04_dbscan_masks.ipynb")[2]
-    assert "partial" not in (project / "runs/04/04_dbscan_masks.ipynb").read_text()
+    assert "unfinished" not in (project / "runs/04/04_dbscan_masks.ipynb").read_text()
 
 
 def test_the_kernel_is_this_interpreter_whatever_python3_is_registered(project, capsys, monkeypatch):
@@ -178,10 +208,11 @@ def test_a_failed_run_shows_the_error_and_leaves_the_last_good_result(project, c
         status, out, err = run(capsys, "run", "04", "01", "-p", "seed", "5", "--runs", "other")  # a good run elsewhere
         status, out, err = run(capsys, "run", "04", "-p", "word", word)
         assert status == 1 and "done" not in out
-        assert f"04_dbscan_masks failed: {fault}" in err and "runs/04.failed/04_dbscan_masks.ipynb" in err
-        assert marked in "\n".join(sources("runs/04.failed/04_dbscan_masks.ipynb"))
+        executed = next(line for line in err.splitlines() if ".ipynb" in line).split(": ")[1]
+        assert f"04_dbscan_masks failed: {fault}" in err and re.match(r"runs/04\.unfinished-\w{8}/", executed)
+        assert marked in "\n".join(sources(executed))
         assert json.loads((project / "runs/04/metrics.json").read_text())["word"] == "smoke"
-        assert sorted(os.listdir("runs")) == ["04", "04.failed"]
+    assert re.fullmatch(r"04 04\.unfinished-\w+ 04\.unfinished-\w+", " ".join(folders()))
 
 
 def test_several_notebooks_the_ones_after_a_failure_run_too(project, capsys):
@@ -189,7 +220,8 @@ def test_several_notebooks_the_ones_after_a_failure_run_too(project, capsys):
     write_notebook(project / "notebooks/03_works.ipynb", "seed = 1  # seed", "seed")
     status, out, err = run(capsys, "run", "02", "03", "-p", "seed", "2", "--runs", "deep/results")
     assert status == 1 and "ZeroDivisionError" in err and "1 of 2 notebooks failed" in err
-    assert sorted(os.listdir("deep/results")) == ["02.failed", "03"] and "deep/results/03/03_works.ipynb" in out
+    assert re.fullmatch(r"02\.unfinished-\w+ 03", " ".join(folders("deep/results")))
+    assert "deep/results/03/03_works.ipynb" in out
 
 
 def test_runs_that_cannot_be_written_are_refused(project, capsys):
@@ -198,20 +230,62 @@ def test_runs_that_cannot_be_written_are_refused(project, capsys):
     assert status == 2 and "cannot write results to file" in err
 
 
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("elsewhere")], ids=["file", "link"])
+def test_a_folder_that_cannot_be_replaced_is_refused_before_any_notebook_runs(project, capsys, make):
+    (project / "runs").mkdir()
+    make(project / "runs/04")
+    status, _, err = run(capsys, "run", "01", "04")
+    assert status == 2 and "runs/04 is a link or a file" in err and "--runs FOLDER" in err
+    assert os.listdir("runs") == ["04"]
+
+
+def test_what_a_run_did_not_write_is_kept(project, capsys):
+    """Files that were added or changed, however deep; what is as the run left it is replaced."""
+    write_notebook(project / "notebooks/04_dbscan_masks.ipynb", 'out = "runs/04"  # out', WRITE)
+    folder = project / "runs/04"
+
+    def again():
+        status, out, _ = run(capsys, "run", "04")
+        assert status == 0 and (folder / "data/1.png").read_text() == "made"
+        return re.findall(r"it is kept as (.+)", out)
+
+    assert again() == []
+    (folder / ".ipynb_checkpoints").mkdir()  # JupyterLab's, where a notebook was opened
+    (folder / ".ipynb_checkpoints/04.ipynb").touch()
+    (folder / "data/2.png").unlink()
+    assert again() == []
+    for k, (name, text) in enumerate([("data/bad.json", "[1]"), ("data/1.png", "edit")], 1):  # edited: of the same size
+        (folder / name).write_text(text)
+        assert again() == [f"runs/04.kept-{k}"] and (project / f"runs/04.kept-{k}" / name).read_text() == text
+    assert folders() == ["04", "04.kept-1", "04.kept-2"]
+
+
+def test_a_killed_run_goes_on_with_its_data_set_and_two_at_once_are_refused(project, capsys):
+    write_notebook(project / "notebooks/04_dbscan_masks.ipynb", 'seed = 3  # seed\nout = "runs/04"  # out', MAKE)
+    process = subprocess.Popen([*PROGRAM, "run", "04"])
+    first = wait_for("runs/*/dataset/.parts/00000/images/000000.png")
+    status, _, err = run(capsys, "run", "04", "-p", "seed", "4")
+    assert status == 1 and "runs/04 is being made by another run" in err
+    process.kill()
+    process.wait()
+    made = first.stat().st_mtime_ns
+    status, _, err = run(capsys, "run", "04")
+    assert (status, folders()) == (0, ["04"]), err
+    assert (project / "runs/04/dataset/images/000000.png").stat().st_mtime_ns == made
+    assert len((project / "runs/04/dataset/metadata.jsonl").read_text().splitlines()) == 8
+
+
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_says_where_the_notebook_is(project, by):
-    command = [sys.executable, "-c", "import sys; from attnlab.cli import main; sys.exit(main())"]
-    process = subprocess.Popen([*command, "run", "04", "-p", "word", "sleeps"], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 60
-    while not list(project.glob("runs/*/metrics.json")) and time.monotonic() < end:
-        time.sleep(0.1)
+    process = subprocess.Popen([*PROGRAM, "run", "04", "-p", "word", "sleeps"], stderr=subprocess.PIPE, text=True)
+    folder = wait_for("runs/*/metrics.json").parent
     process.send_signal(by)
     assert (
         "04_dbscan_masks failed: interrupted" in (err := process.communicate(timeout=60)[1]) and "Traceback" not in err
     )
     assert process.returncode == 130
-    assert "## Stopped here: interrupted" in sources("runs/04.failed/04_dbscan_masks.ipynb")
-    assert os.listdir("runs") == ["04.failed"]
+    assert "## Stopped here: interrupted" in sources(folder / "04_dbscan_masks.ipynb")
+    assert folders() == [folder.name] and folder.name.startswith("04.unfinished-")
 
 
 def test_defaults_that_json_lacks_are_refused(project):

@@ -33,14 +33,18 @@ def _list(paths):
 def _run(paths, typed, runs):
     """Run notebooks one after another and return how many failed; all that was typed is checked first."""
     jobs = [(path, runner.check_parameters(path, typed)) for path in paths]
+    for job in jobs:
+        runner.result_folders(*job, runs)
     failed = 0
     for path, values in jobs:
         print(f"{path.stem}: running", flush=True)
         try:
-            folder = runner.run_notebook(path, values, runs)
+            folder, kept = runner.run_notebook(path, values, runs)
             files = [file for file in list_files(folder) if file != folder / path.name]
             print(f"{path.stem}: done; the notebook with its results, and the files it made:")
             print("", folder / path.name, *files, sep="\n  ", end="\n\n")
+            if kept:
+                print(f"{folder} had files that were added or changed after its run: it is kept as {kept}\n")
         except runner.RunFailed as error:
             failed += 1
             print(f"attnlab: {error}", file=sys.stderr)
@@ -50,8 +54,11 @@ def _run(paths, typed, runs):
 
 
 def list_files(folder: Path, most: int | None = None) -> list[Path | str]:
-    """List the files in a folder and in those below it, sorted; below it, only the number of more than a dozen."""
-    files = sorted(file for file in folder.iterdir() if file.is_file())
+    """List the files in a folder and in those below it, sorted; below it, only the number of more than a dozen.
+
+    Files whose names begin with a dot are left out.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     below = [entry for each in sorted(f for f in folder.iterdir() if f.is_dir()) for entry in list_files(each, 12)]
     return [*(files if most is None or len(files) <= most else [f"{folder}/ ({len(files)} files)"]), *below]
 

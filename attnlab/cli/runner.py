@@ -2,22 +2,26 @@
 
 import ast
 import difflib
+import hashlib
+import itertools
 import json
 import logging
 import math
-import os
 import shlex
 import shutil
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
 __all__ = ["Parameter", "RunFailed", "check_parameters", "find_notebooks", "pick_notebook", "read_parameters"]
-__all__ += ["read_title", "run_notebook"]
+__all__ += ["read_title", "result_folders", "run_notebook"]
 
 _PROJECT = Path(__file__).resolve().parents[2] / "notebooks"  # where an editable install has them
 _TYPES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a JSON list"}
 _TYPES |= {dict: "a JSON object", type(None): "anything"}  # of a parameter, as they are called in help and errors
+_WRITTEN = ".written.json"  # in a folder of results: the files that its run wrote
 
 
 class Parameter(NamedTuple):
@@ -118,12 +122,46 @@ def check_parameters(path: Path, typed: list[tuple[str, str]]) -> dict[str, obje
     return {name: _convert(name, text, known[name]) for name, text in typed}
 
 
-def run_notebook(path: Path, values: dict[str, object], runs: Path) -> Path:
-    """Run a notebook and return its folder, runs/NN, with the executed notebook, its figures, metrics.json.
+def result_folders(path: Path, values: dict[str, object], runs: Path) -> tuple[Path, Path]:
+    """Return where a notebook works, runs/NN.unfinished-<hash of notebook and parameters>, and where its results go.
 
-    The notebook writes to a temporary folder, which is renamed after the last cell, so runs/NN is always one whole
-    result: the last good one. A run that fails becomes runs/NN.failed, where the notebook shows the error.
+    ValueError where no folder can be made there.
     """
+    number = path.stem.split("_")[0]
+    defaults = {name: parameter.default for name, parameter in read_parameters(path).items()}
+    meant = json.dumps([path.stem, {**defaults, **values}], sort_keys=True)
+    work = runs / f"{number}.unfinished-{hashlib.sha256(meant.encode()).hexdigest()[:8]}"
+    for folder in (work, runs / number):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise ValueError(f"{folder} is a link or a file, and a folder goes there: move it, or use --runs FOLDER")
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write results to {runs}: {error.strerror}; name another: --runs FOLDER") from None
+    return work, runs / number
+
+
+def run_notebook(path: Path, values: dict[str, object], runs: Path) -> tuple[Path, Path | None]:
+    """Run a notebook; return its folder, runs/NN, with the executed notebook, its figures, metrics.json.
+
+    The notebook works in a folder of its own, which is renamed after the last cell: runs/NN is always one whole result,
+    the last good one. Where a run fails or is killed that folder stays, and the same parameters go on in it.
+
+    An earlier runs/NN is replaced if it is as its run left it. If something was added or changed it is kept, as
+    runs/NN.kept-1, -2, ...: that is the second path, otherwise None.
+    """
+    work, final = result_folders(path, values, runs)
+    try:
+        with FileLock(runs / f".{final.name}.lock", timeout=0):
+            work.mkdir(exist_ok=True)
+            _execute(path, work, values)
+            return final, _settle(work, final)
+    except Timeout:
+        raise RunFailed(f"{final} is being made by another run: wait for it, or name a place: --runs FOLDER") from None
+
+
+def _execute(path, work, values):
+    """Run a notebook in a folder; RunFailed or KeyboardInterrupt where it does not run to its end."""
     import papermill  # late: listing notebooks and refusing a parameter must be quick
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
@@ -133,32 +171,23 @@ def run_notebook(path: Path, values: dict[str, object], runs: Path) -> Path:
         # no log of the kernel's own, no talk of frozen modules: what the notebook says is in its cells
         kernel_spec = KernelSpec(**get_kernel_dict(["--log-level=50"], ["-Xfrozen_modules=off"]))
 
-    number = path.stem.split("_")[0]
-    work, final = runs / f"{number}.partial-{os.getpid()}", runs / number
-    try:
-        work.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"cannot write results to {runs}: {error.strerror}; name another: --runs FOLDER") from None
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of lines that its own reader cannot parse
     if "out" in read_parameters(path):
         values = {**values, "out": work.as_posix()}
     kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": ThisPython}
+    executed = work / path.name
     try:
         with warnings.catch_warnings(action="ignore"):  # of the libraries that start the kernel, not of the notebook
-            papermill.execute_notebook(path, work / path.name, values, **kernel)
+            papermill.execute_notebook(path, executed, values, **kernel)
     except (Exception, KeyboardInterrupt) as error:
-        final = runs / f"{number}.failed"
         if hasattr(error, "exec_count"):  # papermill's account of an exception in a cell, which it has marked
             fault = f"In [{error.exec_count}]: {error.ename}: {error.evalue}"
         else:
             fault = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-            _mark(work / path.name, path, fault)
-        _settle(work, final)
+            _mark(executed, path, fault)
         kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunFailed
-        message = f"{path.stem} failed: {fault}\n  the notebook, with the error marked: {final / path.name}"
-        raise kind(message) from error
-    _settle(work, final)
-    return final
+        message = f"{path.stem} failed: {fault}\n  the notebook, with the error marked: {executed}"
+        raise kind(f"{message}\n  the same parameters go on with what lies there") from error
 
 
 def _mark(executed, original, text):
@@ -171,11 +200,36 @@ def _mark(executed, original, text):
 
 
 def _settle(work, final):
-    """Give a folder its final name, also inside its files; only then delete the folder that had this name."""
+    """Give a folder its final name, also inside its files; return where an earlier one is kept, or None."""
     for file in [*work.glob("*.ipynb"), *work.glob("*.json")]:
         file.write_bytes(file.read_bytes().replace(work.as_posix().encode(), final.as_posix().encode()))
-    old = final.with_name(f"{work.name}-old")
+    (work / _WRITTEN).write_text(json.dumps(_files(work)), "utf-8")
+    replaced, kept = final.with_name(f".{final.name}.replaced"), None
+    shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed in the lines below
     if final.exists():
-        final.rename(old)
+        if not _untouched(final):
+            numbered = (final.with_name(f"{final.name}.kept-{k}") for k in itertools.count(1))
+            kept = next(path for path in numbered if not path.exists())
+        final.rename(kept or replaced)
     work.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return kept
+
+
+def _files(folder):
+    """Tell the files of a folder: {name: [size, time of last change]}; JupyterLab's own copies do not count."""
+    paths = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+    names = {path.relative_to(folder): path.lstat() for path in paths}
+    return {
+        name.as_posix(): [stat.st_size, stat.st_mtime_ns]
+        for name, stat in names.items()
+        if name.name != _WRITTEN and ".ipynb_checkpoints" not in name.parts
+    }
+
+
+def _untouched(folder):
+    """Return whether a folder has no other files than its run wrote, and these unchanged."""
+    try:
+        return _files(folder).items() <= json.loads((folder / _WRITTEN).read_text("utf-8")).items()
+    except (OSError, ValueError, AttributeError):
+        return False
