@@ -13,13 +13,14 @@ shape. IoU is a fraction in 0..1; published tables usually print it times 100.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 __all__ = [
-    "THRESHOLDS", "area_under_curve", "as_mask", "best_threshold", "bootstrap_interval", "class_ious", "confusion",
-    "iou", "mean_over_classes", "miou_curve", "pointing_game",
+    "THRESHOLDS", "area_under_curve", "as_mask", "best_threshold", "bootstrap_interval", "check_counts",
+    "class_ious", "confusion", "iou", "mean_over_classes", "miou_curve", "pointing_game",
 ]  # fmt: skip
 
 THRESHOLDS = np.linspace(0, 1, 101)
@@ -257,8 +258,7 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int, per_ima
     _check_same_shape(predicted, labels)
     if per_image and labels.ndim < 3:
         raise ValueError(f"per_image wants a stack (image, row, column), got shape {labels.shape}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes={num_classes}: give 1 or more")
+    check_counts(num_classes=num_classes)
     valid = labels != 255  # masks.IGNORE
     for name, numbers in (("labels", labels[valid]), ("predicted", predicted[valid])):
         if other := sorted(set(np.unique(numbers).tolist()) - {*range(num_classes)}):
@@ -311,6 +311,21 @@ def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: Ar
     return np.where(union > 0, common / np.maximum(union, 1), 1.0)
 
 
+def check_counts(least: int = 1, **counts: object) -> None:
+    """Refuse what is no whole number of at least so many: ValueError with its name.
+
+    Parameters
+    ----------
+    least : int
+        The least that is allowed.
+    **counts
+        What has to be counts, by name.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
+
+
 def _check_thresholds(thresholds: np.ndarray) -> None:
     rising = thresholds.ndim == 1 and thresholds.size and (np.diff(thresholds) > 0).all()
     if not rising or not np.isfinite(thresholds).all():
@@ -318,8 +333,9 @@ def _check_thresholds(thresholds: np.ndarray) -> None:
 
 
 def _check_bootstrap(level: float, resamples: int) -> None:
-    if not 0 < level < 1 or resamples not in range(1, 10**7):
-        raise ValueError(f"level is in 0..1 and resamples at least 1, such as 0.95 and 2000; got {level}, {resamples}")
+    check_counts(resamples=resamples)
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: give a number between 0 and 1, such as 0.95")
 
 
 def _as_pair(heat: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -194,7 +194,9 @@ def test_bootstrap_has_the_width_of_the_standard_error_and_covers_the_known_mean
     ("options", "message"),
     [
         ({"level": 95}, "0.95"),
-        ({"resamples": 0}, "resamples"),
+        ({"resamples": 0}, "resamples=0: give a whole number, 1 or more"),
+        ({"resamples": 20.0}, "resamples=20.0: give a whole number"),
+        ({"resamples": True}, "resamples=True: give a whole number"),
         ({"values": []}, "shape"),
         ({"values": [np.nan]}, "finite"),
     ],
@@ -251,7 +253,7 @@ def test_confusion_says_what_is_wrong():
         with pytest.raises(ValueError, match="predicted must be class numbers"):
             metrics.confusion(labels, wrong, 2)
     assert metrics.confusion(labels * 1.0, labels > 0, 2).tolist() == [[6, 0], [0, 0]]
-    with pytest.raises(ValueError, match="num_classes=0: give 1 or more"):
+    with pytest.raises(ValueError, match="num_classes=0: give a whole number, 1 or more"):
         metrics.confusion(labels, labels, 0)
     for wrong in ([1, 2], [[1, 2, 3]], [[1, -2], [0, 1]], [[1, np.nan], [0, 1]], np.zeros((0, 2, 2))):
         with pytest.raises(ValueError, match="as `confusion` gives"):

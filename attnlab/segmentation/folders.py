@@ -11,16 +11,20 @@ Labels are 0, 1, ... in the order of the classes, and 255 where a pixel is ignor
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral
+from os.path import relpath
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
 from ..masks import IGNORE
+from ..metrics import check_counts
+from ..storage import read_rgb
 
 __all__ = ["ISAID", "LOVEDA", "OPEN_EARTH_MAP", "Layout", "PairFolder", "Pairs"]
-__all__ += ["check_labels", "checked", "patches", "shrink"]
+__all__ += ["check_classes", "check_labels", "checked", "patches", "shrink"]
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Images uint8 (image, row, column, rgb) and their labels uint8 (image, row, column)."""
@@ -38,7 +42,7 @@ class Layout:
     images: str = "images/*"  # glob pattern
     masks: str = "masks/{name}.png"
     values: Mapping | None = None  # class of each value; None: 0, 1, ... in the order of the classes
-    ignore: tuple = (IGNORE,)  # values of pixels that are ignored
+    ignore: tuple | None = None  # values of pixels that are ignored; None: the number 255, if no class has it
 
 
 _LOVEDA = ("background", "building", "road", "water", "barren", "forest", "agriculture")
@@ -79,6 +83,12 @@ def checked(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Pairs:
     return images, labels.astype(np.uint8)
 
 
+def check_classes(classes: Sequence[str]) -> None:
+    """Raise ValueError if there are no names of classes, too many for labels below 255, or one of them twice."""
+    if not 0 < len(classes) <= IGNORE or len({*classes}) < len(classes) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"classes are 1 to {IGNORE} different names, not {len(classes)}: {list(classes)[:5]}")
+
+
 def check_labels(labels: np.ndarray, num_classes: int) -> None:
     """Raise ValueError if labels are not 0 to `num_classes` - 1, or 255."""
     if other := sorted(set(np.unique(labels).tolist()) - {*range(num_classes), IGNORE}):
@@ -100,18 +110,24 @@ class PairFolder(Sequence):
     FileNotFoundError
         If there is no such folder, no image in it, or images have no mask.
     ValueError
-        When a pair is read, if an image and a mask differ in size, or a value belongs to no class.
+        If classes, values and ignored values of the layout do not fit each other. When a pair is read, if an image and
+        a mask differ in size or in how EXIF data turns them, a value belongs to no class, or a file cannot be read
+        without doubt: a transparent one, a mask that is a JPEG.
     """
 
     def __init__(self, folder: str | Path, layout: Layout):
         self.folder, self.layout, self.classes = Path(folder), layout, layout.classes
+        _labels_of(layout)  # says what is wrong with it before anything is read
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no folder {self.folder}")
         images = sorted(path for path in self.folder.glob(layout.images) if path.is_file())
         if not images:
             raise FileNotFoundError(f"{self.folder} has no {layout.images}: name the folder above, or another layout")
-        above = [path.parent.parent.relative_to(self.folder).as_posix() for path in images]
-        masks = [layout.masks.format(name=path.stem, parent=parent) for path, parent in zip(images, above, strict=True)]
+        above = [Path(relpath(path.parent.parent, self.folder)).as_posix() for path in images]
+        try:
+            masks = [layout.masks.format(name=path.stem, parent=p) for path, p in zip(images, above, strict=True)]
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"masks={layout.masks!r} may name {{name}} and {{parent}}, and nothing else") from error
         self.paths = [(path, self.folder / mask) for path, mask in zip(images, masks, strict=True)]
         if alone := [str(image.relative_to(folder)) for image, mask in self.paths if not mask.is_file()]:
             shown = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
@@ -121,37 +137,85 @@ class PairFolder(Sequence):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
         path, mask_path = self.paths[i]
-        with Image.open(path) as image:
-            image = np.asarray(image.convert("RGB"))
-        labels = _read_labels(mask_path, self.layout)
+        image, labels = read_rgb(path), _read_labels(mask_path, self.layout)
+        hint = "" if _turn(path) == _turn(mask_path) else "; EXIF data turns them differently: save both upright"
         if labels.shape != image.shape[:2]:
             own, other = (" x ".join(map(str, shape[:2])) for shape in (labels.shape, image.shape))
-            raise ValueError(f"{mask_path} is {own}, its image {path.name} {other}")
+            raise ValueError(f"{mask_path} is {own}, its image {path.name} {other}{hint}")
+        if hint and (_turn(path) < 5 or len(set(labels.shape)) == 1):  # no size shows that the mask stands upright
+            raise ValueError(f"{path} and {mask_path.name}{hint}")
         return image, labels
 
     def __repr__(self) -> str:
         return f"<PairFolder {self.folder}: {len(self)} pairs of {', '.join(self.classes)}>"
 
 
-def _read_labels(path: str | Path, layout: Layout) -> np.ndarray:
-    """Return the labels uint8 (row, column) of a mask file; ValueError if a value belongs to no class."""
+def _labels_of(layout: Layout) -> tuple[dict, bool]:
+    """Return the label of each value that masks of a layout hold, and whether these are colors; ValueError if none."""
+    check_classes(layout.classes)
     names = dict(enumerate(layout.classes)) if layout.values is None else layout.values
-    known = {value: layout.classes.index(name) for value, name in names.items()} | dict.fromkeys(layout.ignore, IGNORE)
-    colored = isinstance(next(iter(known)), tuple)
-    with Image.open(path) as picture:
-        values = np.asarray(picture.convert("RGB") if colored else picture)
+    if unknown := [name for name in names.values() if name not in layout.classes]:
+        raise ValueError(f"values name {unknown[:5]}, which are none of the classes {', '.join(layout.classes)}")
+    labels, ignored = {value: layout.classes.index(name) for value, name in names.items()}, layout.ignore
+    colored = any(isinstance(value, tuple) for value in labels)
+    if ignored is None:
+        ignored = () if colored or IGNORE in labels else (IGNORE,)
+    if not isinstance(ignored, tuple) or not all(map(_is_color if colored else _is_number, (*labels, *ignored))):
+        kind = "colors such as (0, 255, 0)" if colored else "whole numbers, or all of them colors (r, g, b)"
+        raise ValueError(f"values and the tuple ignore hold {kind}; there is {[*labels][:5]}, and ignore={ignored!r}")
+    if both := [value for value in ignored if value in labels]:
+        raise ValueError(f"{both[:5]} are ignored, and the values of classes: leave them out of one of both")
+    return labels | dict.fromkeys(ignored, IGNORE), colored
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, Integral)
+
+
+def _is_color(value) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(_is_number(x) and 0 <= x <= 255 for x in value)
+
+
+def _read_labels(path: Path, layout: Layout) -> np.ndarray:
+    """Return the labels uint8 (row, column) of a mask file; ValueError if a value belongs to no class."""
+    known, colored = _labels_of(layout)
     if colored:  # as numbers, which are found faster
-        values = values @ np.array([1 << 16, 1 << 8, 1], np.int32)
-        known = {int.from_bytes(color): label for color, label in known.items()}
-    if values.ndim != 2:
-        raise ValueError(f"{path} has {values.shape[-1]} channels: give the layout's values as colors (r, g, b)")
+        values = read_rgb(path) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        known = {int.from_bytes(bytes(color)): label for color, label in known.items()}
+    else:
+        values = _read_numbers(path)
     found = np.unique(values)
-    if other := [int(v) for v in found if int(v) not in known]:
+    if other := [v for v in found.tolist() if v not in known]:  # 0.5 and NaN are in no class either
         shown = [tuple(v.to_bytes(3)) for v in other] if colored else other
         raise ValueError(f"{path} has {shown[:5]}, the values of no class: add them to the layout's values or ignore")
-    labels = np.array([known[int(v)] for v in found], np.uint8)
+    labels = np.array([known[v] for v in found.tolist()], np.uint8)
     return labels[np.searchsorted(found, values)]
+
+
+def _read_numbers(path: Path) -> np.ndarray:
+    """Return the numbers (row, column) that a mask file holds, those of a palette as they are."""
+    try:
+        with Image.open(path) as picture:
+            lossy, values = picture.format in ("JPEG", "MPO"), np.asarray(ImageOps.exif_transpose(picture))
+    except Exception as error:  # Pillow has many kinds for damaged files
+        raise ValueError(f"{path} cannot be read as a mask: {error}") from error
+    if lossy:
+        raise ValueError(f"{path} is a JPEG, which changes the numbers of classes: masks are PNG or TIFF")
+    if values.ndim == 3 and values.shape[2] == 2 and (values[..., 1] == 255).all():  # "LA", "PA", all of it opaque
+        values = values[..., 0]
+    if values.ndim != 2:
+        raise ValueError(f"{path} has {values.shape[-1]} channels: give the layout's values as colors (r, g, b)")
+    return values
+
+
+def _turn(path: Path) -> int:
+    """Return how an image file says that it is to be turned, EXIF's 2 to 8; 1 is not at all."""
+    with Image.open(path) as picture:
+        turn = picture.getexif().get(ExifTags.Base.Orientation)
+    return turn if turn in range(2, 9) else 1
 
 
 def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> Pairs:
@@ -166,7 +230,8 @@ def shrink(images: np.ndarray, labels: np.ndarray, factor: int) -> Pairs:
         Side of the squares in pixels; ValueError if it does not divide the size.
     """
     count, height, width = labels.shape
-    if factor < 1 or height % factor or width % factor:
+    check_counts(factor=factor)
+    if height % factor or width % factor:
         raise ValueError(f"factor={factor} does not divide pairs of {height} x {width} pixels")
     blocks = (count, height // factor, factor, width // factor, factor)
     colors = images.reshape(*blocks, 3).mean((2, 4)).round().astype(np.uint8)
@@ -192,8 +257,9 @@ def patches(pairs: Iterable, size: int, *, stride: int | None = None, valid: flo
         Least fraction of pixels with a class; other squares are left out.
     """
     stride = size if stride is None else stride
-    if size < 1 or stride < 1:
-        raise ValueError(f"size={size}, stride={stride}: give 1 or more")
+    check_counts(size=size, stride=stride)
+    if not 0 <= valid <= 1:
+        raise ValueError(f"valid={valid}: give a fraction, 0 to 1")
     images, labels, seen = [], [], 0
     for image, one in tqdm(pairs, desc="patches", leave=False):
         seen += 1
