@@ -4,6 +4,7 @@ import contextlib
 import weakref
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 from conftest import PROMPT, count_hooks
@@ -47,7 +48,7 @@ def test_image_is_bit_exact(pipe, generate, guidance, prompts):
 
 def test_hooks_exist_only_inside_the_block(pipe, generate):
     with al.record(pipe):
-        assert count_hooks(pipe) == 2 + (LAYERS + 1) + 1  # denoiser, its cross-attentions, text encoder
+        assert count_hooks(pipe) == 2 + 2 * (LAYERS + 1) + 1  # denoiser, its cross-attentions, text encoder
         generate()
     assert count_hooks(pipe) == 0
 
@@ -215,6 +216,39 @@ def test_seed_is_noted_only_where_given(pipe, generate):
     assert isinstance(known.traces[0].generation.model, str)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_maps_are_those_of_the_models_queries_in_float32(pipe, generate, tmp_path, dtype):
+    """Whatever autocast does to the model, what is computed of it here is float32; also asked for inside the block."""
+    kept = {"queries": {}, "maps": {"keep": "maps", "texts": "a tree"}, "sum": {"keep": "sum"}}
+    with torch.autocast("cpu", dtype):
+        made = {}
+        for name, options in kept.items():
+            with al.record(pipe, self_attention=8, **options) as made[name]:
+                generate(steps=2)
+        inside = al.daam(made["queries"]).values, al.linear_daam(made["queries"])["tree"]
+        inside += (al.propagate(al.daam(made["queries"]), *made["queries"].self_attention()).values,)
+        made["maps"].save(tmp_path / "maps")
+    full = al.daam(made["queries"])
+    outside = full.values, al.linear_daam(made["queries"])["tree"]
+    outside += (al.propagate(full, *made["queries"].self_attention()).values,)
+    for found, expected in zip(inside, outside, strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+    again = al.Recording.load(tmp_path / "maps", made["maps"].encoder)
+    np.testing.assert_allclose(al.daam(again).values, full.values, atol=1e-6)
+    np.testing.assert_allclose(al.ovam(again, "a tree").values, al.ovam(made["queries"], "a tree").values, atol=1e-6)
+    scores = al.linear_daam(made["sum"])["tree"]
+    np.testing.assert_allclose(scores, outside[1], atol=1e-3 * abs(scores).max())
+    assert made["maps"].self_attention()[0].dtype == torch.float32
+
+
+def test_what_is_recorded_in_inference_mode_can_be_used_outside(pipe, generate):
+    with torch.inference_mode(), al.record(pipe, self_attention=8) as recording:
+        generate(steps=2)
+    assert not any(tensor.is_inference() for tensor in recording.trace.tensors())
+    assert not any(layer.weight.is_inference() for layer in recording.trace.layers.values())
+
+
 def test_clip_skip(pipe, generate, monkeypatch):
     # diffusers 0.42 looks for `text_model`, which the text encoder of transformers 5.23 no longer has
     monkeypatch.setitem(pipe.text_encoder.__dict__, "text_model", pipe.text_encoder)
@@ -290,16 +324,73 @@ def test_callback_turns_guidance_off(pipe, generate):
     with al.record(pipe) as recording:
         assert torch.equal(generate(**call), plain)
     assert len(recording) == 1 and recording.trace.steps == [0, 1, 2, 3] and recording.complete
+    for branch in ("negative", "both"):  # the steps that have it
+        with al.record(pipe, branch=branch) as recording:
+            assert torch.equal(generate(**call), plain)
+        assert all(trace.steps == [0, 1] for trace in recording.traces) and recording.complete
 
 
-def test_text_that_changes_on_the_way_is_refused(pipe, generate):
-    other, _ = pipe.encode_prompt("two trees", pipe.device, 1, False)
+@pytest.fixture
+def scheduled(pipe, generate):
+    """Generate with the prompt exchanged for "two trees" from step 2 on."""
 
     def swap(pipe, step, timestep, kwargs):
+        if step != 1:
+            return {}
+        other, _ = pipe.encode_prompt("two trees", pipe.device, 1, False)
         return {"prompt_embeds": torch.cat([kwargs["prompt_embeds"][:1], other])}
 
-    with pytest.raises(RuntimeError, match="the text or the batch changed"), al.record(pipe):
-        generate(callback_on_step_end=swap, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    return lambda: generate(callback_on_step_end=swap, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+
+
+def test_a_prompt_that_changes_on_the_way(pipe, scheduled, recording, tmp_path):
+    """The image is made and the queries are kept; DAAM answers for steps of one text alone."""
+    plain = scheduled()
+    with al.record(pipe) as whole:
+        assert torch.equal(scheduled(), plain)
+    whole.save(tmp_path / "file")
+    for found in (whole, al.Recording.load(tmp_path / "file")):
+        with pytest.raises(ValueError, match=r"the prompt changes at step 2.* ovam\(recording, text\)"):
+            al.daam(found)
+        before = al.daam(found, steps=[0, 1])
+        np.testing.assert_array_equal(before.values, al.daam(recording, steps=[0, 1]).values)
+        assert al.ovam(found, "a tree")["tree"].shape == al.linear_daam(found)["tree"].shape == (16, 16)
+    assert whole.trace.steps == [0, 1, 2, 3] and whole.complete
+
+
+def test_steps_of_one_text_are_recorded_as_ever(pipe, scheduled, recording):
+    with al.record(pipe, steps=[0, 1]) as first:
+        scheduled()
+    np.testing.assert_array_equal(al.daam(first).values, al.daam(recording, steps=[0, 1]).values)
+    with al.record(pipe, steps=[2, 3]) as last:
+        scheduled()
+    text = last.encode("two trees")
+    assert last.prompt == "two trees" and torch.equal(last.trace.text, text.embedding)
+    assert al.daam(last)["trees"].max() > 0
+
+
+@pytest.mark.parametrize("keep", ["sum", "maps"])
+def test_sums_of_a_prompt_that_changes(pipe, scheduled, keep):
+    with al.record(pipe, keep=keep, texts=["a tree"]) as recording:
+        scheduled()
+    with al.record(pipe) as queries:
+        scheduled()
+    with pytest.raises(ValueError, match="the prompt changes at step 2"):
+        al.daam(recording)
+    np.testing.assert_allclose(al.ovam(recording, "a tree").values, al.ovam(queries, "a tree").values, atol=1e-5)
+    if keep == "sum":
+        found, expected = (al.linear_daam(one)["tree"] for one in (recording, queries))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
+
+
+def test_a_number_of_images_that_changes_is_refused(pipe, generate):
+    def drop(pipe, step, timestep, kwargs):
+        half = {"prompt_embeds": kwargs["prompt_embeds"][1::2], "negative_prompt_embeds": None}
+        return {"latents": kwargs["latents"][1:], **half}
+
+    names = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    with pytest.raises(RuntimeError, match="the number of images changed"), al.record(pipe):
+        generate(["a car", "a tree"], callback_on_step_end=drop, callback_on_step_end_tensor_inputs=names)
 
 
 def test_stopped_and_started_again_with_the_same_embeddings(pipe, generate):
@@ -320,7 +411,7 @@ def test_stopped_and_started_again_with_the_same_embeddings(pipe, generate):
 
 def test_another_size_is_another_generation(pipe, generate):
     """Of a denoiser that is called from outside: nothing sets the timesteps anew."""
-    with al.record(pipe) as recording:
+    with al.record(pipe, parts=["conditional"]) as recording:
         generate(guidance=1.0, steps=2)
         with torch.no_grad():
             pipe.unet(torch.zeros(1, 4, 8, 24), 500, torch.zeros(1, 32, 128))
@@ -392,8 +483,14 @@ class TestRefusals:
             pass
 
     def test_steps_that_never_occur(self, pipe, generate):
-        with pytest.raises(RuntimeError, match=r"steps=\[9\].*ran 4 steps"), al.record(pipe, steps=9):
+        with pytest.raises(ValueError, match=r"none of steps=\[9\] will occur: .* has 4"), al.record(pipe, steps=9):
             generate()
+        with pytest.raises(RuntimeError, match=r"steps=\[9\].*ran 1 steps"), torch.no_grad():
+            with al.record(pipe, steps=9, parts=["conditional"]):
+                pipe.unet(torch.zeros(1, 4, 8, 24), 500, torch.zeros(1, 32, 128))
+        for wrong in ([], -1, 1.5, "all", [0, None]):
+            with pytest.raises(ValueError, match="give numbers of denoising steps"), al.record(pipe, steps=wrong):
+                pass
         with al.record(pipe, steps=[3]) as recording:
             generate(steps=4)
             generate(steps=2)
@@ -440,13 +537,25 @@ class TestRefusals:
 
         other = clone(pipe)
         other.unet.mid_block.attentions[0].transformer_blocks[0].attn2.set_processor(Bypass())
-        with pytest.raises(RuntimeError, match=r"1 of 7 cross-attentions gave no query, mid_block"), al.record(other):
+        with pytest.raises(RuntimeError, match=r"1 of 7 cross-attentions did not meet .* mid_block"), al.record(other):
             generate(pipe=other)
 
-    def test_unknown_guidance(self, pipe):
-        other = clone(pipe)
-        with pytest.raises(TypeError, match="does not say how it guides"), al.record(other):
-            other.unet(torch.zeros(1, 4, 16, 16), 1, torch.zeros(1, 32, 128))
+    def test_heights_are_refused_after_one_step(self, pipe, generate):
+        """Also where only a late step is to be recorded."""
+        ran = []
+        handle = pipe.unet.register_forward_hook(lambda *call: ran.append(1))
+        for wrong in ({"layers": 32}, {"self_attention": 32}):
+            with pytest.raises(ValueError, match=r"\b32\b"), al.record(pipe, steps=[3], **wrong):
+                generate()
+        handle.remove()
+        assert len(ran) == 2
+
+    def test_generators_and_places(self, pipe):
+        for wrong in (7, [7], "seed"):
+            with pytest.raises(TypeError, match=r"for example al\.seed\(7\)"), al.record(pipe, generator=wrong):
+                pass
+        with pytest.raises(ValueError, match="device='nosuch'"), al.record(pipe, device="nosuch"):
+            pass
 
     def test_twice_at_once(self, pipe, generate):
         with al.record(pipe):

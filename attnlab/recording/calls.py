@@ -35,7 +35,7 @@ class BatchParts:
         self._seen: tuple | None = None  # parts and batch size of the latest call
 
     def rows(self, call: DenoiserCall) -> list[tuple[str, int]]:
-        """Return (branch, row of the batch) of every image; none for a branch that this call does not have."""
+        """Return (branch, row of the batch) of every image; none where this call lacks one of the branches."""
         parts, batch = self.named or self._parts(call), len(call.latents)
         images, rest = divmod(batch, len(parts))
         name = type(self.adapter.pipe).__name__
@@ -44,8 +44,8 @@ class BatchParts:
         if self._seen != (parts, batch) and self.named is None and not self._agree(call, len(parts)):
             raise ValueError(f"the parts {parts} of {name}'s batch do not hold the same images: {_HOW}")
         self._seen = parts, batch
-        present = [branch for branch in self.branches if branch in parts]
-        return [(branch, parts.index(branch) * images + i) for branch in present for i in range(images)]
+        branches = self.branches if set(self.branches) <= set(parts) else ()
+        return [(branch, parts.index(branch) * images + i) for branch in branches for i in range(images)]
 
     def _parts(self, call):
         pipe = self.adapter.pipe

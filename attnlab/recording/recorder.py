@@ -269,7 +269,7 @@ def _numbers(steps):
 
 
 def _seeds(generator):
-    generators = [generator] if isinstance(generator, torch.Generator) else generator or []
+    generators = [] if generator is None else generator if isinstance(generator, list | tuple) else [generator]
     if not all(isinstance(g, torch.Generator) for g in generators):
         raise TypeError(f"generator={generator!r}: give a torch.Generator, for example al.seed(7), or one per image")
     return [g.initial_seed() for g in generators]

@@ -165,6 +165,10 @@ class Stores:
     def __init__(self, encoder: TextEncoder | None, keep, texts, self_attention, dtype, device):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
+        try:
+            device = torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"device={device!r}: give 'cpu', 'cuda' or another device of torch") from None
         if keep not in (None, *KEEP):
             raise ValueError(f"keep={keep!r}: choose one of {', '.join(KEEP)}, or leave it out")
         texts = dict.fromkeys([texts] if isinstance(texts, str) else texts)  # each once
