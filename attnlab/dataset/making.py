@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..pipelines import load_parts, load_pipeline, seed
 from ..recording.recorder import record

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .. import training
 from ..segmentation.folders import checked, shrink
@@ -153,7 +153,7 @@ class JointDiffusion(Denoiser):
         scheduler.set_timesteps(steps)
         noise = torch.randn(count, self.codec.num_channels, self.size, self.size, generator=generator)
         moments = []
-        for i in tqdm(range(0, count, batch), desc="samples", leave=False):
+        for i in tqdm(range(0, count, batch), desc="samples", leave=False, delay=1):
             some = slice(i, i + batch)
             low_res = None if small is None else self._enlarged(small[0][some], small[1][some]).to(self.unet.device)
             conditioning = Conditioning(low_res, None if wanted is None else wanted[some])

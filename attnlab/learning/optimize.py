@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..maps.heatmaps import resize
 from ..maps.linear import Images, LinearMap, linear_maps
@@ -229,7 +229,7 @@ def _descend(x, loss, settings):
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
     best, losses = x.detach().clone(), []
     with contextlib.suppress(KeyboardInterrupt), torch.enable_grad():
-        for _ in (progress := tqdm(range(settings.epochs), desc="epochs", leave=False)):
+        for _ in (progress := tqdm(range(settings.epochs), desc="epochs", leave=False, delay=1)):
             optimizer.zero_grad()
             value = loss(x)
             number = float(value.detach())

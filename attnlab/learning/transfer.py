@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..maps.linear import Images, LinearMap, linear_maps
 from ..maps.softmax import ovam
@@ -76,7 +76,7 @@ def best_words(recordings: Images, masks: Sequence[ArrayLike], among: Sequence[s
     """
     maps_of, masks = _masked_images(recordings, masks)
     found = []
-    for name, word in tqdm(_named(among), desc="words", leave=False):
+    for name, word in tqdm(_named(among), desc="words", leave=False, delay=1):
         threshold, iou = targets.best_threshold_and_iou(maps_of(word), masks)
         found.append(Match(name, iou, threshold))
     return sorted(found, key=lambda match: -match.iou)
@@ -138,7 +138,7 @@ def nearest_words(
     """
     token.check(encoder.embed("a").shape[-1], encoder.model)
     among = words.vocabulary(encoder.tokenizer) if among is None else list(among)
-    embeddings = [encoder.embed(word) for word in tqdm(among, desc="words", leave=False)]
+    embeddings = [encoder.embed(word) for word in tqdm(among, desc="words", leave=False, delay=1)]
     compared = torch.stack([*embeddings, token.value])
     if recordings is not None:
         compared = compared @ linear_maps(recordings).matrix.T

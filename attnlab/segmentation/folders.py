@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..masks import IGNORE
 from ..metrics import check_counts
@@ -261,7 +261,7 @@ def patches(pairs: Iterable, size: int, *, stride: int | None = None, valid: flo
     if not 0 <= valid <= 1:
         raise ValueError(f"valid={valid}: give a fraction, 0 to 1")
     images, labels, seen = [], [], 0
-    for image, one in tqdm(pairs, desc="patches", leave=False):
+    for image, one in tqdm(pairs, desc="patches", leave=False, delay=1):
         seen += 1
         if min(one.shape) < size:
             continue

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..masks import IGNORE
 from .augment import AUGMENTATIONS, flip
@@ -73,7 +73,7 @@ def train_segmenter(
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of dropout
-        for step in tqdm(range(steps), desc="segmenter", leave=False, disable=not progress):
+        for step in tqdm(range(steps), desc="segmenter", leave=False, delay=1, disable=not progress):
             now = sources[1:] if step < steps // 2 else sources[:1]
             x, y = draw_batch(now if mix == "pretrain" and len(sources) > 1 else sources, batch, augmentations, rng)
             loss = F.cross_entropy(segmenter.logits(x.to(device)), y.to(device), ignore_index=IGNORE)

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab import load_pipeline, load_segmenter, seed
 from attnlab.pipelines import BUNDLED
@@ -59,7 +59,7 @@ def _held_out(size, count):
 def _seconds(pipe, repeats: int = 7) -> float:
     """Return the median time of one image of 20 steps with guidance."""
     times = []
-    for k in tqdm(range(repeats), desc="timing", leave=False):
+    for k in tqdm(range(repeats), desc="timing", leave=False, delay=1):
         start = time.perf_counter()
         pipe("a house", num_inference_steps=20, guidance_scale=4.0, generator=seed(k))
         times.append(time.perf_counter() - start)

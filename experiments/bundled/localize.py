@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab import Recording, daam, metrics, record_image, seed
 from attnlab.maps.heatmaps import resize

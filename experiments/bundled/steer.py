@@ -6,7 +6,7 @@ and the segmenter's own recall on rendered scenes.
 
 import numpy as np
 from scipy.stats import binomtest
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab import seed
 from attnlab.scenes import street

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from skimage.measure import label, regionprops
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab.metrics import class_ious, confusion
 from attnlab.scenes import street
@@ -55,7 +55,7 @@ def train_street_segmenter(
 def restore(autoencoder: AutoencoderKL, images: np.ndarray, batch: int = 100) -> np.ndarray:
     """Return images as the VAE restores them, uint8 (image, row, column, rgb)."""
     restored = []
-    for i in tqdm(range(0, len(images), batch), desc="restoring", leave=False):
+    for i in tqdm(range(0, len(images), batch), desc="restoring", leave=False, delay=1):
         with torch.autocast(autoencoder.device.type, torch.bfloat16):
             latents = autoencoder.encode(as_input(images[i : i + batch]).to(autoencoder.device)).latent_dist.mean
             pixels = autoencoder.decode(latents).sample.float().clamp(-1, 1)

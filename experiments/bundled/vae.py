@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab import training
 from attnlab.scenes import street
@@ -65,7 +65,7 @@ def train_vae(
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: np.ndarray, batch: int = 250) -> torch.Tensor:
     """Return the latent means, float32 (image, channel, row, column) on the CPU, before scaling."""
-    blocks = tqdm(range(0, len(images), batch), desc="encoding", leave=False)
+    blocks = tqdm(range(0, len(images), batch), desc="encoding", leave=False, delay=1)
     found = [vae.encode(as_input(images[i : i + batch]).to(vae.device)).latent_dist.mean.cpu() for i in blocks]
     return torch.cat(found)
 

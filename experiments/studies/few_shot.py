@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab import LinearMap, Recording, Token, linear_daam, metrics, ovam, record_image, seed
 from attnlab.learning.fit import Whitening, fit_token
@@ -55,7 +55,7 @@ def record_pool(pipe, first: int, count: int, batch: int = 20) -> ScenePool:
     """Render and record scenes with seeds first, first + 1, ...; the noise depends on the first seed of a batch."""
     found = ScenePool([], [], [])
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    for start in tqdm(range(first, first + count, batch), desc="scenes", leave=False):
+    for start in tqdm(range(first, first + count, batch), desc="scenes", leave=False, delay=1):
         scenes = [street.render(s, size) for s in range(start, min(start + batch, first + count))]
         images, captions = [s.image for s in scenes], [s.caption for s in scenes]
         options = {"timesteps": TIMESTEPS, "dtype": torch.float16, "generator": seed(start)}
@@ -112,21 +112,21 @@ class FewShotStudy:
 
     def words(self, count: int) -> None:
         """Add rows of the plain words, with thresholds chosen on `count` train examples."""
-        for name in tqdm(self.names, desc="words", leave=False):
+        for name in tqdm(self.names, desc="words", leave=False, delay=1):
             word, train = CAPTION_WORDS.get(name, name), self.train.examples(name, count)
             self._put(f"Linear DAAM, {count}", name, [self._at_threshold(_linear(word), name, train)])
             self._put(f"OVAM padded, {count}", name, [self._at_threshold(_padded(word), name, train)])
 
     def fits(self, count: int, draws: int = 1) -> None:
         """Add rows of `fit_token` on `count` examples: at a threshold chosen on them, and at the zero level."""
-        for name in tqdm(self.names, desc=f"{count} images", leave=False):
+        for name in tqdm(self.names, desc=f"{count} images", leave=False, delay=1):
             found = [self._fit(name, count, draw) for draw in range(draws)]
             self._put(f"fit_token, {count}", name, [cut for cut, _ in found])
             self._put(f"fit_token above 0, {count}", name, [zero for _, zero in found])
 
     def descents(self, count: int, preset: str, draws: int = 1) -> None:
         """Add rows of `optimize_token` on `count` examples."""
-        for name in tqdm(self.names, desc=f"{preset}, {count} images", leave=False):
+        for name in tqdm(self.names, desc=f"{preset}, {count} images", leave=False, delay=1):
             found = []
             for draw in range(draws):
                 train = self.train.examples(name, count, draw)

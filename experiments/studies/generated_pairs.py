@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab import LinearMap, TokenLibrary, fit_tokens, linear_daam, load_pipeline, load_segmenter, record_image, seed
 from attnlab.dataset import Dataset, Filters, Recipe, generate_dataset, label

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy import stats
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab.storage import replacing
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from attnlab import load_segmenter, seed, training

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from diffusers import PNDMScheduler
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from attnlab import storage
 from attnlab.learning.fit import Whitening, fit_token
@@ -102,7 +102,7 @@ class Gallery:
         Images that do not show the class are among them, see `Example.shown`.
         """
         missing = sorted({s // self.batch for s in seeds if not self.cache.example("generated", name, s).exists()})
-        for group in tqdm(missing, desc=f"{self.model}: {name}, generated", leave=False, disable=not missing):
+        for group in tqdm(missing, desc=f"{self.model}: {name}, generated", leave=False, delay=1, disable=not missing):
             some = range(
                 group * self.batch, (group + 1) * self.batch
             )  # whatever is asked for: bits depend on the batch
@@ -120,7 +120,7 @@ class Gallery:
                 numbers.append(number)
             number += 1
         missing = [n for n in numbers if not self.cache.example("rendered", name, n).exists()]
-        for n in tqdm(missing, desc=f"{self.model}: {name}, rendered", leave=False, disable=not missing):
+        for n in tqdm(missing, desc=f"{self.model}: {name}, rendered", leave=False, delay=1, disable=not missing):
             scene = street.render(n, self.size)
             image = Image.fromarray(scene.image)
             recording = self._record_existing(name, n, image)
