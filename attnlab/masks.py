@@ -17,8 +17,10 @@ an empty mask and a UserWarning: one bad image does not stop a run over thousand
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,7 +29,7 @@ from skimage.segmentation import random_walker
 from sklearn.cluster import DBSCAN
 
 __all__ = [
-    "IGNORE", "METHODS", "dbscan_clusters", "dbscan_mask", "mask_by", "otsu_mask", "random_walker_mask",
+    "IGNORE", "METHODS", "check_mask", "dbscan_clusters", "dbscan_mask", "mask_by", "otsu_mask", "random_walker_mask",
     "threshold_mask", "vote_mask",
 ]  # fmt: skip
 
@@ -38,6 +40,13 @@ METHODS = {  # of `mask_by`, and the settings of each
     "dbscan": ("quantile", "level", "eps", "min_samples", "keep", "min_area"),
     "random_walker": ("low", "high", "beta"),
     "zero": (),
+}
+_TINY, _HUGE = sys.float_info.min, sys.float_info.max
+_RULES = {  # of the settings that are no fractions: kind, least and largest value, and what to say
+    "eps": (Real, _TINY, _HUGE, "eps is a radius in pixels, a number above 0; 1.5 joins diagonal neighbors"),
+    "min_samples": (Integral, 1, _HUGE, "min_samples counts pixels, a whole number of at least 1"),
+    "min_area": (Real, 0, _HUGE, "min_area counts pixels of the map, a number from 0 on"),
+    "beta": (Real, _TINY, _HUGE, "beta is a number above 0; 130 is a good start"),
 }
 
 
@@ -52,7 +61,7 @@ def threshold_mask(heat: ArrayLike, level: float = 0.4) -> np.ndarray:
         Fraction of the maximum. 0.4 is OVAM's choice for words, 0.75 for optimized tokens (arXiv 2403.14291).
     """
     heat = _as_heat(heat)
-    _check_fraction("level", level)
+    _check(level=level)
     if heat.max() <= 0:
         _warn("the heat map has no positive value, so no fraction of its maximum exists")
     return _above(heat, level)
@@ -101,14 +110,7 @@ def dbscan_clusters(
     0.9 quantile is zero too, and the background must not become a cluster. So a flat map has no bright pixel.
     """
     heat = _as_heat(heat)
-    _check_fraction("quantile", quantile)
-    if level is not None:
-        _check_fraction("level", level)
-    if not eps > 0:
-        raise ValueError(f"eps is a radius in pixels and must be positive, got {eps}; 1.5 joins diagonal neighbors")
-    if min_samples < 1:
-        raise ValueError(f"min_samples counts pixels and must be at least 1, got {min_samples}")
-
+    _check(quantile=quantile, level=0 if level is None else level, eps=eps, min_samples=min_samples)
     bright = heat >= np.quantile(heat, quantile) if level is None else _above(heat, level)
     bright &= heat > heat.min()
     clusters = np.zeros(heat.shape, int)
@@ -162,11 +164,7 @@ def dbscan_mask(
            [1, 1, 1, 0, 0]])
     """
     heat = _as_heat(heat)
-    if keep is not None:
-        _check_fraction("keep", keep)
-    if min_area < 0:
-        raise ValueError(f"min_area counts pixels of the map and cannot be negative, got {min_area}")
-
+    _check(keep=0 if keep is None else keep, min_area=min_area)
     clusters = dbscan_clusters(heat, quantile, level, eps, min_samples)
     numbers = [n for n in range(1, clusters.max() + 1) if (clusters == n).sum() >= min_area]
     if not clusters.any():
@@ -209,10 +207,7 @@ def random_walker_mask(
         meaning: the result is ``threshold_mask(heat, (low + high) / 2)``, with a warning.
     """
     heat, image = _as_heat(heat), np.asarray(image)
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"low and high are fractions of the maximum with 0 <= low < high <= 1, got {low} and {high}")
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, got {beta}; 130 is a good start")
+    _check(low=low, high=high, beta=beta)
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"the image must be (row, column, rgb), got shape {image.shape}")
     if image.shape[:2] != heat.shape:
@@ -257,8 +252,8 @@ def vote_mask(heats: Iterable[ArrayLike], level: float = 0.4, agree: float = 0.8
         elsewhere.
     """
     heats = [_as_heat(heat) for heat in heats]
-    _check_fraction("level", level)
-    if not 0.5 < agree <= 1:
+    _check(level=level)
+    if not isinstance(agree, Real) or not 0.5 < agree <= 1:
         raise ValueError(f"agree is a majority, above 0.5 and up to 1, got {agree}")
     if len({heat.shape for heat in heats}) != 1:
         raise ValueError(f"a vote needs one or more maps of one shape, got {sorted({h.shape for h in heats})}")
@@ -279,15 +274,26 @@ def mask_by(settings: Mapping[str, object], heat: ArrayLike, image: ArrayLike | 
     heat, image
         As in `random_walker_mask`, the only method that needs the image.
     """
+    check_mask(settings)
     options = dict(settings)
-    method = options.pop("method", None)
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: choose one of {', '.join(METHODS)}")
+    method = options.pop("method")
     if method == "zero":
-        return np.asarray(heat) > 0
+        return _as_heat(heat) > 0
     if method == "random_walker":
         return random_walker_mask(heat, image, **options)
     return {"threshold": threshold_mask, "otsu": otsu_mask, "dbscan": dbscan_mask}[method](heat, **options)
+
+
+def check_mask(settings: Mapping[str, object]) -> None:
+    """Refuse settings of `mask_by` that are no settings of their method, or of another type or range: ValueError."""
+    method = settings.get("method") if isinstance(settings, Mapping) else None
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"mask is {settings!r}: write {{method: one of {', '.join(METHODS)}}} and its settings")
+    if unknown := sorted(map(str, settings.keys() - {*METHODS[method], "method"})):
+        known = ", ".join(sorted(METHODS[method])) or "no settings"
+        raise ValueError(f"mask method {method} has no {', '.join(unknown)}; it has {known}")
+    unset = [name for name in ("level", "keep") if method == "dbscan" and settings.get(name) is None]
+    _check(**{name: value for name, value in settings.items() if name not in ("method", *unset)})
 
 
 def _as_heat(heat: ArrayLike) -> np.ndarray:
@@ -308,9 +314,15 @@ def _above(heat: np.ndarray, level: float) -> np.ndarray:
     return (heat >= level * heat.max()) & (heat.max() > 0)
 
 
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a fraction between 0 and 1, got {value}")
+def _check(**settings: object) -> None:
+    """Refuse a setting of another type or range."""
+    for name, value in settings.items():
+        kind, least, most, rule = _RULES.get(name, (Real, 0, 1, f"{name} is a fraction between 0 and 1"))
+        if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{rule}, got {value!r}")
+    low, high = settings.get("low", 0.3), settings.get("high", 0.7)
+    if not low < high:
+        raise ValueError(f"low must be less than high, got low={low} and high={high}")
 
 
 def _warn(reason: str, answer: str = "returning an empty mask") -> None:

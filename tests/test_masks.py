@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 import warnings
 
 import numpy as np
@@ -160,20 +161,70 @@ def test_negative_maps_keep_their_best_cluster(two_blobs):
     np.testing.assert_array_equal(dbscan_mask(two_blobs - 5, keep=0.9), two_blobs == 0.9)
 
 
+WRONG = {  # values of each setting that are no answer to what it asks
+    "quantile": [90, -0.1, "x", None, True, float("nan"), [0.5]],
+    "level": [-0.1, 40, "0.5", True],
+    "keep": [2, "all"],
+    "low": [-1, None, "x"],
+    "high": [1.1, float("inf")],
+    "eps": [0, "x", None, float("inf"), float("nan")],
+    "min_samples": [0, 2.5, "x", True],
+    "min_area": [-1, "x", None],
+    "beta": [0, "x", float("inf")],
+}
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("method", "name", "value"),
+    [(method, n, v) for method, names in masks.METHODS.items() for n in names for v in WRONG[n]],
+)
+def test_a_setting_of_another_type_or_range_is_named(two_blobs, method, name, value):
+    """Before there is a map, and by the function itself."""
+    image = {"image": np.zeros((20, 30, 3))} if method == "random_walker" else {}
+    for ask in (
+        lambda: masks.check_mask({"method": method, name: value}),
+        lambda: masks.mask_by({"method": method, name: value}, two_blobs, **image),
+        lambda: getattr(masks, f"{method}_mask")(two_blobs, **image, **{name: value}),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} (is|counts) .*, got {re.escape(repr(value))}"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
     [
-        ({"quantile": 90}, "quantile"),
-        ({"level": -0.1}, "level"),
-        ({"eps": 0}, "eps"),
-        ({"min_samples": 0}, "min_samples"),
-        ({"keep": 2}, "keep"),
-        ({"min_area": -1}, "min_area"),
+        ({"method": "random_walker", "low": 0.8}, "low must be less than high, got low=0.8 and high=0.7"),
+        ({"method": "random_walker", "high": 0.3}, "low must be less than high, got low=0.3 and high=0.3"),
+        ({"method": "dbscan", "epsilon": 2}, "mask method dbscan has no epsilon; it has eps, keep, level"),
+        ({"method": "otsu", 3: 2}, "mask method otsu has no 3; it has no settings"),
+        ({"method": ["otsu"]}, "write {method: one of threshold, otsu"),
+        ({}, "mask is {}: write"),
+        ("otsu", "mask is 'otsu': write"),
     ],
 )
-def test_a_parameter_out_of_range_is_named(two_blobs, options, message):
-    with pytest.raises(ValueError, match=message):
-        dbscan_mask(two_blobs, **options)
+def test_settings_that_are_none_are_refused(settings, message):
+    for ask in (masks.check_mask, lambda settings: masks.mask_by(settings, np.eye(3))):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ask(settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "dbscan", "level": None, "keep": None, "quantile": np.float32(0.5), "min_samples": np.int64(3)},
+        {"method": "threshold", "level": 1},
+        {"method": "random_walker", "low": 0, "high": 1, "beta": 1e-300},
+        {"method": "dbscan", "min_area": 2.5, "eps": 3},
+        {"method": "zero"},
+    ],
+)
+def test_right_settings_pass(settings):
+    masks.check_mask(settings)
+
+
+def test_a_map_of_nan_has_no_mask_of_zero():
+    with pytest.raises(ValueError, match="1 of 4 pixels"):
+        masks.mask_by({"method": "zero"}, [[1, 2], [3, np.nan]])
 
 
 @pytest.fixture
@@ -216,7 +267,7 @@ def test_random_walker_names_what_does_not_fit(ramp):
         random_walker_mask(ramp, RED_LEFT[..., 0])
     with pytest.raises(ValueError, match=r"0\.\.1"):
         random_walker_mask(ramp, RED_LEFT * 255)
-    with pytest.raises(ValueError, match="low and high"):
+    with pytest.raises(ValueError, match="low must be less than high"):
         random_walker_mask(ramp, RED_LEFT, low=0.7, high=0.3)
     with pytest.raises(ValueError, match="beta"):
         random_walker_mask(ramp, RED_LEFT, beta=0)
@@ -232,6 +283,7 @@ def test_vote():
         ({"heats": []}, "one or more maps"),
         ({"heats": [np.ones((2, 2)), np.ones((2, 3))]}, "of one shape"),
         ({"heats": heats, "agree": 0.5}, "a majority"),
+        ({"heats": heats, "agree": "most"}, "a majority"),
         ({"heats": heats, "level": 2}, "level is a fraction"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -256,5 +308,5 @@ def test_a_mask_by_settings_is_that_of_the_function(two_blobs, ramp):
     np.testing.assert_array_equal(masks.mask_by({"method": "zero"}, ramp - 0.5), ramp > 0.5)
     with pytest.warns(UserWarning, match="constant"):
         assert not masks.mask_by({"method": "otsu"}, np.ones((3, 4))).any()
-    with pytest.raises(ValueError, match="method='vote': choose one of threshold, otsu, dbscan, random_walker, zero"):
+    with pytest.raises(ValueError, match="method: one of threshold, otsu, dbscan, random_walker, zero"):
         masks.mask_by({"method": "vote"}, ramp)
