@@ -58,9 +58,10 @@ def daam(
         `per` or `mode`.
     """
     trace, prompt_words = recording.trace, recording.words
-    if trace.changed is not None and not (trace.queries and max(recording.choose_steps(steps)) < trace.changed):
+    changed = trace.generation.changed
+    if changed is not None and not (trace.queries and max(recording.choose_steps(steps)) < changed):
         raise ValueError(
-            f"the prompt changes at step {trace.changed}, and DAAM is of one text: give steps= before it, or ask by "
+            f"the prompt changes at step {changed}, and DAAM is of one text: give steps= before it, or ask by "
             "ovam(recording, text)"
         )
     text = _Text(trace.text, trace.attention_mask, list(range(trace.length)), prompt_words, streamed=None)

@@ -37,7 +37,6 @@ def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict
         "sizes": trace.sizes,
         "steps": trace.steps,
         "timesteps": trace.timesteps,
-        "changed": trace.changed,
         "streamed": list(trace.streamed),
         "self_attention": [[*size, attention.count] for size, attention in trace.self_attention.items()],
         "words": trace.words and [[word.text, list(word.tokens)] for word in trace.words],
@@ -93,5 +92,4 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         layers={name: keys[layer["keys"]] for name, layer in entry["layers"].items()},
         steps=entry["steps"],
         timesteps=entry["timesteps"],
-        changed=entry.get("changed"),
     )

@@ -104,10 +104,7 @@ def record(
 
 
 class Recorder:
-    """The hooks behind `record`, for as long as its own `with` block lasts.
-
-    Arguments are those of `record`.
-    """
+    """The hooks behind `record`, for as long as its own `with` block lasts; arguments are those of `record`."""
 
     def __init__(self, pipe, layers, steps, branch, generator=None, parts: Sequence[str] | None = None, **kept):
         self.adapter = adapter_of(pipe)
@@ -214,10 +211,10 @@ class Recorder:
         if len(rows) != len(generation.traces):
             raise RuntimeError("the number of images changed during a generation: a recording has all steps of each")
         for (branch, row), trace in zip(rows, generation.traces, strict=True):
-            if trace.changed is not None or torch.equal(text[row].cpu(), trace.text):
+            if trace.generation.changed is not None or torch.equal(text[row].cpu(), trace.text):
                 continue
             if trace.steps:
-                trace.changed = generation.calls
+                trace.generation.changed = generation.calls
                 trace.streamed.pop(None, None)  # sums of its words' maps would be of several texts
             else:
                 trace.text, trace.words = self._read(text[row], branch)

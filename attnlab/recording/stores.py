@@ -68,7 +68,7 @@ class MapStore:
         """Compute each text's attention probabilities (head, token, pixel) from a layer's queries of one image."""
         heads = layer.queries(queries)
         # a negative prompt may be no text at all, and one that changes has no sum
-        shown = [text for text in self.texts if text or (trace.length and trace.changed is None)]
+        shown = [text for text in self.texts if text or (trace.length and trace.generation.changed is None)]
         return [(text and text.text, self._probability(trace, layer, heads, text).to(self.device)) for text in shown]
 
     def put(self, trace: Trace, name: str, taken: list[tuple[str | None, torch.Tensor]]) -> None:

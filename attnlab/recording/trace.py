@@ -25,6 +25,7 @@ class Generation:
     seed: int | None
     planned: int | None  # calls of the denoiser by the schedule
     ran: int = 0  # calls in fact; fewer where the generation was interrupted
+    changed: int | None = None  # first recorded call that read another text than the first one; None: all read one
 
 
 class SelfAttentionSum(NamedTuple):
@@ -54,7 +55,6 @@ class Trace:
     layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)  # which calls of the denoiser were recorded, from 0 on
     timesteps: list[int] = field(default_factory=list)  # of these calls
-    changed: int | None = None  # first recorded call that read another text than `text`; None: all read this one
 
     @property
     def length(self) -> int | None:
