@@ -25,8 +25,14 @@ FORMAT = 1  # of files; those of a later one are refused
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path of the same name to write to; the file there replaces `path` when the block ends well."""
+    """Yield a path of the same name to write to; the file there replaces `path` when the block ends well.
+
+    Missing folders are made. IsADirectoryError where `path` is a folder.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{path.name}.part-", dir=path.parent) as folder:
         part = Path(folder, path.name)  # writers look at the suffix, and torch.save keeps the name in the file
         yield part
@@ -52,7 +58,7 @@ def claim_folder(folder: str | Path, settings: object, name: str = "settings.jso
     Parameters
     ----------
     folder : str or Path
-        A new folder, or one of the same run. ValueError where it holds a run with other settings.
+        A new folder, or one of the same run. ValueError where it holds a run with other settings, or damaged ones.
     settings : JSON types
         What tells this run from others.
     name : str
@@ -60,9 +66,12 @@ def claim_folder(folder: str | Path, settings: object, name: str = "settings.jso
     """
     path, settings = Path(folder, name), json.loads(json.dumps(settings))
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings))
-    elif json.loads(path.read_text("utf-8")) != settings:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is damaged: delete it if {folder} is of this run") from None
+    if found != settings:
         raise ValueError(f"{folder} holds a run with other settings (see {path}): name another folder")
     return settings
 

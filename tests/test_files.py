@@ -192,3 +192,20 @@ def test_a_folder_belongs_to_the_settings_it_was_claimed_with(tmp_path):
     assert json.loads((folder / "run.json").read_text()) == {"sizes": [1, 2], "name": "é"}
     with pytest.raises(ValueError, match=r"holds a run with other settings \(see .*run.json\): name another folder"):
         storage.claim_folder(folder, {"sizes": (1, 3)}, "run.json")
+    (folder / "run.json").write_text("")  # as after a loss of power
+    with pytest.raises(ValueError, match=r"run.json is damaged: delete it if .* is of this run"):
+        storage.claim_folder(folder, settings, "run.json")
+
+
+def test_a_folder_is_claimed_though_a_claim_was_killed(tmp_path):
+    half = tmp_path / ".run.json.part-x/run.json"
+    half.parent.mkdir()
+    half.write_text('{"si')
+    assert storage.claim_folder(tmp_path, {"size": 1}, "run.json") == {"size": 1}
+
+
+def test_missing_folders_are_made_and_a_folder_is_not_replaced(tmp_path):
+    assert storage.write_text(tmp_path / "a/b/text", "é").read_text("utf-8") == "é"
+    with pytest.raises(IsADirectoryError, match="b is a folder: name a file in it"):
+        storage.write_text(tmp_path / "a/b", "text")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
