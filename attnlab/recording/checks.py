@@ -1,0 +1,85 @@
+"""Check what a generation is asked for, before it starts."""
+
+import copy
+import math
+from collections.abc import Sequence
+
+from .adapters import adapter_of
+from .texts import TextEncoder
+from .words import Query, find
+
+__all__ = ["check_generation"]
+
+_LARGEST = 4  # times the side of the images that a model was trained on: attention takes the fourth power in memory
+
+
+def check_generation(
+    pipe,
+    prompt: str,
+    words: Sequence[Query] = (),
+    *,
+    steps: int = 20,
+    guidance: float = 4.0,
+    seed: int = 0,
+    size: int = 0,
+) -> None:
+    """Check a prompt, its words and the numbers of a generation: in a moment, before minutes of work.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        As for `record`.
+    prompt : str
+        What is to be drawn.
+    words : sequence
+        Words of the prompt whose maps are wanted, as maps are asked for.
+    steps, guidance, seed : int, float, int
+        Denoising steps, guidance scale, seed of the noise.
+    size : int
+        Side of the image in pixels; 0 is the model's own.
+
+    Raises
+    ------
+    ValueError
+        With everything that is wrong, and what is right instead.
+    TypeError
+        For a pipeline that cannot be recorded.
+    """
+    own = adapter_of(pipe).module.config.sample_size * pipe.vae_scale_factor
+    problems = [*_wrong_words(pipe, prompt, words), *_wrong_steps(pipe.scheduler, steps)]
+    if not (type(guidance) in (int, float) and 0 <= guidance < math.inf):
+        problems.append(f"guidance is {guidance!r}: a number from 0 on; 1 turns guidance off")
+    if not (_is_whole(seed, 0) and seed < 2**63):
+        problems.append(f"seed is {seed!r}: a whole number from 0 to 2**63 - 1")
+    if not (_is_whole(size, 0) and size % 8 == 0 and size <= _LARGEST * own):
+        problems.append(f"size is {size!r}: a multiple of 8 up to {_LARGEST * own}, or 0 for the model's own, {own}")
+    if problems:
+        raise ValueError("this cannot be generated:" + "".join(f"\n- {problem}" for problem in problems))
+
+
+def _wrong_words(pipe, prompt, words):
+    try:
+        text = TextEncoder.of(pipe)(prompt)
+    except ValueError as error:
+        yield f"prompt: {error}"
+        return
+    for word in words:
+        try:
+            find(text.words, word)
+        except (KeyError, IndexError, TypeError) as error:
+            yield f"word: {error.args[0]}"
+
+
+def _wrong_steps(scheduler, steps):
+    right = "a whole number from 1 on"
+    try:
+        if _is_whole(steps, 1):
+            copy.deepcopy(scheduler).set_timesteps(steps)  # some make no more steps than they were trained on
+            return
+    except Exception as error:  # each scheduler has its own
+        right = f"{type(scheduler).__name__} cannot make so many ({' '.join(str(error).split())})"
+    yield f"steps is {steps!r}: {right}"
+
+
+def _is_whole(value, least):
+    return type(value) is int and value >= least
