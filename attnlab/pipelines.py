@@ -13,10 +13,15 @@ from transformers.utils import logging as transformers_logging
 __all__ = ["BUNDLED", "best_device", "bundled", "load_parts", "load_pipeline", "seed"]
 
 BUNDLED = Path(__file__).parent / "models"
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def load_pipeline(
-    name: str | Path = "tiny", *, device: str | torch.device | None = None, dtype: torch.dtype | None = None, **options
+    name: str | Path = "tiny",
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **options,
 ) -> DiffusionPipeline:
     """Load a diffusers pipeline, ready to generate.
 
@@ -27,8 +32,8 @@ def load_pipeline(
         ("stable-diffusion-v1-5/stable-diffusion-v1-5"). A bundled name goes before a folder: write "./tiny" for that.
     device : str or torch.device, optional
         Default: a GPU if there is one, else the CPU.
-    dtype : torch.dtype, optional
-        Default: float16 on a GPU, float32 on the CPU.
+    dtype : torch.dtype or str, optional
+        torch.bfloat16, or its name, "bfloat16". Default: float16 on a GPU, float32 on the CPU.
     **options
         As in `DiffusionPipeline.from_pretrained`, for example `revision=`, `safety_checker=None`.
 
@@ -38,8 +43,14 @@ def load_pipeline(
         If there is no such folder, or it holds no pipeline.
     ConnectionError
         If the hub could not be reached and the model is not in the local cache.
+    ValueError
+        If there is no such type.
     """
     device = torch.device(device or best_device())
+    if isinstance(dtype, str) and dtype:
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(_DTYPES)}")
+        dtype = getattr(torch, dtype)
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
     source = _source(name)
     # a download takes long and shows its progress, a folder does not

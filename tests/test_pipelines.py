@@ -61,3 +61,10 @@ def test_loading_is_quiet():
 def test_seed_repeats():
     assert torch.equal(torch.randn(3, generator=al.seed(5)), torch.randn(3, generator=al.seed(5)))
     assert al.seed(5).initial_seed() == 5
+
+
+def test_dtype_by_name():
+    assert al.load_pipeline("tiny", device="cpu", dtype="bfloat16").unet.dtype == torch.bfloat16
+    assert al.load_pipeline("tiny", device="cpu", dtype="").unet.dtype == torch.float32
+    with pytest.raises(ValueError, match="dtype='float61': choose one of float32, float16, bfloat16"):
+        al.load_pipeline("tiny", device="cpu", dtype="float61")
