@@ -5,7 +5,8 @@ A batch depends on the seed and the step number alone, so a run that was stopped
 
 import csv
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,15 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from .storage import replacing, write_text
+from .metrics import check_counts
+from .storage import File, write, write_text
 
-__all__ = ["Schedule", "checks", "run_training", "seeded"]
+__all__ = ["Schedule", "checks", "load_checkpoint", "run_training", "save_checkpoint", "seeded"]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a model is trained, and at which learning rates."""
+    """How long a model is trained, and at which learning rates; ValueError where a number is out of range."""
 
     steps: int  # optimizer steps in all
     lr: float  # highest learning rate
@@ -32,6 +34,15 @@ class Schedule:
     clip: float = 1.0  # largest gradient norm
     checkpoint: int = 250  # steps between checkpoints
     seed: int = 0
+
+    def __post_init__(self):
+        check_counts(steps=self.steps, cycles=self.cycles, warmup=self.warmup, checkpoint=self.checkpoint)
+        check_counts(0, seed=self.seed)
+        limits = {"lr": self.lr > 0, "clip": self.clip > 0, "weight_decay": self.weight_decay >= 0}
+        limits |= {"ema": 0 <= self.ema < 1, "seed": self.seed < 10**12}
+        if wrong := [name for name, right in limits.items() if not right or not math.isfinite(getattr(self, name))]:
+            shown = ", ".join(f"{name}={getattr(self, name)}" for name in wrong)
+            raise ValueError(f"{shown}: lr and clip are above 0, weight_decay is 0 or more, ema from 0 to below 1")
 
     def factor(self, step: int) -> float:
         """Return the learning rate at a step as a fraction of the highest one."""
@@ -59,7 +70,8 @@ def run_training(
 ) -> torch.nn.Module:
     """Train a model in place, or go on from the checkpoint in `folder`, and return its moving average.
 
-    FloatingPointError where the loss is not finite: the last checkpoint stays.
+    FloatingPointError where the loss, or the error of `check`, is not finite: the last checkpoint stays. ValueError
+    where the folder has a checkpoint of another model.
 
     Parameters
     ----------
@@ -68,19 +80,21 @@ def run_training(
     loss : callable
         Draws a batch, given (model, generator), and returns named terms: "loss" is minimized, all go to curve.csv.
     schedule, folder : Schedule, Path
-        Steps and learning rates; where checkpoint.pt and curve.csv go, with `check` also checks.csv and best.pt.
+        Steps and learning rates; where checkpoint.safetensors and curve.csv go, with `check` also checks.csv and
+        best.safetensors.
     check : callable, optional
         Returns the error, on held-out data, of the moving average, at every checkpoint. The best average is returned.
     patience : int
         Training ends after so many checks in a row without a lower error.
     """
+    check_counts(patience=patience)
     folder.mkdir(parents=True, exist_ok=True)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
     decay = schedule.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), schedule.lr, (0.9, 0.99), weight_decay=decay, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
-    state = {"model": model, "average": average, "optimizer": optimizer, "rate": scheduler}
-    first = _resume(state, folder)
+    modules = {"model": model, "average": average}
+    first = _resume(folder, modules, optimizer, scheduler)
     model.train()
     device = next(model.parameters()).device
     bar = tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name)
@@ -106,11 +120,70 @@ def run_training(
         if (step + 1) % schedule.checkpoint == 0 or step + 1 == schedule.steps:
             if check:
                 _compare(check, average.module, step + 1, folder)
-            with replacing(folder / "checkpoint.pt") as part:
-                torch.save({"step": step + 1} | {name: value.state_dict() for name, value in state.items()}, part)
+            metadata = {"step": step + 1, "rate": scheduler.state_dict()}
+            save_checkpoint(folder / "checkpoint.safetensors", modules, optimizer, metadata)
     if check:
-        average.module.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+        load_checkpoint(folder / "best.safetensors", {"average": average.module})
     return average.module.eval()
+
+
+def save_checkpoint(
+    path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None, metadata=None
+) -> Path:
+    """Write weights, and the optimizer's state, to one safetensors file, whole or not at all; return its path.
+
+    Parameters
+    ----------
+    path, modules : Path, mapping from str to torch.nn.Module
+        The file; what has weights, by name.
+    optimizer : torch.optim.Optimizer, optional
+        What the training goes on with.
+    metadata : dict, optional
+        What else is to be known, in JSON types.
+    """
+    parts, groups = {name: module.state_dict() for name, module in modules.items()}, []
+    if optimizer:
+        state = optimizer.state_dict()
+        parts |= {f"optimizer/{number}": values for number, values in state["state"].items()}
+        groups = [{k: float(v) if torch.is_tensor(v) else v for k, v in one.items()} for one in state["param_groups"]]
+    # copies, as the format refuses tensors that share memory
+    tensors = {f"{part}/{name}": x.cpu().clone() for part, values in parts.items() for name, x in values.items()}
+    return write(path, "Checkpoint", tensors, (metadata or {}) | {"groups": groups})
+
+
+def load_checkpoint(
+    path: Path, modules: Mapping[str, torch.nn.Module], optimizer: torch.optim.Optimizer | None = None
+) -> dict:
+    """Load what `save_checkpoint` wrote into the same modules and optimizer; return the metadata.
+
+    FileNotFoundError where there is no file; ValueError where it is damaged or of another model.
+
+    Parameters
+    ----------
+    path, modules, optimizer
+        As in `save_checkpoint`.
+    """
+    file, parts = File(path, "Checkpoint"), defaultdict(dict)
+    for name in file.names:
+        part, _, key = name.rpartition("/")
+        parts[part][key] = file.read(name)
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(parts[name])
+    except RuntimeError as error:
+        raise ValueError(f"{path} is of another model: name another folder") from error
+    if optimizer:
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        state = {int(part.split("/")[1]): values for part, values in parts.items() if part.startswith("optimizer/")}
+        # fused optimizers take for granted that averages lie in memory as their parameter does
+        state = {n: {k: _laid_out_as(parameters[n], x) for k, x in values.items()} for n, values in state.items()}
+        optimizer.load_state_dict({"state": state, "param_groups": file.metadata["groups"]})
+    return file.metadata
+
+
+def _laid_out_as(parameter, values):
+    same = values.shape == parameter.shape
+    return torch.empty_like(parameter, dtype=values.dtype, requires_grad=False).copy_(values) if same else values
 
 
 def checks(folder: Path) -> list[tuple[int, float]]:
@@ -124,9 +197,10 @@ def _compare(check, model, step, folder):
     """Check a moving average, and keep it if it is the best so far."""
     earlier = [error for at, error in checks(folder) if at < step]
     error = check(model.eval())
+    if not math.isfinite(error):
+        raise FloatingPointError(f"the error on held-out data is {error} at step {step}: try a lower lr")
     if not earlier or error < min(earlier):
-        with replacing(folder / "best.pt") as part:
-            torch.save(model.state_dict(), part)
+        save_checkpoint(folder / "best.safetensors", {"average": model})
     _log(folder / "checks.csv", step, {"error": error})
 
 
@@ -135,25 +209,26 @@ def _is_over(folder, patience):
     return bool(errors) and len(errors) - 1 - errors.index(min(errors)) >= patience
 
 
-def _resume(state, folder) -> int:
+def _resume(folder, modules, optimizer, scheduler) -> int:
     """Load the checkpoint, if any, drop later lines of the curve, and return the step to begin with."""
-    path, curve, compared = (folder / name for name in ("checkpoint.pt", "curve.csv", "checks.csv"))
+    path, curve, compared = (folder / name for name in ("checkpoint.safetensors", "curve.csv", "checks.csv"))
     if not path.exists():
+        if (folder / "checkpoint.pt").exists():
+            raise ValueError(f"{folder} has a checkpoint.pt, which earlier versions wrote: name another folder")
         curve.unlink(missing_ok=True)
         compared.unlink(missing_ok=True)
         return 0
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
-    _cut(curve, saved["step"] - 1)
-    _cut(compared, saved["step"])
-    return saved["step"]
+    metadata = load_checkpoint(path, modules, optimizer)
+    scheduler.load_state_dict(metadata["rate"])
+    _cut(curve, metadata["step"] - 1)
+    _cut(compared, metadata["step"])
+    return metadata["step"]
 
 
 def _cut(path, last):
-    """Drop the lines of steps after the last one, if there are any."""
+    """Drop the lines of steps after the last one, and one that is not whole, if there are any."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= last]
+    kept = lines[:1] + [line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= last]
     if kept != lines:  # a finished run is only read, so that several processes can load it
         write_text(path, "".join(kept))
 

@@ -54,6 +54,110 @@ def test_resumed_training_is_the_same_training(tmp_path):
     assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
 
 
+def fit_blur(folder, stop_at=None, check=None):
+    """Train convolutions whose weights do not lie in memory as usual, in bfloat16, with a part without gradients."""
+    with training.seeded(0):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 3))
+    model = model.to(memory_format=torch.channels_last)
+    model.register_parameter("unused", nn.Parameter(torch.ones(2)))
+    left = iter(range(100 if stop_at is None else stop_at))
+
+    def loss(model, generator):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        x = torch.randn(4, 3, 9, 9, generator=generator)
+        return {"loss": ((model[0:4](x) - x[..., 2:-2, 2:-2]) ** 2).mean()}
+
+    return training.run_training(
+        model, loss, training.Schedule(8, 0.01, cycles=2, warmup=2, checkpoint=3), folder, check
+    )
+
+
+def test_a_checkpoint_holds_all_that_the_next_step_needs(tmp_path):
+    """Averages of gradients above all: a fused optimizer reads them in the order in which weights lie in memory."""
+    whole = fit_blur(tmp_path / "whole")
+    for stop_at in (4, 7):
+        with pytest.raises(KeyboardInterrupt):
+            fit_blur(tmp_path / f"stopped {stop_at}", stop_at)
+        resumed = fit_blur(tmp_path / f"stopped {stop_at}")
+        same = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in same)
+        assert resumed[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"checkpoint.safetensors", "curve.csv"}
+
+
+def test_checkpoints_that_cannot_be_gone_on_from(tmp_path):
+    """Of another model, damaged, or a pickle, as earlier versions wrote them; what is there stays there."""
+    fit_line(tmp_path / "line")
+    before = (tmp_path / "line/checkpoint.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors is of another model: name another folder"):
+        training.run_training(nn.Linear(2, 2), None, SCHEDULE, tmp_path / "line")
+    assert (tmp_path / "line/checkpoint.safetensors").read_bytes() == before
+    (tmp_path / "line/checkpoint.safetensors").write_bytes(before[:200])
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors is no whole safetensors file"):
+        fit_line(tmp_path / "line")
+    (tmp_path / "line/checkpoint.safetensors").rename(tmp_path / "line/checkpoint.pt")
+    curve = (tmp_path / "line/curve.csv").read_bytes()
+    with pytest.raises(ValueError, match=r"has a checkpoint.pt, which earlier versions wrote: name another folder"):
+        fit_line(tmp_path / "line")
+    assert (tmp_path / "line/curve.csv").read_bytes() == curve
+
+
+def test_weights_that_share_memory_are_kept(tmp_path):
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    training.save_checkpoint(tmp_path / "tied", {"model": tied})
+    again = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert training.load_checkpoint(tmp_path / "tied", {"model": again}) == {"groups": []}
+    assert torch.equal(again[1].weight, tied[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
+        ({"steps": 1e4}, "steps=10000.0: give a whole number"),
+        ({"cycles": 0}, "cycles=0"),
+        ({"warmup": 0}, "warmup=0"),
+        ({"checkpoint": -1}, "checkpoint=-1"),
+        ({"seed": -1}, "seed=-1: give a whole number, 0 or more"),
+        ({"seed": 2**62}, "seed=4611686018427387904"),
+        ({"lr": 0}, "lr=0: lr and clip are above 0"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"lr": math.inf}, "lr=inf"),
+        ({"clip": 0, "ema": 1.0}, "clip=0, ema=1.0: "),
+        ({"ema": -0.1}, "ema=-0.1"),
+        ({"weight_decay": -1}, "weight_decay=-1"),
+    ],
+)
+def test_schedules_that_train_nothing(options, says):
+    with pytest.raises(ValueError, match=says):
+        training.Schedule(**{"steps": 10, "lr": 0.1} | options)
+
+
+def test_patience_is_a_count(tmp_path):
+    with pytest.raises(ValueError, match="patience=0"):
+        fit_line(tmp_path / "line", patience=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_is_no_number_is_no_best_one(tmp_path):
+    """NaN is below nothing: the average of the first check would be kept for ever."""
+    with pytest.raises(FloatingPointError, match="the error on held-out data is nan at step 10: try a lower lr"):
+        fit_line(tmp_path / "line", check=lambda model: math.nan)
+
+
+def test_a_line_of_the_curve_that_is_cut_short_is_made_again(tmp_path):
+    """As a full disk leaves it: step 1 of "17" would be an earlier step."""
+    fit_line(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit_line(tmp_path / "stopped", stop_at=17)
+    curve = tmp_path / "stopped/curve.csv"
+    curve.write_text(curve.read_text() + "1")
+    fit_line(tmp_path / "stopped")
+    assert curve.read_text() == (tmp_path / "whole/curve.csv").read_text()
+
+
 def test_training_killed_and_resumed(tmp_path):
     """SIGKILL in the middle of a step; the curve of the run that goes on is that of a run never stopped."""
     fit_line(tmp_path / "whole")

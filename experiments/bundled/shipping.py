@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attnlab.storage import File
+
 __all__ = ["averaged", "thin_curve"]
 
 
 def averaged(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
     """Return the number of steps done and the moving average's parameters, of the checkpoint in `folder`."""
-    saved = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-    average = {k.removeprefix("module."): v for k, v in saved["average"].items() if k.startswith("module.")}
-    return saved["step"], average
+    file, start = File(folder / "checkpoint.safetensors", "Checkpoint"), "average/module."
+    average = {name.removeprefix(start): file.read(name) for name in file.names if name.startswith(start)}
+    return file.metadata["step"], average
 
 
 def thin_curve(source: Path, target: Path, rows: int = 200) -> None:

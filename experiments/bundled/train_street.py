@@ -118,7 +118,7 @@ class StreetTraining:
     def export(self) -> None:
         """Write every finished model in half precision, and the curves of its training beside it."""
         for stage, name in DENOISERS.items():
-            if (self.work / stage / "checkpoint.pt").exists():
+            if (self.work / stage / "checkpoint.safetensors").exists():
                 self._export_pipeline(stage, self.models / name)
         if (self.work / "segmenter" / "model").exists():
             folder = self.models / "street-segmenter"

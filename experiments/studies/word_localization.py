@@ -34,7 +34,7 @@ from attnlab import load_segmenter, seed, training
 from attnlab.maps.heatmaps import resize
 from attnlab.pipelines import BUNDLED, best_device
 from attnlab.scenes import street
-from attnlab.storage import claim_folder, replacing
+from attnlab.storage import File, claim_folder, write, write_text
 
 from ..bundled.localize import TIMESTEPS, WordCase, summarize_cases
 from ..bundled.steer import prompt_of, shown_classes, shown_when_asked
@@ -77,18 +77,20 @@ class WordLocalizationStudy:
         Returns {"latents": (scene, channel, row, column), "labels": (scene, row, column), "sparse", "dense": [(caption,
         its words), ...]}.
         """
-        path = self.work / f"scenes-{first}-{count}.pt"
+        path = self.work / f"scenes-{first}-{count}.safetensors"
         if not path.exists():
             seeds, render = range(first, first + count), partial(street.render_both, size=_SIDE)
             pairs = list(pool.map(render, seeds, chunksize=50) if pool else map(render, seeds))
             images, labels = (np.stack([getattr(pair[0], name) for pair in pairs]) for name in ("image", "labels"))
             vae = self.autoencoder()
             made = {"latents": encode_images(vae, images) * vae.config.scaling_factor, "labels": torch.tensor(labels)}
-            for kind, scenes in zip(("sparse", "dense"), zip(*pairs, strict=True), strict=True):
-                made[kind] = [(scene.caption, scene.words) for scene in scenes]
-            with replacing(path) as part:
-                torch.save(made, part)
-        return torch.load(path, weights_only=True)
+            captions = {
+                kind: [(scene.caption, scene.words) for scene in scenes]
+                for kind, scenes in zip(("sparse", "dense"), zip(*pairs, strict=True), strict=True)
+            }
+            write(path, "Scenes", made, captions)
+        file = File(path, "Scenes")
+        return {"latents": file.read("latents"), "labels": file.read("labels"), **file.metadata}
 
     def autoencoder(self) -> AutoencoderKL:
         """Return the autoencoder of the bundled models."""
@@ -160,8 +162,7 @@ class WordLocalizationStudy:
             result |= measure(self, run.average, run.variant) | {"trained side by side": len(runs)}
             result["device"] = torch.cuda.get_device_name() if on_gpu else "CPU"
             result["seconds"] = {"training": run.seconds, "measurement": time.time() - start}
-            with replacing(self.file(run.variant, run.schedule.seed)) as part:
-                part.write_text(json.dumps(result, indent=1) + "\n")
+            write_text(self.file(run.variant, run.schedule.seed), json.dumps(result, indent=1) + "\n")
             if run.done == self.steps:
                 run.path.unlink()
 

@@ -17,7 +17,6 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTokenizer
 
 from attnlab import seed, training
-from attnlab.storage import replacing
 
 from ..bundled.text_encoder import PROMPT_LENGTH
 from ..bundled.text_to_image import TextToLatent, new_scheduler
@@ -98,9 +97,7 @@ class VariantTraining:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), schedule.lr, (0.9, 0.99), **options)
         self.done, self.seconds, self.loss = 0, 0.0, torch.zeros(())
         if path.exists():
-            saved = torch.load(path, map_location=device, weights_only=True)
-            for name in ("model", "average", "optimizer"):
-                getattr(self, name).load_state_dict(saved[name])
+            saved = training.load_checkpoint(path, self._modules, self.optimizer)
             self.done, self.seconds = saved["done"], saved["seconds"]
         self.graph, self.eager_steps, self.stream = None, 0, torch.cuda.Stream() if on_gpu else None
         if on_gpu:
@@ -113,9 +110,12 @@ class VariantTraining:
         if not self.loss.isfinite():
             raise FloatingPointError(f"the loss of {self.path.stem} is {float(self.loss)} at step {self.done}")
         self.seconds += seconds
-        state = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
-        with replacing(self.path) as part:
-            torch.save(state | {"done": self.done, "seconds": self.seconds}, part)
+        metadata = {"done": self.done, "seconds": self.seconds}
+        training.save_checkpoint(self.path, self._modules, self.optimizer, metadata)
+
+    @property
+    def _modules(self):
+        return {"model": self.model, "average": self.average}
 
     def advance(self) -> None:
         """Make one step, which depends on the seed and its number alone; on a GPU it goes on after this returns."""
