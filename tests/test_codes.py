@@ -94,6 +94,19 @@ def test_ignored_pixels_have_no_bits():
     assert channels[0, :, 0, 0].tolist() == [0] and channels[0, 0, 0, 1].abs() == 1
 
 
+@pytest.mark.parametrize(
+    "wrong", [1, [], [[]], [1, 2], [[1, 2]], np.zeros((2, 2, 2)), [[0, -1], [-1, 0]], [[0, np.nan], [np.nan, 0]]]
+)
+def test_what_does_not_count_touching_classes(wrong):
+    with pytest.raises(ValueError, match=r"how often classes touch is \(class, class\)"):
+        bit_codes(wrong)
+
+
+def test_too_many_classes_are_refused_before_the_search():
+    with pytest.raises(ValueError, match="for 64 classes at most, not for 200: give codes='one-hot'"):
+        bit_codes(np.ones((200, 200)))
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=r"labels are 0 to 2 or 255, ignored; there is \[3, 9\]"):
         encode(np.array([[[0, 3, 9]]]), one_hot(3))

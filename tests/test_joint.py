@@ -1,11 +1,15 @@
 """Joint diffusion of images and labels: a world small enough to be learned in seconds, and the arithmetic by hand."""
 
 import json
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from safetensors.torch import load_file, save_file
 
 from attnlab.joint import JointDiffusion, diffusion
 from attnlab.joint.channels import NUM_TIMES, noise_schedule
@@ -102,6 +106,15 @@ def test_errors_of_x0_weigh_up_to_five():
     assert loss == pytest.approx(float((weight * errors).sum() / weight.sum()), rel=1e-5)
 
 
+def test_the_last_time_is_the_last_of_the_schedule(monkeypatch):
+    """A random number just below 1 may round up to it, once in a million: it is not past the schedule."""
+    model = new()
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, 1 - 2.0**-24))
+    seen = calls(model)
+    loss_of(model, *world(16), twice=False)
+    assert seen[0][1].max() == NUM_TIMES - 1 and len(seen[0][1].unique()) == 16
+
+
 def test_noise_has_eight_times_the_power_of_the_cosine_schedule():
     """Signal-to-noise ratios against those of diffusers' own cosine schedule."""
     ours, cosine = (
@@ -194,8 +207,51 @@ def test_saved_and_loaded(trained, tmp_path):
     (tmp_path / "model/joint.json").write_text(json.dumps(metadata | {"codes": np.eye(3).tolist()}))
     with pytest.raises(ValueError, match="they are of two models"):
         JointDiffusion.from_pretrained(tmp_path / "model")
+    for damaged in (metadata | {"self_conditioning": False}, metadata | {"classes": ["a", "b"]}):
+        (tmp_path / "model/joint.json").write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match="they are of two models"):
+            JointDiffusion.from_pretrained(tmp_path / "model")
+    for damaged in ("", "[]", "{}", json.dumps(metadata | {"mean": "red"})):
+        (tmp_path / "model/joint.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"joint.json is damaged"):
+            JointDiffusion.from_pretrained(tmp_path / "model")
     with pytest.raises(FileNotFoundError, match="holds no joint model"):
         JointDiffusion.from_pretrained(tmp_path)
+
+
+def test_weights_are_read_from_whole_safetensors_alone(tmp_path):
+    """A pickle is not opened, what is missing or damaged is not drawn at random."""
+    weights = Path(new().save_pretrained(tmp_path), "diffusion_pytorch_model.safetensors")
+    whole = load_file(weights)
+    save_file({name: x for name, x in whole.items() if name != "conv_in.bias"}, weights)
+    with pytest.raises(ValueError, match=r"weights are missing or of another model, conv_in.bias among them"):
+        JointDiffusion.from_pretrained(tmp_path)
+    save_file(whole | {"conv_in.bias": torch.zeros(7)}, weights)
+    with pytest.raises(ValueError, match="damaged or do not fit"):
+        JointDiffusion.from_pretrained(tmp_path)
+    save_file(whole, weights)
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged or do not fit"):
+        JointDiffusion.from_pretrained(tmp_path)
+    weights.unlink()
+    torch.save(whole, weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"no weights as .safetensors. A .bin or .pt is a pickle"):
+        JointDiffusion.from_pretrained(tmp_path)
+
+
+def test_killed_while_its_settings_are_written(tmp_path):
+    """SIGKILL between writing model.json and giving it its name: the same call begins anew."""
+    model, pairs, schedule = new(), world(40), Schedule(steps=1, lr=1e-3)
+    if not (child := os.fork()):
+        try:
+            Path.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+            model.fit(*pairs, tmp_path, schedule)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not (tmp_path / "model.json").exists() and list(tmp_path.iterdir())  # what it had begun to write
+    model.fit(*pairs, tmp_path, schedule, batch=2)
+    assert (tmp_path / "checkpoint.safetensors").exists()
 
 
 def test_stopped_and_gone_on(tmp_path, monkeypatch):
@@ -248,6 +304,13 @@ def test_enlarging(tmp_path):
         model.sample(10, torch.Generator().manual_seed(0))
 
 
+NAMES = tuple(map(str, range(200)))
+
+
+def larger():
+    return new(upscale=2)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -259,8 +322,29 @@ def test_enlarging(tmp_path):
         (lambda i, x: JointDiffusion.new(i, x, CLASSES, codes="gray"), "one of bits, one-hot"),
         (lambda i, x: JointDiffusion.new(i[:, :6, :6], x[:, :6, :6], CLASSES), "squares whose side 8 divides"),
         (lambda i, x: new().fit(i[:, ::2, ::2], x[:, ::2, ::2], "runs", Schedule(1, 1)), "cut patches"),
-        (lambda i, x: new().sample(0, torch.Generator()), "0 samples"),
+        (lambda i, x: new(shuffle=0), "shuffle=0: give a whole number, 1 or more"),
+        (lambda i, x: new(upscale=0), "upscale=0"),
+        (lambda i, x: new(upscale=0.5), "upscale=0.5"),
+        (lambda i, x: new(channels=()), "levels=0"),
+        (lambda i, x: new(channels=(32, 48)), r"channels=\(32, 48\): give multiples of 32"),
+        (lambda i, x: new(channels=(0, 32)), "give multiples of 32"),
+        (lambda i, x: JointDiffusion.new(i, x, ("a", "a", "b")), "classes are 1 to 255 different names"),
+        (
+            lambda i, x: JointDiffusion.new(i, x, NAMES[:65], channels=(64,)),
+            "64 classes at most, not for 65: give codes='o",
+        ),
+        (lambda i, x: JointDiffusion.new(i, x, NAMES, **SMALL), "200 classes do not fit an embedding of 128"),
+        (lambda i, x: new().fit(i, x, "runs", Schedule(1, 1), batch=0), "batch=0"),
+        (lambda i, x: new().fit(i, x, "runs", Schedule(1, 1), patience=0), "patience=0"),
+        (lambda i, x: new().sample(0, torch.Generator()), "count=0"),
+        (lambda i, x: new().sample(1, torch.Generator(), batch=0), "batch=0"),
+        (lambda i, x: new().sample(1, torch.Generator(), steps=0), "steps=0"),
+        (lambda i, x: new().sample(1, torch.Generator(), every=-1), "every=-1: give a whole number, 0 or more"),
+        (lambda i, x: new().sample(1, torch.Generator(), steps=1001), "1001 steps, .* give 1 to 1000"),
         (lambda i, x: new().sample(1, torch.Generator(), sampler="plms"), "ddim, ancestral"),
+        (lambda i, x: larger().sample(2, torch.Generator(), small=(i, x)), r"\(4, 8, 8\): give 2 of 4 x 4 pixels"),
+        (lambda i, x: new().predict_x0(torch.zeros(1, 5, 8, 8), -1), "time=-1: give a whole number, 0 to 999"),
+        (lambda i, x: new().add_noise(torch.zeros(1, 5, 8, 8), 1000, torch.Generator()), "time=1000"),
     ],
 )
 def test_bad_input(call, says):

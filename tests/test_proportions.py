@@ -12,6 +12,8 @@ def test_proportions_are_of_valid_pixels():
     found = class_proportions(labels, 4)
     assert found.dtype == np.float32 and found[0] == pytest.approx([2 / 6, 1 / 6, 3 / 6, 0])
     assert np.isnan(found[1]).all() and found[2].tolist() == [0, 0, 0, 1]
+    with pytest.raises(ValueError, match=r"labels are 0 to 2 or 255, ignored; there is \[3\]"):
+        class_proportions(labels, 3)
 
 
 def test_blurred_proportions_are_near_the_exact_ones():

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import jaccard_score
 
 from attnlab.metrics import class_ious
@@ -92,6 +94,61 @@ def test_pairs_have_to_fit():
     ]:
         with pytest.raises(ValueError, match=message):
             train_segmenter(*wrong, CLASSES, steps=1)
+    oblong = images[:, :16], labels[:, :16]
+    for options, message in [
+        ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
+        ({"batch": 2.5}, "batch=2.5"),
+        ({"lr": 0}, "lr=0: give a number above 0"),
+        ({"lr": np.nan}, "lr=nan"),
+        ({"classes": ("a", "a", "b")}, "classes are 1 to 255 different names"),
+        ({"extra": oblong}, r"images are \(32, 32\), those of extra \(16, 32\): give them one size"),
+        ({"images": oblong[0], "labels": oblong[1], "augmentations": ["rotate90"]}, "rotate90 is for squares"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train_segmenter(**{"images": images, "labels": labels, "classes": CLASSES, "steps": 1} | options)
+
+
+def test_images_have_to_fit_a_segmenter():
+    segmenter, unet = (Segmenter.new(CLASSES, name) for name in ARCHITECTURES)
+    images = squares(2)[0]
+    sixteen = Image.fromarray(np.full((32, 32), 40_000, np.uint16))
+    expected = segmenter.segment(np.full((1, 32, 32, 3), round(40_000 / 257), np.uint8))
+    np.testing.assert_array_equal(segmenter.segment([sixteen]), expected)
+    for wrong, message in [
+        ([], r"images of the sizes \[\]: give one or more of one size"),
+        ([images[0], images[0][:16]], r"sizes \[\(16, 32, 3\), \(32, 32, 3\)\]"),
+        (images[0], "images are uint8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            segmenter.segment(wrong)
+    with pytest.raises(ValueError, match="batch=0"):
+        segmenter.segment(images, batch=0)
+    with pytest.raises(ValueError, match=r"images are \(30, 32\): give sides that 8 divides"):
+        unet.segment(images[:, :30])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_segmenters_are_read_whole_or_not_at_all(architecture, tmp_path):
+    folder = Segmenter.new(CLASSES, architecture).save_pretrained(tmp_path / "whole")
+    (weights,) = folder.glob("*.safetensors")
+    (folder / "classes.json").write_text('["a", "b"]')
+    with pytest.raises(ValueError, match=r"weights of 3 classes, classes.json of 2: of two models"):
+        Segmenter.from_pretrained(folder)
+    for damaged in ("", "{}", '["a", "a"]', "3"):
+        (folder / "classes.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"damaged config.json or classes.json"):
+            Segmenter.from_pretrained(folder)
+    (folder / "classes.json").write_text('["a", "b", "c"]')
+    held = load_file(weights)
+    some = sorted(held)[0]
+    save_file({name: x for name, x in held.items() if name != some}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"weights are missing or of another model, {some} among them"):
+        Segmenter.from_pretrained(folder)
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match=r"no weights as .safetensors. A .bin or .pt is a pickle"):
+        Segmenter.from_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match="holds no segmenter"):
+        Segmenter.from_pretrained(tmp_path / "nowhere")
 
 
 def test_ways_of_mixing(monkeypatch):

@@ -12,6 +12,7 @@ __all__ = ["NUM_TIMES", "ChannelCodec", "augment_channels", "bit_codes", "noise_
 
 NUM_TIMES = 1000  # steps of the forward process
 _SNR_SCALE = 1 / 8  # factor of its signal-to-noise ratio: see `noise_schedule`
+_MAX_CODED = 64  # classes: for twice as many, codes would be compared for ten minutes
 
 
 def noise_schedule() -> dict:
@@ -47,8 +48,17 @@ def bit_codes(touching: np.ndarray) -> np.ndarray:
     Between two classes a sampler passes through the codes that lie between theirs: at a border of classes that differ
     in two bits a third class may appear. So codes minimize the sum, over pairs of classes, of how often they touch
     times in how many bits they differ: two codes are exchanged as long as that lowers it, from 20 starts.
+
+    ValueError for more than 64 classes, or what does not count how often each pair of them touches.
     """
-    num_classes = len(touching)
+    touching = np.asarray(touching)
+    num_classes = len(touching) if touching.ndim else 0
+    if not touching.size or touching.shape != (num_classes,) * 2 or not ((touching >= 0) & (touching < np.inf)).all():
+        raise ValueError("how often classes touch is (class, class), 0 or more, as `touching` counts it")
+    if num_classes > _MAX_CODED:
+        raise ValueError(
+            f"bits are chosen for {_MAX_CODED} classes at most, not for {num_classes}: give codes='one-hot'"
+        )
     bits = max(1, int(np.ceil(np.log2(num_classes))))
     numbers = np.arange(2**bits)
     differing = np.bitwise_count(numbers[:, None] ^ numbers[None]).astype(int)  # bits in which two codes differ

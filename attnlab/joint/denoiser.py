@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
+from ..metrics import check_counts
 from ..pipelines import BUNDLED
-from ..segmentation.folders import checked
+from ..segmentation.folders import check_classes, checked
+from ..segmentation.model import load_weights
 from ..storage import write_text
 from ..training import seeded
-from .channels import ChannelCodec, bit_codes, noise_schedule, touching
+from .channels import NUM_TIMES, ChannelCodec, bit_codes, noise_schedule, touching
 from .proportions import class_proportions, embed
 
 __all__ = ["PREDICTIONS", "Conditioning", "Denoiser", "as_settings"]
@@ -65,16 +67,18 @@ class Denoiser:
         Parameters
         ----------
         images, labels : array of uint8
-            Pairs of square images; ValueError if their side cannot be halved often enough.
+            Pairs of square images; ValueError if their side cannot be halved often enough, or another argument is out
+            of range.
         classes : sequence of str
             Names of the labels 0, 1, ...; two or more.
         codes : str
-            "bits": ceil(log2 classes) label channels, chosen by which classes touch; "one-hot": one per class.
+            "bits": ceil(log2 classes) label channels, chosen by which classes touch, for up to 64 classes; "one-hot":
+            one per class.
         prediction : str
             "sample": x0, which a narrow U-Net can predict where it cannot repeat the noise (Li and He, arXiv
             2511.13720); "v_prediction" (Salimans and Ho, ICLR 2022); "epsilon": as published.
         channels : sequence of int
-            Width of each level of the U-Net; all levels but the first have attention.
+            Width of each level of the U-Net, a multiple of 32; all levels but the first have attention.
         shuffle, upscale : int
             Side of the squares of pixels that become channels, for speed (1: none); how many times larger pairs are
             than those that they are drawn from (1: they are drawn from noise alone).
@@ -90,6 +94,12 @@ class Denoiser:
         if len(classes) < 2 or codes not in _CODES or prediction not in PREDICTIONS:
             wanted = f"two classes or more, one of {', '.join(_CODES)} and one of {', '.join(PREDICTIONS)}"
             raise ValueError(f"{len(classes)} classes, codes={codes!r}, prediction={prediction!r}: give {wanted}")
+        check_classes(classes)
+        check_counts(shuffle=shuffle, upscale=upscale, levels=len(channels))
+        if any(width not in range(32, 1 << 16, 32) for width in channels):
+            raise ValueError(f"channels={tuple(channels)}: give multiples of 32")
+        if proportions and upscale == 1:
+            embed(torch.zeros(1, len(classes)), 4 * channels[0])  # says now if they do not fit
         (_, height, width, _), factor = images.shape, shuffle * 2 ** (len(channels) - 1) * upscale
         if height != width or height % factor:
             raise ValueError(f"images are {(height, width)}: give squares whose side {factor} divides")
@@ -111,11 +121,13 @@ class Denoiser:
 
     def add_noise(self, x0: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
         """Return channels (image, channel, row, column) as the forward process leaves them at a time, 0 to 999."""
+        _check_time(time)
         return self.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator), torch.tensor([time]))
 
     @torch.no_grad()
     def predict_x0(self, noisy: torch.Tensor, time: int, previous=None, conditioning=None) -> torch.Tensor:
         """Predict the clean channels behind noisy ones, clamped; `previous`: the prediction of the step before."""
+        _check_time(time)
         conditioning, times = conditioning or Conditioning(), torch.full((len(noisy),), int(time))
         with torch.autocast(noisy.device.type, torch.bfloat16):
             prediction = self.predict(self.unet, noisy, previous, conditioning, times)
@@ -131,19 +143,25 @@ class Denoiser:
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a model in float32 from a folder, or by the name of a bundled one, "aerial" or "aerial-x2".
 
-        FileNotFoundError if there is none, ValueError if weights and joint.json do not fit.
+        FileNotFoundError if there is none, ValueError if weights and joint.json do not fit, are damaged or no
+        safetensors.
         """
         folder = BUNDLED / folder if (BUNDLED / folder / "joint.json").exists() else Path(folder)
         if not (folder / "joint.json").exists():
             raise FileNotFoundError(f"{folder} holds no joint model: joint.json is missing")
-        metadata = json.loads((folder / "joint.json").read_text())
-        if "shares" in metadata:
-            metadata["proportions"] = metadata.pop("shares")
-        unet = UNet2DModel.from_pretrained(folder, dtype=torch.float32)
-        expected = (3 + len(metadata["codes"][0])) * metadata["shuffle"] ** 2
-        if (found := unet.config.out_channels) != expected:
+        unet = load_weights(UNet2DModel, folder)
+        found = unet.config.in_channels, unet.config.out_channels
+        try:
+            metadata = json.loads((folder / "joint.json").read_text("utf-8"))
+            if "shares" in metadata:
+                metadata["proportions"] = metadata.pop("shares")
+            expected, model = _widths(metadata), cls(unet.to(device).eval(), metadata)
+            fits = found == expected and len(metadata["codes"]) == len(model.classes)
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{folder / 'joint.json'} is damaged: {error!r}") from error
+        if not fits:
             raise ValueError(f"{folder}: weights of {found} channels, joint.json of {expected}: they are of two models")
-        return cls(unet.to(device).eval(), metadata)
+        return model
 
     def predict(self, unet, noisy, previous, conditioning, times):
         """Return what `unet`, its own one or one in training, says: float32 (image, channel, row, column)."""
@@ -178,15 +196,24 @@ def as_settings(metadata: dict) -> dict:
     return {"shares" if name == "proportions" else name: value for name, value in metadata.items()}
 
 
+def _check_time(time):
+    if not 0 <= int(time) < NUM_TIMES:
+        raise ValueError(f"time={time}: give a whole number, 0 to {NUM_TIMES - 1}")
+
+
+def _widths(metadata):
+    """Return how many channels the U-Net takes and gives."""
+    pair = (3 + len(metadata["codes"][0])) * metadata["shuffle"] ** 2
+    return pair * (1 + metadata["self_conditioning"] + (metadata["upscale"] > 1)), pair
+
+
 def _new_unet(side, channels, metadata):
     """Return an untrained U-Net for inputs of a side in pixels."""
-    pair = (3 + len(metadata["codes"][0])) * metadata["shuffle"] ** 2
-    inputs = 1 + metadata["self_conditioning"] + (metadata["upscale"] > 1)
-    conditional = "proportions" in metadata
+    (inputs, outputs), conditional = _widths(metadata), "proportions" in metadata
     return UNet2DModel(
         sample_size=side,
-        in_channels=pair * inputs,
-        out_channels=pair,
+        in_channels=inputs,
+        out_channels=outputs,
         block_out_channels=tuple(channels),
         down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * (len(channels) - 1),
         up_block_types=("AttnUpBlock2D",) * (len(channels) - 1) + ("UpBlock2D",),

@@ -19,6 +19,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from tqdm import tqdm
 
 from .. import training
+from ..metrics import check_counts
 from ..segmentation.folders import checked, shrink
 from ..storage import claim_folder
 from .channels import NUM_TIMES, augment_channels, noise_schedule
@@ -74,6 +75,7 @@ class JointDiffusion(Denoiser):
         batch, patience : int
             Pairs per step. Checkpoints without a lower error after which training ends.
         """
+        check_counts(batch=batch, patience=patience)
         images, labels = self._fitting(images, labels)
         check = check and self._fitting(*check)
         config = {name: value for name, value in self.unet.config.items() if not name.startswith("_")}  # in no order
@@ -140,11 +142,17 @@ class JointDiffusion(Denoiser):
         every : int
             Above 0: return also what there is after every so many steps, with another first axis (moment, image, ...).
         """
-        if sampler not in _SAMPLERS or count < 1 or not 1 <= steps <= NUM_TIMES:
-            wanted = f"1 or more, 1 to {NUM_TIMES}, {', '.join(_SAMPLERS)}"
-            raise ValueError(f"{count} samples, {steps} steps, sampler {sampler!r}: {wanted}")
+        check_counts(count=count, steps=steps, batch=batch)
+        check_counts(0, every=every)
+        if sampler not in _SAMPLERS or steps > NUM_TIMES:
+            wanted = f"give 1 to {NUM_TIMES}, and one of {', '.join(_SAMPLERS)}"
+            raise ValueError(f"{steps} steps, sampler {sampler!r}: {wanted}")
         if (small is not None) != (self.metadata["upscale"] > 1):
             raise ValueError("small=(images, labels) is for a model with upscale above 1, and for no other")
+        if small is not None:
+            small, side = checked(*small, len(self.classes)), self.size // self.metadata["upscale"]
+            if small[1].shape != (count, side, side):
+                raise ValueError(f"small has pairs of {small[1].shape}: give {count} of {side} x {side} pixels")
         if proportions is not None and "proportions" not in self.metadata:
             raise ValueError("this model takes no proportions: leave them out, or make one with proportions=True")
         known = np.array(self.metadata.get("proportions", ()), np.float32).reshape(-1, len(self.classes))
@@ -187,7 +195,8 @@ def _loss(model, unet, x0, valid, conditioning, generator, twice):
     """
     low_res, previous = conditioning.low_res, None
     times = (torch.randperm(len(x0), generator=generator) + torch.rand(len(x0), generator=generator)) / len(x0)
-    times, noise = (times * NUM_TIMES).long(), torch.randn(x0.shape, generator=generator)
+    # a random number just below 1 is rounded up to it
+    times, noise = (times * NUM_TIMES).long().clamp(max=NUM_TIMES - 1), torch.randn(x0.shape, generator=generator)
     if low_res is not None:
         noised = low_res + _LOW_RES_STD * torch.randn(x0.shape, generator=generator)
         conditioning = conditioning._replace(low_res=noised.to(unet.device))

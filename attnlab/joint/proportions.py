@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from ..segmentation.folders import check_labels
+
 __all__ = ["DROP_PROBABILITY", "ROOT_STD", "blurred", "class_proportions", "embed", "wanted_proportions"]
 
 _OCTAVES = 4  # sines per class, the slowest with a quarter period between proportions 0 and 1
@@ -18,8 +20,9 @@ def class_proportions(labels: np.ndarray, num_classes: int) -> np.ndarray:
     labels : (image, row, column) array of uint8
         Class numbers, or 255 where a pixel is ignored; an image of ignored pixels alone gets NaN.
     num_classes : int
-        Number of classes.
+        Number of classes; ValueError for labels of others.
     """
+    check_labels(labels, num_classes)
     found = np.stack([np.bincount(one.ravel(), minlength=256)[:num_classes] for one in np.asarray(labels)])
     with np.errstate(invalid="ignore"):
         return (found / found.sum(1, keepdims=True)).astype(np.float32)

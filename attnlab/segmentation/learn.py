@@ -1,5 +1,6 @@
 """Train a segmenter on any mix of real and synthetic pairs."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ..masks import IGNORE
+from ..metrics import check_counts
 from .augment import AUGMENTATIONS, flip
 from .folders import Pairs, checked
 from .model import Segmenter, as_input
@@ -36,7 +38,7 @@ def train_segmenter(
     """Train a segmenter from nothing, for a number of steps that does not depend on the number of pairs.
 
     Cross-entropy on valid pixels, AdamW with a linearly falling rate, left-right flips; it repeats with its seed.
-    ValueError where pairs do not fit each other, or a name is unknown.
+    ValueError where pairs do not fit each other, a name is unknown or a number out of range.
 
     Parameters
     ----------
@@ -64,8 +66,15 @@ def train_segmenter(
         raise ValueError(f"no augmentation {', '.join(map(repr, unknown))}; there are {', '.join(AUGMENTATIONS)}")
     if mix not in MIXES:
         raise ValueError(f"mix={mix!r}: choose one of {', '.join(MIXES)}")
+    check_counts(steps=steps, batch=batch)
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr={lr}: give a number above 0")
     segmenter, rng = Segmenter.new(classes, architecture, seed), np.random.default_rng(seed)
     sources = [checked(*pairs, len(classes)) for pairs in ((images, labels), extra) if pairs is not None]
+    if len(sizes := {x.shape[1:3] for x, _ in sources}) > 1:
+        raise ValueError(f"images are {images.shape[1:3]}, those of extra {extra[0].shape[1:3]}: give them one size")
+    if "rotate90" in augmentations and len(set(*sizes)) > 1:
+        raise ValueError(f"images are {images.shape[1:3]}: rotate90 is for squares, leave it out or cut patches")
     if mix == "pool":
         sources = [tuple(np.concatenate(x) for x in zip(*sources, strict=True))]
     model = segmenter.model.to(device).train()

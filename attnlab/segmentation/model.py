@@ -20,14 +20,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
+from PIL.Image import Image
+from safetensors import SafetensorError
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from ..metrics import confusion
+from ..metrics import check_counts, confusion
 from ..pipelines import BUNDLED, best_device
-from ..storage import write_text
-from .folders import checked
+from ..storage import read_rgb, write_text
+from .folders import check_classes, checked
 
-__all__ = ["ARCHITECTURES", "Segmenter", "UNet", "as_input", "load_segmenter"]
+__all__ = ["ARCHITECTURES", "Segmenter", "UNet", "as_input", "load_segmenter", "load_weights"]
 
 
 class UNet(UNet2DModel):
@@ -55,8 +57,14 @@ class UNet(UNet2DModel):
         )
 
     def forward(self, images: torch.Tensor) -> SimpleNamespace:
-        """Return `logits`, float32 (image, class, row, column), of images (image, rgb, row, column) in -1..1."""
+        """Return `logits`, float32 (image, class, row, column), of images (image, rgb, row, column) in -1..1.
+
+        ValueError for images whose sides cannot be halved often enough.
+        """
         shuffle, device = math.isqrt(self.config.in_channels // 3), images.device.type
+        factor = shuffle * 2 ** (len(self.config.block_out_channels) - 1)
+        if any(side % factor for side in images.shape[-2:]):
+            raise ValueError(f"images are {tuple(images.shape[-2:])}: give sides that {factor} divides")
         # without shuffling float32, unless the caller has set another precision
         with torch.autocast(device, torch.bfloat16) if shuffle > 1 else nullcontext():
             x = F.pixel_unshuffle(images, shuffle)
@@ -96,7 +104,8 @@ class Segmenter:
 
     @classmethod
     def new(cls, classes: Sequence[str], architecture: str = "segformer", seed: int = 0) -> Self:
-        """Return a segmenter with random weights; ValueError for an unknown architecture."""
+        """Return a segmenter with random weights; ValueError for an unknown architecture, or classes twice or none."""
+        check_classes(classes)
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture={architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
         with torch.random.fork_rng(devices=[]):
@@ -113,7 +122,11 @@ class Segmenter:
 
         Images are uint8 (image, row, column, rgb), or PIL images of one size; ValueError if they are not.
         """
-        pixels = np.stack([np.asarray(image) for image in images])
+        check_counts(batch=batch)
+        arrays = [read_rgb(image) if isinstance(image, Image) else np.asarray(image) for image in images]
+        if len(sizes := {array.shape for array in arrays}) != 1:
+            raise ValueError(f"there are images of the sizes {sorted(sizes)}: give one or more of one size")
+        pixels = np.stack(arrays)
         if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8:
             raise ValueError(f"images are uint8 (image, row, column, rgb), not {pixels.dtype} {pixels.shape}")
         batches = (as_input(pixels[i : i + batch]).to(self.model.device) for i in range(0, len(pixels), batch))
@@ -131,11 +144,51 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Return the segmenter that `save_pretrained` wrote into a folder, in float32."""
-        config = json.loads(Path(folder, "config.json").read_text())
-        loader = SegformerForSemanticSegmentation if config.get("model_type") == "segformer" else UNet
-        model = loader.from_pretrained(folder, dtype=torch.float32).to(device)
-        return cls(model, json.loads(Path(folder, "classes.json").read_text()))
+        """Return the segmenter that `save_pretrained` wrote into a folder, in float32.
+
+        FileNotFoundError if there is none, ValueError if files are damaged, no safetensors, or of two models.
+        """
+        if not Path(folder, "classes.json").exists():
+            raise FileNotFoundError(f"{folder} holds no segmenter: classes.json is missing")
+        try:
+            config, classes = (json.loads(Path(folder, f"{n}.json").read_text("utf-8")) for n in ("config", "classes"))
+            check_classes(classes)
+            segformer = config.get("model_type") == "segformer"
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder} has a damaged config.json or classes.json: {error}") from error
+        model = load_weights(SegformerForSemanticSegmentation if segformer else UNet, folder).to(device)
+        count = model.config.num_labels if segformer else 3 * model.config.out_channels / model.config.in_channels
+        if count != len(classes):
+            raise ValueError(f"{folder}: weights of {count:g} classes, classes.json of {len(classes)}: of two models")
+        return cls(model, classes)
+
+
+def load_weights(loader: type, folder: str | Path) -> torch.nn.Module:
+    """Load a model of diffusers or transformers in float32 from the safetensors of a folder, whole or not at all.
+
+    ValueError where there are none, or they are damaged or of another model: the libraries would draw what is missing.
+
+    Parameters
+    ----------
+    loader, folder : type, str or Path
+        Class of the model, and where its weights and configuration are.
+    """
+    if not list(Path(folder).glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has no weights as .safetensors. A .bin or .pt is a pickle, which may run anything when read; "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), path) makes a .safetensors of one"
+        )
+    try:
+        model, about = loader.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder}: its weights and config.json are damaged or do not fit: {error}") from error
+    if wrong := [*about["missing_keys"], *about["unexpected_keys"]]:
+        raise ValueError(
+            f"{folder}: weights are missing or of another model, {', '.join(sorted(wrong)[:3])} among them"
+        )
+    return model
 
 
 def load_segmenter(name: str = "street", device: str | torch.device | None = None) -> Segmenter:

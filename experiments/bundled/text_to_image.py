@@ -216,8 +216,9 @@ def train_denoiser(
     def loss(model, generator):
         latents, labels, ids, *words = (t.to(device) for t in batches.draw(settings, generator))
         n, attention_mask = len(latents), words[0]
-        # stratified over the batch: every step sees early and late timesteps
+        # stratified over the batch: every step sees early and late timesteps; a chance just below 1 rounds up to it
         timestep = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * len(alphas)).long()
+        timestep = timestep.clamp(max=len(alphas) - 1)
         timestep = timestep[torch.randperm(n, generator=generator)].to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         noisy = scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
