@@ -1,7 +1,10 @@
 """Widgets without a browser: what they do when a control changes, and what they say when something is wrong."""
 
+import contextlib
 import io
 import threading
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from attnlab.dataset.recipe import Filters
 from attnlab.widgets import views
 
 PROMPT = "a burning house with fire and smoke"
+WORDS = PROMPT.split()
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,10 @@ def shown(explorer):
     return {slot.children[1].label: slot.children[1] for slot in slots}
 
 
+def titles(explorer):
+    return {slot.children[1].label: slot.children[0].value for slot in explorer.pictures.children}
+
+
 def test_maps_are_those_of_the_map_functions(made):
     recording = made[1]
     names = list(recording.trace.sizes)[:2]
@@ -63,6 +71,21 @@ def test_one_scale_for_all_maps_shows_the_weaker_ones_as_weaker(made):
     np.testing.assert_array_equal(each["weak"], each["strong"])
     assert together["weak"].mean() < 0.6 * together["strong"].mean()
     np.testing.assert_array_equal(views.side_by_side(black, maps, opacity=0)["weak"], black)
+
+
+def test_a_word_that_is_not_there_does_not_shine(explorer, made):
+    """ "zeppelin" alone would end the scale at its own small maximum, and look as real as "smoke"."""
+    explorer.more.value = "zeppelin"
+    explorer.words.chips["smoke"][1].value = False
+    assert explorer.maps.scale.value == "together" and explorer.maps.method.value == "OVAM"
+    heat = al.ovam(made[1], "zeppelin")["zeppelin"]
+    assert heat.max() < 0.5 * views.strongest(made[1]) == 0.5 * max(al.daam(made[1])[word].max() for word in WORDS)
+    assert f"max {heat.max():.2g}" in titles(explorer)["zeppelin"] and titles(explorer)["image"] == "<b>image</b> "
+    dim = pixels_of(shown(explorer)["zeppelin"])
+    explorer.maps.scale.value = "each"
+    assert pixels_of(shown(explorer)["zeppelin"]).mean() > 1.3 * dim.mean()
+    explorer.maps.method.value = "linear"
+    assert "max -" in titles(explorer)["zeppelin"] or views.strongest(made[1], "linear") > 0
 
 
 def test_words_of_a_pixel_are_ranked_by_their_attention(made):
@@ -136,6 +159,43 @@ def test_generating_in_the_background(pipe):
     assert explorer.form.progress.value == 3 and not explorer.form.generate.disabled and explorer.form.stop.disabled
 
 
+def test_words_beyond_the_text_window_are_named(pipe):
+    prompt = "smoke" + " fire" * (pipe.tokenizer.model_max_length - 4) + " umbrellastand under a tree"
+    explorer = widgets.explore(pipe, prompt, steps=1)
+    with pytest.warns(UserWarning, match="fills the model's window"):  # for those who look at no widget
+        explorer.start()
+        explorer.form.thread.join()
+    assert "no room for &#x27;umbrellastand under a tree&#x27;" in explorer.report.value
+    names = list(explorer.words.chips)
+    assert names[0] == "smoke" and names[-1] == f"fire ({len(names) - 1})" and len(names) > 20
+
+
+def test_what_is_of_the_image_before_is_not_shown_beside_the_next_one(explorer, pipe):
+    explorer.pictures.children[1].children[1].point = [20, 40]
+    explorer.take(*views.generate(pipe, PROMPT, seed=1, steps=2))
+    assert explorer.pixel.layout.display == "none" and not explorer.pictures.children[1].children[1].point
+
+
+def test_a_pipeline_keeps_its_own_progress_bar(pipe, capfd):
+    before = pipe._progress_bar_config
+    pipe.set_progress_bar_config(leave=False)
+    views.generate(pipe, PROMPT, steps=1)
+    assert pipe._progress_bar_config == {"leave": False} and "it/s" not in capfd.readouterr().err
+    pipe.set_progress_bar_config(**before)
+
+
+def test_warnings_are_caught_no_longer_than_a_widget_works(pipe):
+    """One that is caught in a thread while another catches would leave all later ones of the notebook unseen."""
+    explorer = widgets.explore(pipe, PROMPT, steps=2)
+    for busy in (False, True):
+        with pytest.warns(UserWarning, match="of the notebook"):
+            explorer.start()
+            while explorer.form.thread.is_alive():
+                with explorer.report.saying() if busy else contextlib.nullcontext():
+                    explorer.form.thread.join(0.01)
+            warnings.warn("of the notebook", stacklevel=1)
+
+
 def test_stopped_on_the_way_it_can_be_started_again(pipe):
     explorer = widgets.explore(pipe, PROMPT, steps=200)
     explorer.start()
@@ -154,6 +214,7 @@ def test_another_explorer_of_the_pipeline_ends_the_first_one(pipe):
     second.start()
     second.form.thread.join()
     assert not first.form.thread.is_alive() and second.image is not None
+    assert "another explorer was opened or started" in first.report.value and "Generate" in first.report.value
     second.close()
     assert not [t for t in threading.enumerate() if "_generate" in t.name]
 
@@ -161,6 +222,7 @@ def test_another_explorer_of_the_pipeline_ends_the_first_one(pipe):
 @pytest.mark.parametrize("prompt", ["", "   "])
 def test_an_empty_prompt_is_said_in_the_widget(pipe, prompt):
     explorer = widgets.explore(pipe, prompt)
+    assert "press Generate" in explorer.report.value and explorer.still().min() < 9  # it says that it is empty
     explorer.start()
     assert "the prompt is empty" in explorer.report.value and not explorer.form.generate.disabled
     explorer.more.value = "tree"
@@ -198,6 +260,10 @@ def test_the_mask_explorer_makes_the_masks_of_the_mask_functions(made):
     explorer.method.value = "dbscan"
     explorer.sliders["min_samples"].value = 30
     assert "noise" in explorer.report.value and not explorer.mask.any()
+    explorer.method.value = "random_walker"
+    explorer.sliders["low"].value = 0.9  # above high
+    assert "low" in explorer.report.value and not explorer.recipe.value and not explorer.mask.any()
+    assert (explorer.still() == np.asarray(made[0]).repeat(4, 0).repeat(4, 1)).all()
     begun = widgets.explore_mask(heat, made[0], settings={"method": "threshold", "level": 0.5})
     np.testing.assert_array_equal(begun.mask, truth)
     with pytest.raises(ValueError, match="truth of the image's size"):
@@ -219,6 +285,13 @@ def test_a_painted_thing_becomes_a_token(made, tmp_path):
     assert painter.token.metadata["iou"] > 0.6 and len(painter.gallery.children) == 2
     painter.keep()
     assert list(al.TokenLibrary.load(tmp_path / "words.safetensors")) == ["glow"]
+    wide = painter.still().shape[1]
+    painter.clear()
+    assert painter.token is None and painter.save.disabled and "paint the thing" in painter.report.value
+    assert painter.gallery.layout.display == "none" and not painter.canvas.mask and painter.still().shape[1] < wide
+    painter.canvas.painted = mask
+    painter.learn()
+    assert painter.token and painter.gallery.layout.display is None and not painter.save.disabled
     painter.name.value = ""
     painter.learn()
     assert "has no name" in painter.report.value
@@ -235,8 +308,8 @@ def folder(tmp_path_factory):
         prompts=["a burning {thing} with smoke"],
         lists={"thing": ["house", "tree"]},
         classes={"fire": "burning", "smoke": "smoke"},
-        images=8,
-        steps=3,
+        images=7,
+        steps=1,
         filters=Filters(area=None, flat=None, duplicates=None),
     )
     return generate_dataset(recipe, tmp_path_factory.mktemp("set") / "fires").folder
@@ -269,6 +342,14 @@ def test_a_data_set_is_browsed_and_marked(folder, tmp_path):
 def test_a_widget_is_a_still_picture_as_well(explorer):
     bundle = explorer._repr_mimebundle_()
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)
+
+
+def test_no_progress_bar_is_a_widget():
+    """A widget's bar, tqdm.auto's in a notebook, is an error message as soon as its kernel has ended."""
+    root = Path(__file__).parents[1]
+    files = [path for folder in ("attnlab", "experiments", "notebooks") for path in (root / folder).rglob("*.[pi]*y*")]
+    assert len(files) > 100
+    assert not [path for path in files if "tqdm.auto" in (text := path.read_text("utf-8")) or "tqdm.notebook" in text]
 
 
 def test_what_is_painted_in_another_size_is_forgotten():

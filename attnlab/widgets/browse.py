@@ -92,6 +92,7 @@ class DatasetBrowser(Panel):
         self.page = min(max(self.page + pages, 0), last)
         self.back.disabled, self.ahead.disabled = self.page == 0, self.page == last
         with self.report.saying():
+            self.sheet.children = ()
             here = self.found[self.page * _PAIRS_PER_PAGE :][:_PAIRS_PER_PAGE]
             self.sheet.children = [self._card(i) for i in here]
             bad = len(self.dataset.bad)

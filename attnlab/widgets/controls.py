@@ -15,11 +15,12 @@ from .panel import ROW_LAYOUT, row, sized
 __all__ = ["GenerationForm", "MapControls", "WordChips"]
 
 _RUNNING: WeakSet = WeakSet()  # forms that generate: a new one ends them, so that no forgotten cell runs on
+_ENDED = "stopped, since another explorer was opened or started: one image is made at a time; Generate begins it again"
 
 
 def _end_all():
     for running in list(_RUNNING):
-        running.end(wait=True)
+        running.end(wait=True, why=_ENDED)
 
 
 class GenerationForm:
@@ -34,7 +35,7 @@ class GenerationForm:
         self.generate = ui.Button(description="Generate", button_style="primary", icon="play")
         self.stop = ui.Button(description="Stop", icon="stop", disabled=True)
         self.progress = ui.IntProgress(0, 0, steps, layout={"width": "160px"})
-        self.stopping = threading.Event()
+        self.stopping, self.why = threading.Event(), ""
         self.thread = None
         self.stop.on_click(lambda _: self.end())
 
@@ -52,8 +53,9 @@ class GenerationForm:
         self.thread = threading.Thread(target=self._generate, args=(work,), daemon=True)
         self.thread.start()
 
-    def end(self, wait: bool = False) -> None:
-        """Stop a generation after its current step."""
+    def end(self, wait: bool = False, why: str = "stopped on the way; the picture before it is kept") -> None:
+        """Stop a generation after its current step; the widget then says why."""
+        self.why = why
         self.stopping.set()
         if wait and self.thread is not None:
             self.thread.join()
@@ -69,7 +71,7 @@ class GenerationForm:
     def _advance(self, done):
         self.progress.value = done
         if self.stopping.is_set():
-            raise views.Stopped
+            raise views.Stopped(self.why)
 
 
 class WordChips(ui.HBox):

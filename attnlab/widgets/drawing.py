@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import binary_erosion
 
 __all__ = ["MASK_RGB", "as_png", "beside", "draw_mask", "enlarged", "outlined"]
@@ -32,10 +32,13 @@ def draw_mask(image, mask: np.ndarray) -> np.ndarray:
 
 
 def beside(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Put images of one height in a row, white between them; white pixels if there are none."""
-    height = max((x.shape[0] for x in images), default=16)
-    parts = [np.pad(x, ((0, height - x.shape[0]), (0, 4), (0, 0)), constant_values=255) for x in images]
-    return np.concatenate(parts or [np.full((height, height, 3), 255, np.uint8)], axis=1)
+    """Put images in a row, white between and below them; if there are none, say so."""
+    if not images:
+        empty = Image.new("RGB", (160, 24), "white")
+        ImageDraw.Draw(empty).text((8, 6), "nothing is shown yet", "black")
+        return np.asarray(empty)
+    height = max(x.shape[0] for x in images)
+    return np.concatenate([np.pad(x, ((0, height - len(x)), (0, 4), (0, 0)), constant_values=255) for x in images], 1)
 
 
 def as_png(pixels: np.ndarray) -> bytes:

@@ -35,16 +35,20 @@ class Explorer(Panel):
         super().__init__([fields, buttons, row(self.words, self.more), *self.maps.rows, self.pictures, self.pixel])
         form.generate.on_click(lambda _: self.start())
         self.more.observe(lambda change: self.add(change["new"]), "value")
+        self.report.say("press Generate to make the image; then choose words, or click a pixel")
 
     def start(self) -> None:
         """Generate what the fields say, in the background."""
-        with self.report.saying():
+        with self.report.saying(errors_only=True):
             self.report.say("generating")
             self.form.start(self._make)
 
-    def _make(self, **options):
-        with self.report.saying():
-            self.take(*views.generate(self.pipe, **options))
+    def _make(self, prompt, **options):
+        with self.report.saying(errors_only=True):
+            image, recording = views.generate(self.pipe, prompt, **options)
+            self.take(image, recording)
+            if lost := recording.encoder.lost(prompt):
+                self.report.say(f"the model's text window has no room for {' '.join(lost)!r}", failed=True)
 
     def close(self) -> None:
         """Stop a generation, and take the widget off the screen."""
@@ -57,6 +61,9 @@ class Explorer(Panel):
         self.maps.fit(recording.trace)
         self.words.fill(views.words_of(recording))
         self.image, self.recording = image, recording
+        self.pixel.layout.display = "none"  # it is of the image before
+        for slot in self.pictures.children:
+            slot.children[1].point = []
         self.report.say(f"{len(recording.trace.steps)} steps recorded, {recording.nbytes / 1e6:.1f} MB")
         self._update()
 
@@ -79,22 +86,25 @@ class Explorer(Panel):
         if self.recording is None:
             return
         with self.report.saying():
-            chosen, method = self.words.chosen, self.maps.method.value
+            chosen, method, over = self.words.chosen, self.maps.method.value, self.maps.chosen
             own = views.words_of(self.recording)
             foreign = [name for name in chosen if name not in own] if method == "DAAM" else []
             words = [word for name, word in chosen.items() if name not in foreign]
-            maps = views.word_maps(self.recording, words, method, **self.maps.chosen)
+            maps = views.word_maps(self.recording, words, method, **over)
             large = enlarged(np.asarray(self.image))
             look = {name: getattr(self.maps, name).value for name in ("opacity", "colormap", "scale")}
-            self._draw({"image": large, **views.side_by_side(large, maps, **look)})
+            if look["scale"] == "together":  # a word alone, too, is only as bright as it is among the prompt's
+                look["highest"] = views.strongest(self.recording, method, **over)
+            titles = {"image": "", **{name: f"max {heat.max():.2g}" for name, heat in maps.items()}}
+            self._draw({"image": large, **views.side_by_side(large, maps, **look)}, titles)
             if foreign:
                 raise ValueError(f"{', '.join(foreign)}: not in the prompt; choose OVAM or linear")
 
-    def _draw(self, pixels):
-        """Show pixels by name; pictures that are there are used again."""
+    def _draw(self, pixels, beside):
+        """Show pixels by name, with a text beside it; pictures that are there are used again."""
         slots, grid = list(self.pictures.children), self.image.size[::-1]
         for k, (name, one) in enumerate(pixels.items()):
-            title = f"<b>{html.escape(name)}</b>"
+            title = f"<b>{html.escape(name)}</b> {beside[name]}"
             if k < len(slots):
                 slots[k].children[0].value = title
                 slots[k].children[1].show(one, name, grid)

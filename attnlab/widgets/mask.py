@@ -78,8 +78,13 @@ class MaskExplorer(Panel):
         """Make the mask again and draw it."""
         for name, slider in self.sliders.items():
             slider.layout.display = None if name in _SLIDERS[self.method.value] else "none"
+        self.mask, self.recipe.value = np.zeros_like(self.mask), ""  # what stays where the settings make no mask
         with self.report.saying():
-            pixels, self.mask, warned = draw_clusters(self.heat, self.settings, self.image)
+            try:
+                pixels, self.mask, warned = draw_clusters(self.heat, self.settings, self.image)
+            except ValueError:
+                self.picture.show(outlined(self.image, self.mask), grid=self.mask.shape)
+                raise
             self.picture.show(pixels, grid=self.mask.shape)
             agreement = "" if self.truth is None else f"IoU {iou(self.mask, self.truth):.3f}"
             parts = [f"{self.mask.mean():.1%} of the image", agreement, warned]

@@ -37,20 +37,30 @@ class TokenPainter(Panel):
         fit = ui.Button(description="Fit", button_style="primary", icon="magic")
         self.save = ui.Button(description="Save", icon="save", disabled=True, tooltip=f"add it to {library}")
         self.report, self.gallery = Report(), row()
-        self.report.say("paint the thing, with the mouse or with arrow keys and space")
         tools = row(self.tool, self.brush, clear)
         super().__init__([tools, row(self.name, self.start, fit, self.save), self.report, self.canvas, self.gallery])
         for control in (self.tool, self.brush):
             control.observe(lambda _: self._choose_brush(), "value")
-        clear.on_click(lambda _: setattr(self.canvas, "mask", b""))
+        clear.on_click(lambda _: self.clear())
         fit.on_click(lambda _: self.learn())
         self.save.on_click(lambda _: self.keep())
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what is painted, and what was fitted to it."""
+        self.canvas.mask = b""
+        self._forget()
+        self.report.say("paint the thing, with the mouse or with arrow keys and space; then press Fit")
+
+    def _forget(self):
+        self.token, self.save.disabled, self.gallery.layout.display = None, True, "none"
 
     def _choose_brush(self):
         self.canvas.brush = self.brush.value * (1 if self.tool.value == "paint" else -1)
 
     def learn(self) -> None:
         """Fit a token to what is painted, and show its masks on all images."""
+        self._forget()
         with self.report.saying():
             mask = self.canvas.painted
             if not mask.any():
@@ -78,6 +88,7 @@ class TokenPainter(Panel):
         else:
             named = [(f"token on image {number}", one) for number, one in enumerate(pixels, 1)]
             self.gallery.children = [Picture(one, name, layout={"margin": "0 6px 6px 0"}) for name, one in named]
+        self.gallery.layout.display = None
 
     def keep(self) -> None:
         """Add the token to the library's file; it replaces one of its name."""
@@ -91,7 +102,7 @@ class TokenPainter(Panel):
 
     def still(self) -> np.ndarray:
         """Return the image and the masks of the token on all images."""
-        return beside([self.canvas.pixels, *(picture.pixels for picture in self.gallery.children)])
+        return beside([self.canvas.pixels, *(picture.pixels for picture in self.gallery.children if self.token)])
 
 
 def paint_token(

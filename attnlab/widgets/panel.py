@@ -3,9 +3,13 @@
 import base64
 import html
 import logging
+import threading
 import warnings
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
+import anywidget
 import ipywidgets as ui
 
 from .drawing import as_png
@@ -14,26 +18,38 @@ from .views import Stopped
 __all__ = ["ROW_LAYOUT", "Panel", "Report", "row", "sized"]
 
 log = logging.getLogger(__name__)
+_CATCHING = threading.RLock()
 ROW_LAYOUT = {"flex_flow": "row wrap", "align_items": "center"}  # it breaks where the window is narrow
+
+
+@contextmanager
+def _catching():
+    """Record warnings, in one thread at a time: what two restored crosswise would stay silent for ever."""
+    with _CATCHING, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
 
 
 class Report(ui.HTML):
     """A line of text that shows errors and warnings, where a traceback would be lost."""
 
     def say(self, text: str, failed: bool = False) -> None:
-        """Show a text, in red if something failed."""
-        color = "#b00020" if failed else "#333333"
-        self.value = f'<span role="status" style="color:{color}">{html.escape(text)}</span>'
+        """Show a text, in the theme's red if something failed."""
+        color = ' style="color: var(--jp-error-color1, #b00020)"' if failed else ""
+        self.value = f'<span role="status"{color}>{html.escape(text)}</span>'
 
     @contextmanager
-    def saying(self):
-        """Show what is raised or warned within the block, which then ends."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    def saying(self, errors_only: bool = False):
+        """Show what is raised or warned within the block, which then ends.
+
+        Python catches warnings for all threads at once, so that blocks that run at the same time as others, such as a
+        generation in the background, take `errors_only`.
+        """
+        with nullcontext([]) if errors_only else _catching() as caught:
             try:
                 yield
-            except Stopped:
-                self.say("stopped on the way; the picture before it is kept")
+            except Stopped as stop:
+                self.say(str(stop))
             except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
                 log.debug("shown in the widget", exc_info=True)
                 self.say(str(error.args[0] if error.args else error), failed=True)
@@ -42,8 +58,19 @@ class Report(ui.HTML):
                     self.say(str(caught[-1].message), failed=True)
 
 
+class _Stills(anywidget.AnyWidget):
+    """Nothing to be seen; where JupyterLab saves a notebook, it adds pictures for times when no kernel runs."""
+
+    _esm = Path(__file__).with_name("stills.js")
+
+
 class Panel(ui.VBox):
     """A widget that is a still picture as well: `still()` returns its pixels, uint8 (row, column, rgb)."""
+
+    def __init__(self, children: Sequence[ui.Widget]):
+        super().__init__(children)
+        self.stills = _Stills()
+        self.add_class(f"attnlab-{self.model_id}")  # by which stills.js finds it in the page
 
     def _repr_mimebundle_(self, **kwargs):
         found = super()._repr_mimebundle_(**kwargs)

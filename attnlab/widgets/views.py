@@ -25,16 +25,16 @@ from ..tokens import Token
 
 __all__ = [
     "COLORMAPS", "MAP_METHODS", "SCALES", "Stopped", "curves_at", "generate", "pixel_figure", "rank_words",
-    "side_by_side", "spelled", "word_maps", "words_of",
+    "side_by_side", "spelled", "strongest", "word_maps", "words_of",
 ]  # fmt: skip
 
 MAP_METHODS = ("DAAM", "OVAM", "linear")
-SCALES = ("each", "together", "0 to 1")
+SCALES = ("together", "each", "0 to 1")
 COLORMAPS = ("inferno", "viridis", "cividis", "gray")  # even in lightness, so that color-blind readers see their order
 
 
 class Stopped(Exception):
-    """A generation was stopped on the way."""
+    """A generation was stopped on the way; the message says by whom."""
 
 
 def generate(
@@ -51,10 +51,14 @@ def generate(
         each(number + 1)
         return tensors
 
-    with record(pipe, generator=generator) as recording:
-        image = pipe(
-            prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator, callback_on_step_end=after
-        ).images[0]
+    bar = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)  # `each` says how far it is
+    try:
+        with record(pipe, generator=generator) as recording:
+            options = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generator}
+            image = pipe(prompt, **options, callback_on_step_end=after).images[0]
+    finally:
+        pipe.set_progress_bar_config(**bar)
     return image, recording
 
 
@@ -81,17 +85,30 @@ def word_maps(
 
 
 def side_by_side(
-    image, maps: Mapping[str, np.ndarray], *, opacity: float = 0.5, colormap: str = "inferno", scale: str = "each"
+    image,
+    maps: Mapping[str, np.ndarray],
+    *,
+    opacity: float = 0.5,
+    colormap: str = "inferno",
+    scale: str = "together",
+    highest: float = 0.0,
 ) -> dict[str, np.ndarray]:
     """Draw the image under each map: uint8 (row, column, rgb), of the image's size.
 
-    The last color is each map's own maximum, that of all maps "together", or 1, all attention ("0 to 1").
+    The last color is the maximum of all maps "together", but at least `highest`; or that of "each" map by itself; or 1,
+    all attention ("0 to 1").
     """
     if scale not in SCALES:
         raise ValueError(f"scale={scale!r}: choose one of {', '.join(SCALES)}")
-    highest = {"each": None, "together": max((m.max() for m in maps.values()), default=None), "0 to 1": 1.0}[scale]
-    drawn = {"vmax": highest, "opacity": opacity, "colormap": colormap}
+    last = {"together": max(highest, *(m.max() for m in maps.values())) if maps else None, "each": None, "0 to 1": 1.0}
+    drawn = {"vmax": last[scale], "opacity": opacity, "colormap": colormap}
     return {name: plots.overlay(image, heat, **drawn) for name, heat in maps.items()}
+
+
+def strongest(recording: Recording, method: str = "DAAM", **chosen) -> float:
+    """Return the largest value in the maps of all words of the prompt (DAAM's where the method is OVAM)."""
+    maps = word_maps(recording, [*words_of(recording).values()], "linear" if method == "linear" else "DAAM", **chosen)
+    return float(max(heat.max() for heat in maps.values()))
 
 
 def rank_words(recording: Recording, row: float, column: float) -> list[tuple[str, float]]:
@@ -113,8 +130,12 @@ def curves_at(recording: Recording, word: str, row: float, column: float) -> dic
 
 
 def words_of(recording: Recording) -> dict[str, Query]:
-    """Return the words of a prompt, as maps are indexed by them, by what people read."""
-    return {spelled(word): word for word in HeatMaps(np.zeros((0, 1, 1)), recording.words)}
+    """Return the words of a prompt, as maps are indexed by them, by what people read.
+
+    Without one that the text window cut short: it is no word that could be asked for.
+    """
+    whole = [word for word in recording.words if not word.text.endswith("…")]
+    return {spelled(word): word for word in HeatMaps(np.zeros((0, 1, 1)), whole)}
 
 
 def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]) -> bytes:
@@ -128,8 +149,8 @@ def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]
     where = [(at + 0.5) / length for at, length in zip(point, size, strict=True)]
     ranked = rank_words(recording, *where)[:6]
     words = words_of(recording)
-    strongest = max(words, key=lambda name: dict(ranked).get(name, -1))
-    curves = curves_at(recording, words[strongest], *where)
+    first = max(words, key=lambda name: dict(ranked).get(name, -1))
+    curves = curves_at(recording, words[first], *where)
     figure = Figure(figsize=(9, 2.2))
     bars, *axes = figure.subplots(1, 3)
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.25, top=0.95, wspace=0.35)  # a layout engine takes as long
@@ -137,8 +158,8 @@ def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]
         bars.barh([name for name, _ in ranked][::-1], [value for _, value in ranked][::-1], color="#1958b3")
         bars.set_xlabel("share of attention (DAAM)")
     for ax, (per, values) in zip(axes, curves.items(), strict=True):
-        line = {strongest: list(values.values())}
-        plots.curves(ax, range(len(values)), line, xlabel=per, ylabel=strongest, legend=False)
+        line = {first: list(values.values())}
+        plots.curves(ax, range(len(values)), line, xlabel=per, ylabel=first, legend=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
