@@ -45,6 +45,15 @@ def test_colors_change_and_labels_do_not():
     assert value.min() >= 67 and value.max() <= 138  # 100 by 0.75 and 0.9, by 1.25 and 1.1
 
 
+def test_contrast_is_about_the_mean_of_an_image():
+    """Brightness and channels scale an image as a whole: what is left in the spread is the contrast."""
+    images = np.tile(np.array([100, 140], np.uint8)[None, None, :, None], (200, 2, 2, 3))
+    found = augment.color(images, np.zeros((200, 2, 4)), np.random.default_rng(0))[0].astype(float)
+    contrast = (found[:, 0, 1] - found[:, 0, 0]) / found.mean((1, 2)) * 120 / 40
+    assert contrast.min() == pytest.approx(0.75, abs=0.04) and contrast.max() == pytest.approx(1.25, abs=0.04)
+    assert 0.13 < contrast.mean(1).std() < 0.16  # of an even distribution: 0.5 / sqrt(12)
+
+
 def test_cutmix_moves_one_rectangle():
     labels = np.arange(8, dtype=np.uint8)[:, None, None] * np.ones((1, 12, 12), np.uint8)
     images = np.repeat(labels[..., None], 3, axis=-1)
@@ -67,3 +76,11 @@ def test_copied_regions_are_whole_and_small():
         seen.add(tuple(np.bincount(found.ravel(), minlength=256).nonzero()[0]))
         assert (found == 1).sum() in (0, 9)
     assert seen == {(0,), (0, 1)}  # never the half, never what is ignored
+
+
+def test_regions_that_meet_at_a_corner_are_copied_by_themselves():
+    labels = np.zeros((2, 16, 16), np.uint8)
+    labels[0, 2:5, 2:5] = labels[0, 5:8, 5:8] = 1
+    images = np.repeat(labels[..., None], 3, axis=-1)
+    found = [augment.copy_paste(images, labels, np.random.default_rng(seed))[1][1] for seed in range(60)]
+    assert {int((one == 1).sum()) for one in found} == {0, 9, 18}

@@ -12,8 +12,8 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from attnlab.joint import JointDiffusion, diffusion
-from attnlab.joint.channels import NUM_TIMES, noise_schedule
-from attnlab.joint.denoiser import PREDICTIONS
+from attnlab.joint.channels import NUM_TIMES, augment_channels, noise_schedule
+from attnlab.joint.denoiser import PREDICTIONS, Conditioning
 from attnlab.segmentation import shrink
 from attnlab.training import Schedule
 
@@ -104,6 +104,99 @@ def test_errors_of_x0_weigh_up_to_five():
     assert weight.max() == 5 and weight.min() < 1.01  # both sides of the limit are met
     errors = (model.codec.encode(images, labels)[0] ** 2).mean((1, 2, 3))
     assert loss == pytest.approx(float((weight * errors).sum() / weight.sum()), rel=1e-5)
+
+
+def test_ignored_pixels_have_no_loss():
+    model, (images, labels) = new(), world(8)
+    for parameter in model.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    labels[:, :5], seen = 255, calls(model)
+    loss = loss_of(model, images, labels, twice=False)
+    x0, valid = model.codec.encode(images, labels)
+    weight = (1 / (1 - model.schedule.alphas_cumprod[seen[0][1]])).clip(max=5)[:, None, None, None] * valid
+    assert loss == pytest.approx(float((weight * x0**2).sum() / weight.sum()), rel=1e-5)
+
+
+def test_every_step_sees_early_and_late_times():
+    """One time in every sixteenth, of no pair always the same; the small pair is as noisy as samples are."""
+    model, large = larger(), world(16, 8)
+    seen = calls(model)
+    loss_of(model, *large, twice=False)
+    channels, times, _ = seen[0]
+    assert torch.equal((times * 16 // NUM_TIMES).sort().values, torch.arange(16)) and (times.diff() < 0).any()
+    noise = channels[:, -5:] - model._encoded(*large)[2].low_res
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.05) and abs(float(noise.mean())) < 0.01
+
+
+def test_what_is_learned_from(monkeypatch, tmp_path):
+    """In 80 steps: channels, what is valid and the small pair turned alike; proportions left out at times."""
+    images, labels = (x.repeat(2, 1).repeat(2, 2) for x in world(20, 4))
+    labels[::2, :2] = 255
+    seen = []
+
+    def loss(model, unet, x0, valid, conditioning, generator, twice):
+        seen.append((x0, valid, *conditioning, twice))
+        return sum(parameter.sum() for parameter in unet.parameters())
+
+    monkeypatch.setattr(diffusion, "_loss", loss)
+    small = JointDiffusion.new(images, labels, CLASSES, upscale=2, self_conditioning=False, **SMALL)
+    for model, steps in ((new(), 80), (small, 8)):
+        model.fit(images, labels, tmp_path / str(steps), Schedule(steps, 1e-9), batch=8)
+    alone, enlarged = seen[:80], seen[80:]
+    for x0, valid, low_res, _, _ in seen:
+        assert torch.equal(valid[:, 3:] > 0, x0[:, 3:] != 0) and valid[:, :3].all()
+        assert low_res is None or torch.equal(low_res[:, 3:][valid[:, 3:] > 0], x0[:, 3:][valid[:, 3:] > 0])
+    assert len({x0.numpy().tobytes() for x0, *_ in alone}) == 80
+    proportions = torch.cat([one[3] for one in alone])
+    assert 0.06 < proportions.isnan().all(1).float().mean() < 0.15
+    assert 25 < sum(one[4] for one in alone) < 55 and not any(one[4] for one in enlarged)
+    assert all(one[3] is None for one in enlarged) and all(one[2] is None for one in alone)
+
+
+def test_the_error_is_the_mean_of_several_draws():
+    """Of self-conditioned predictions, each draw with noise of its own."""
+    model, pairs = new(), world(6)
+    seen = calls(model)
+    error = model.error(*pairs, draws=3)
+    assert len(seen) == 6 and all(one[0][:, 5:].any() for one in seen[1::2])
+    assert len({one[0][:, :5].numpy().tobytes() for one in seen[::2]}) == 3
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        losses = [float(diffusion._loss(model, model.unet, *model._encoded(*pairs), generator, True)) for _ in range(3)]
+    assert error == pytest.approx(np.mean(losses))
+    assert new(self_conditioning=False).error(*pairs) > 0
+
+
+def test_proportions_reach_the_prediction():
+    """Through every normalization: one of a single channel takes away whatever is added before it."""
+    model = new()
+    noisy, times = torch.randn(1, 5, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    with torch.no_grad():
+        found = [
+            model.predict(model.unet, noisy, None, Conditioning(proportions=torch.tensor([[p, 0, 1 - p]])), times)
+            for p in (0.1, 0.9)
+        ]
+    assert (found[0] - found[1]).abs().mean() > 0.01
+
+
+def test_models_of_scenes_without_colors_or_labels():
+    """A color that is the same in all of them is not divided by zero; a scene without a label has no proportions."""
+    images, labels = np.full((3, 8, 8, 3), 100, np.uint8), np.zeros((3, 8, 8), np.uint8)
+    labels[0] = 255
+    model = JointDiffusion.new(images, labels, CLASSES, **SMALL)
+    assert model.codec.encode(images, labels)[0].isfinite().all()
+    assert model.metadata["proportions"] == [[1, 0, 0]] * 2
+
+
+def test_pairs_are_turned_alike():
+    """In all eight ways, or left-right alone."""
+    x = torch.arange(200 * 9.0).reshape(200, 1, 3, 3)
+    turns = [torch.rot90(y, k, (2, 3)) for y in (x, x.flip(3)) for k in range(4)]
+    for rotate90, ways in ((True, range(8)), (False, (0, 4))):
+        one, none, other = augment_channels((x, None, -x), rotate90, torch.Generator().manual_seed(0))
+        which = [[torch.equal(a, turn[i]) for turn in turns].index(True) for i, a in enumerate(one)]
+        assert none is None and torch.equal(other, -one) and set(which) == set(ways)
+        assert min(which.count(way) for way in ways) > 200 / len(ways) / 2
 
 
 def test_the_last_time_is_the_last_of_the_schedule(monkeypatch):

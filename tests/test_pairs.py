@@ -242,6 +242,7 @@ def test_patches_cover_all_of_an_image():
     for patch, (row, column) in zip(found, corners, strict=True):
         np.testing.assert_array_equal(patch, image[row : row + 4, column : column + 4])
     assert len(patches([(image, labels)], 4, stride=2, valid=0)[0]) == 4 * 3
+    assert len(patches([(image, labels)], 8 // 2, valid=1 - 4 / 16)[0]) == 5  # at (0, 3), 4 of 16 pixels have no class
 
 
 def test_bad_input(tmp_path):
@@ -277,6 +278,8 @@ def test_small_pairs_have_mean_colors_and_the_most_frequent_label():
     small, found = shrink(images, labels, 2)
     assert found.tolist() == [[[0, 2], [5, 255]]] and found.dtype == np.uint8  # of equals the higher number
     assert small[0, ..., 0].tolist() == [[2, 4], [10, 12]] and small.shape == (1, 2, 2, 3)  # 2.5 to the even number
+    odd = np.array([3, 4, 3, 4], np.uint8).reshape(1, 2, 2, 1) * np.ones(3, np.uint8)
+    assert shrink(odd, labels[:, :2, :2], 2)[0].tolist() == [[[[4, 4, 4]]]]  # 3.5, rounded
     for factor in (0, -2, 2.0):
         with pytest.raises(ValueError, match=f"factor={factor}: give a whole number, 1 or more"):
             shrink(images, labels, factor)

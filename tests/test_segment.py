@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import jaccard_score
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from attnlab.metrics import class_ious
 from attnlab.segmentation import Segmenter, augment, learn, train_segmenter
-from attnlab.segmentation.model import ARCHITECTURES
+from attnlab.segmentation.model import ARCHITECTURES, as_input
 from experiments.studies.pair_quality import features, frechet_distance
 
 CLASSES = ("ground", "red", "green")
@@ -68,6 +69,45 @@ def test_labels_are_augmented_with_their_images(name):
     assert torch.equal(seen[:, 0] + 2 * seen[:, 1], y)
     before = [one.tobytes() for one in (*labels, *labels[:, :, ::-1])]
     assert sum(one.astype(np.uint8).tobytes() not in before for one in y.numpy()) >= 4
+
+
+def test_model_input_is_from_minus_one_to_one():
+    images = np.array([[[[0, 51, 255]]]], np.uint8)
+    torch.testing.assert_close(as_input(images), torch.tensor([-1.0, -0.6, 1.0]).reshape(1, 3, 1, 1))
+
+
+def test_what_a_training_is_made_of(monkeypatch):
+    """Batches, starting weights and dropout of its seed alone; a rate that falls to a step from zero."""
+    pairs, whole, seen = squares(30), learn.as_input, []
+    monkeypatch.setattr(learn, "as_input", lambda x: seen.append((torch.initial_seed(), x.tobytes())) or whole(x))
+    start, rates = [], []
+
+    def look(optimizer, *call):
+        group = optimizer.param_groups[0]
+        start.append(group["params"][0].detach().clone())
+        rates.append((group["lr"], group["weight_decay"]))
+
+    stop = register_optimizer_step_pre_hook(look)
+    for seed in (5, 5, 6):
+        train_segmenter(*pairs, CLASSES, steps=4, batch=3, lr=0.01, seed=seed, progress=False)
+    stop.remove()
+    assert [seed for seed, _ in seen] == [5] * 8 + [6] * 4
+    assert seen[:4] == seen[4:8] and len({batch for _, batch in seen}) == 8
+    assert torch.equal(start[0], start[4]) and not torch.equal(start[0], start[8])
+    np.testing.assert_allclose(rates, [(0.01, 0.01), (0.0075, 0.01), (0.005, 0.01), (0.0025, 0.01)] * 3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ignored_pixels_teach_nothing(architecture):
+    """All that counts is of one class: the others lose alike, the last one too."""
+    images, labels = squares(8)[0], np.full((8, 32, 32), 255, np.uint8)
+    labels[:, :8, :8] = 1
+    options = {"steps": 3, "batch": 4, "lr": 0.01, "progress": False}
+    segmenter = train_segmenter(images, labels, CLASSES, architecture=architecture, **options)
+    scores = segmenter.logits(as_input(images)).detach().mean((0, 2, 3))
+    before = Segmenter.new(CLASSES, architecture, 0).logits(as_input(images)).detach().mean((0, 2, 3))
+    change = (scores - before).tolist()
+    assert change[1] > 0 > max(change[0], change[2])
 
 
 def test_scores_are_scikit_learns():

@@ -43,6 +43,30 @@ def test_schedule_restarts():
     assert rates[0] == pytest.approx(0.1, abs=1e-3) and rates[50] == pytest.approx(0.51) and rates[99] < 0.021
 
 
+def test_a_training_by_hand(tmp_path):
+    """AdamW (Loshchilov and Hutter, ICLR 2019) on clipped gradients, each batch of its own step, and the average."""
+    schedule = training.Schedule(6, 0.1, cycles=2, warmup=2, ema=0.8, weight_decay=0.3, clip=2.0, checkpoint=4, seed=3)
+
+    def draw(step):
+        return torch.randn(2, generator=torch.Generator().manual_seed(3 * 1_000_003 + step))
+
+    def loss(model, generator):
+        return {"loss": ((model.weight[0] - torch.randn(2, generator=generator)) ** 2).sum()}
+
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    found = training.run_training(model, loss, schedule, tmp_path).weight[0].detach()
+    w, m, v, average = torch.full((2,), 2.0), 0, 0, 0
+    for step in range(6):
+        gradient, rate = 2 * (w - draw(step)), 0.1 * schedule.factor(step)
+        gradient = gradient * min(1.0, 2.0 / float(gradient.norm()))
+        m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
+        w = w * (1 - rate * 0.3) - rate * m / (1 - 0.9 ** (step + 1)) / (v / (1 - 0.99 ** (step + 1))).sqrt()
+        average = 0.8 * average + 0.2 * w if step else w
+    torch.testing.assert_close(found, average, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.weight[0].detach(), w, rtol=1e-4, atol=1e-5)
+
+
 def test_resumed_training_is_the_same_training(tmp_path):
     whole = fit_line(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -187,8 +211,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path)
 
 
 def test_early_stop_returns_the_best(tmp_path):
-    """Errors as given: the second of six checks is the best, and two worse ones end it."""
-    errors, seen = iter([3.0, 1.0, 2.0, 4.0, 0.0, 0.0]), []
+    """Errors as given: the second of six checks is the best, and two worse ones end it, though the last one falls."""
+    errors, seen = iter([3.0, 1.0, 4.0, 2.0, 0.0, 0.0]), []
 
     def check(model):
         assert not model.training
@@ -197,7 +221,7 @@ def test_early_stop_returns_the_best(tmp_path):
 
     schedule = training.Schedule(steps=60, lr=0.05, warmup=5, checkpoint=10)
     best = fit_line(tmp_path / "line", schedule=schedule, check=check, patience=2)
-    assert training.checks(tmp_path / "line") == [(10, 3.0), (20, 1.0), (30, 2.0), (40, 4.0)]
+    assert training.checks(tmp_path / "line") == [(10, 3.0), (20, 1.0), (30, 4.0), (40, 2.0)]
     assert all(torch.equal(best.state_dict()[name], seen[1][name]) for name in seen[1])
     again = fit_line(tmp_path / "line", schedule=schedule, check=check, patience=2)  # it is over: nothing is trained
     assert len(seen) == 4 and all(torch.equal(again.state_dict()[name], seen[1][name]) for name in seen[1])
