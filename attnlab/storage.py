@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -17,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMAT", "File", "Stored", "claim_folder", "kind", "read_rgb", "replacing", "versions", "write"]
-__all__ += ["write_text"]
+__all__ = ["FORMAT", "File", "Stored", "claim_folder", "intact", "kind", "read_rgb", "replacing", "versions"]
+__all__ += ["write", "write_text"]
 
 FORMAT = 1  # of files; those of a later one are refused
 
@@ -48,7 +49,7 @@ def write_text(path: str | Path, text: str) -> Path:
         The file, and what it is to hold, in UTF-8.
     """
     with replacing(path) as part:
-        part.write_text(text, "utf-8")
+        part.write_bytes(text.encode())
     return Path(path)
 
 
@@ -77,7 +78,7 @@ def claim_folder(folder: str | Path, settings: object, name: str = "settings.jso
 
 
 def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], metadata: dict) -> Path:
-    """Write tensors and metadata to one file, whole or not at all.
+    """Write tensors and metadata to one file, whole or not at all, with checksums.
 
     Parameters
     ----------
@@ -90,7 +91,10 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], meta
     """
     from safetensors.torch import save_file  # late: `plots` takes `replacing` from here, and does without torch
 
-    header = {"attnlab": kind, "format": str(FORMAT), "about": json.dumps(metadata)}
+    about = json.dumps(metadata)
+    sums = {name: [_checksum(entry) for entry in _entries(tensor)] for name, tensor in tensors.items()}
+    header = {"attnlab": kind, "format": str(FORMAT), "about": about}
+    header["crc32"] = json.dumps([zlib.crc32(about.encode()), sums])
     with replacing(path) as part:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, header)
     return Path(path)
@@ -141,55 +145,120 @@ def versions() -> dict[str, str]:
 
 def kind(path: str | Path) -> str | None:
     """Return the kind of a file that `write` made; None for another safetensors file. It raises what `File` raises."""
-    return _open(path)[1].get("attnlab")
+    header = _open(path)[1]
+    if "attnlab" not in header and {"about", "crc32"} & set(header):
+        raise ValueError(f"{path} is damaged: its header does not say what it holds")
+    return header.get("attnlab")
 
 
 def _open(path):
     """Open a safetensors file: its handle and its header."""
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
         handle = safe_open(path, "pt")
-    except SafetensorError as error:
+        return handle, handle.metadata() or {}
+    except (SafetensorError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-    return handle, handle.metadata() or {}
+
+
+def _entries(tensor):
+    """Return what is read of a tensor at once, and has a checksum: entries of the first axis where there are many."""
+    return tensor if tensor.ndim > 2 else [tensor]
+
+
+def _checksum(tensor) -> int:
+    import torch
+
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return zlib.crc32(values, zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode()))
+
+
+@contextmanager
+def intact(path: str | Path) -> Iterator[None]:
+    """Raise ValueError, which names the file, where what is read in the block is not what `write` was given.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file that is read.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError, SafetensorError) as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise  # in words already
+        said = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged: {said}") from error
 
 
 class File:
     """A file that `write` made, open for reading: one that is replaced meanwhile goes on to give what it held.
 
-    FileNotFoundError where there is none; ValueError where it is cut short, of another kind, or of a later version.
+    FileNotFoundError where there is none; ValueError where it is cut short, damaged, of another kind, or of a later
+    version. Files that have no checksums, as attnlab wrote before, are read too.
     """
 
     def __init__(self, path: str | Path, kind: str):
+        self.path = path
         self.handle, header = _open(path)
         if header.get("attnlab") != kind:
             raise ValueError(f"{path} holds {header.get('attnlab', 'something else')}, not a {kind}")
-        if (number := int(header["format"])) > FORMAT:
+        number = header.get("format", "")
+        if number.isdecimal() and int(number) > FORMAT:
             raise ValueError(f"{path} has format {number}, this attnlab reads up to {FORMAT}: install a later one")
-        self.metadata = json.loads(header["about"])  # what `write` was given
         self.names = frozenset(self.handle.keys())
+        with intact(path):
+            about, self._sums = json.loads(header.get("crc32", "[null, null]"))
+            known = self._sums is None or (
+                zlib.crc32(header["about"].encode()) == about and set(self._sums) == self.names
+            )
+            self.metadata = json.loads(header["about"])  # what `write` was given
+            if number != str(FORMAT) or not known or not isinstance(self.metadata, dict):
+                raise ValueError("its header is not what was written")
 
     def read(self, name: str) -> torch.Tensor:
-        """Read one tensor."""
-        return self.handle.get_tensor(name)
+        """Read one tensor; ValueError where it is not there, damaged, or holds NaN or infinity."""
+        with intact(self.path):
+            tensor = self.handle.get_tensor(name)
+        for i, entry in enumerate(_entries(tensor)):
+            self._check(name, i, entry)
+        return tensor
 
     def stored(self, name: str) -> Stored:
         """Return the entries along a tensor's first axis, unread."""
-        return Stored(self.handle, name)
+        return Stored(self, name)
+
+    def entry(self, name: str, i: int) -> torch.Tensor:
+        """Read one entry along the first axis of a tensor; ValueError as in `read`."""
+        with intact(self.path):
+            entry = self.handle.get_slice(name)[i]
+        self._check(name, i, entry)
+        return entry
+
+    def _check(self, name, i, entry):
+        with intact(self.path):
+            if self._sums is not None and self._sums[name][i] != _checksum(entry):
+                raise ValueError(f"the values of {name} are not those that were written")
+        if entry.is_floating_point() and not entry.isfinite().all():
+            raise ValueError(f"{name} of {self.path} holds NaN or infinity: record in float32 or bfloat16")
 
 
 class Stored(Sequence):
     """The entries along the first axis of a tensor in an open file, each read when it is asked for."""
 
-    def __init__(self, handle: safe_open, name: str):
-        self.handle, self.name = handle, name
-        self.count = handle.get_slice(name).get_shape()[0]
+    def __init__(self, file: File, name: str):
+        self.file, self.name = file, name
+        self.shape = file.handle.get_slice(name).get_shape()
 
     def __len__(self) -> int:
-        return self.count
+        return self.shape[0]
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        if not -self.count <= i < self.count:
-            raise IndexError(f"entry {i} of {self.count}")
-        return self.handle.get_slice(self.name)[i % self.count]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"entry {i} of {len(self)}")
+        return self.file.entry(self.name, i % len(self))
+
+    def __reduce__(self):
+        """Pickle and copy the entries themselves: an open file cannot be."""
+        return list, (list(self),)

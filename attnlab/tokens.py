@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -49,10 +50,15 @@ class Token:
 
     def __post_init__(self):
         value = torch.as_tensor(self.value).detach().to("cpu", torch.float32).clone()
-        if value.ndim != 1 or not value.isfinite().all():
+        if value.ndim != 1 or not len(value) or not value.isfinite().all():
             raise ValueError(f"the value of token {self.name!r} is a row of finite numbers, not {tuple(value.shape)}")
         if not (isinstance(self.name, str) and self.name) or not math.isfinite(self.bias):
             raise ValueError(f"a token has a name and a finite bias, not {self.name!r} and {self.bias}")
+        if not isinstance(self.metadata, dict) or not isinstance(self.metadata.get("model", ""), str | None):
+            raise ValueError(f"metadata of token {self.name!r} is a dict with the model's name, not {self.metadata!r}")
+        if self.background is not None and self.background.value.shape != value.shape:
+            widths = f"text width {len(value)}, its background {len(self.background.value)}"
+            raise ValueError(f"token {self.name!r} has {widths}: both are of one model")
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "bias", float(self.bias))
 
@@ -119,12 +125,16 @@ class TokenLibrary(Mapping):
 
     @classmethod
     def load(cls, path: str | Path, model: str | None = None) -> "TokenLibrary":
-        """Read what `save` wrote, or a plain safetensors file of embeddings by name, such as OVAM's published tokens.
+        """Read what `save` wrote, a plain safetensors file of embeddings by name, or a token of OVAM's, an .npy file.
 
-        `model` is the tokens' model, where the file does not name it, or names it otherwise. FileNotFoundError, or
-        ValueError for a file that is cut short, is something else, or holds tensors that are no tokens.
+        `model` is the tokens' model, where the file does not name it, or names it otherwise. OVAM's files hold a
+        background and a token, (2, text width), or a token alone; it gets the file's name. FileNotFoundError, or
+        ValueError for a file that is cut short, damaged, something else or a pickle, or holds what is no token.
         """
-        found = _read_plain(path) if storage.kind(path) is None else _read(path)
+        if Path(path).suffix == ".npy":
+            found = _read_npy(path)
+        else:
+            found = _read_plain(path) if storage.kind(path) is None else _read(path)
         if model is not None:
             found = [replace(token, metadata={**token.metadata, "model": model}) for token in found]
         return cls(found)
@@ -143,11 +153,12 @@ def same_model(one: str | None, other: str | None) -> bool:
 
 def _read(path):
     file, found = storage.File(path, "TokenLibrary"), []
-    for name, entry in file.metadata.items():
-        background = None
-        if saved := entry.get("background"):
-            background = Token(saved["name"], file.read(name + _BACKGROUND), saved["bias"], metadata=entry["about"])
-        found.append(Token(name, file.read(name), entry["bias"], background, entry["about"]))
+    with storage.intact(path):
+        for name, entry in file.metadata.items():
+            background = None
+            if saved := entry.get("background"):
+                background = Token(saved["name"], file.read(name + _BACKGROUND), saved["bias"], metadata=entry["about"])
+            found.append(Token(name, file.read(name), entry["bias"], background, entry["about"]))
     return found
 
 
@@ -161,6 +172,24 @@ def _read_plain(path):
         raise ValueError(f"{path} holds {wrong or 'nothing'}: tokens are (text width,) each")
     metadata = {name: header[name] for name in ("model", "source") if name in header}
     return [Token(name, value, metadata=metadata) for name, value in values.items()]
+
+
+def _read_npy(path):
+    """Return the token of a file as OVAM's `np.save` wrote it, which is named by its file."""
+    path = Path(path)
+    with storage.intact(path):
+        with path.open("rb") as file:  # a damaged header may promise any size: only what is there is mapped
+            if b"'descr': '|O'" in file.read(200):
+                raise ValueError(
+                    f"{path} is a pickle, which can run any code, and is not opened: where you trust it, save each of "
+                    "its tokens alone, np.save('cat.npy', np.load(path, allow_pickle=True).item()['cat'])"
+                )
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        if rows.ndim not in (1, 2) or (rows.ndim == 2 and len(rows) > 2) or rows.dtype.kind != "f":
+            raise ValueError(f"a token is (text width,), or (2, text width) with its background, not {rows.shape}")
+        *background, token = torch.from_numpy(np.atleast_2d(rows).astype(np.float32))
+        rest = Token(f"background of {path.stem}", background[0]) if background else None
+        return [Token(path.stem, token, background=rest)]
 
 
 def _as_json(value):

@@ -1,16 +1,17 @@
 """Files of recordings and linear maps: whole, lazy, and clear about what they cannot be."""
 
 import json
+import pickle
 import subprocess
 import sys
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import PROMPT
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import attnlab as al
 from attnlab import storage
@@ -157,6 +158,141 @@ def test_files_that_cannot_be_read(kind, recording, tmp_path):
             load(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no file"):
         load(tmp_path / "missing")
+
+
+def answers(path):
+    """All that a file of any kind says, as numbers and JSON; ValueError where it cannot be read."""
+    kind = storage.kind(path)
+    if kind == "LinearMap":
+        linear = al.LinearMap.load(path)
+        return [linear.matrix.tolist(), linear.bias.tolist(), linear.size, linear.metadata]
+    if kind == "Recording":
+        found = al.Recording.load(path)
+        said = [[one.metadata, one.trace.words, one.trace.timesteps] for one in found]
+        return [said, [[al.daam(one).values.tolist(), one.self_attention()[0].tolist()] for one in found]]
+    tokens = al.TokenLibrary.load(path).values()
+    tokens = [*tokens, *(token.background for token in tokens if token.background)]
+    return [[token.name, token.value.tolist(), token.bias, token.metadata] for token in tokens]
+
+
+@pytest.fixture(scope="module")
+def written(pipe, tmp_path_factory):
+    """{kind: file} of small ones, in a folder that saving has to make."""
+    folder = tmp_path_factory.mktemp("files")
+    call = {"layers": "up_blocks.2", "timesteps": (500, 100), "generator": al.seed(0)}
+    one = al.record_image(pipe, np.full((32, 32, 3), 0.5, "f"), "a car", self_attention=4, dtype=torch.half, **call)
+    token = al.Token("car", one.encoder.embed("car"), 0.5, al.Token("rest", one.encoder.embed("a")), {"model": "tiny"})
+    return {
+        "Recording": one.save(folder / "a/recording"),
+        "LinearMap": al.linear_daam(one).save(folder / "b/linear"),
+        "TokenLibrary": al.TokenLibrary([token]).save(folder / "c/d/tokens"),
+    }
+
+
+KINDS = ["Recording", "LinearMap", "TokenLibrary"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_byte_is_seen(kind, written, tmp_path):
+    """Anywhere in the header, and anywhere in the file: the file is refused, or says what it said."""
+    whole, path = written[kind].read_bytes(), tmp_path / "file"
+    path.write_bytes(whole)
+    expected, generator, refused = answers(path), np.random.default_rng(3), 0
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for end in [header] * 60 + [len(whole)] * 40:
+        damaged = bytearray(whole)
+        damaged[generator.integers(end)] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        try:
+            assert answers(path) == expected
+        except ValueError as error:
+            assert str(path) in str(error), error
+            refused += 1
+    assert refused > 90
+
+
+def rewritten(path, change, tensors=None):
+    """Write a file anew with its metadata changed, and without checksums, as attnlab did before."""
+    kind, file = storage.kind(path), load_file(path)
+    metadata = json.loads(storage._open(path)[1]["about"])
+    change = change(metadata) or metadata
+    header = {"attnlab": kind, "format": "1", "about": change if isinstance(change, str) else json.dumps(change)}
+    damaged = path.with_name(path.name + "-damaged")
+    save_file(file | (tensors or {}), damaged, header)
+    return damaged
+
+
+def paths_in(data, path=()):
+    """The paths of all values in nested JSON types."""
+    yield path
+    for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
+        yield from paths_in(data[key], (*path, key))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_metadata_ends_in_words(kind, written, tmp_path):
+    """Each value in turn is replaced by others, or left out: refused, or it was one that nothing depends on."""
+    assert answers(rewritten(written[kind], lambda metadata: None)) == answers(written[kind])
+    every = list(paths_in(json.loads(storage._open(written[kind])[1]["about"])))[1:]
+    for path in every:
+        for value in (None, -1, 2.5, "x", [], {}, [[1, 2]], "left out"):
+
+            def change(metadata, path=path, value=value):
+                for key in path[:-1]:
+                    metadata = metadata[key]
+                if value == "left out":
+                    del metadata[path[-1]]
+                else:
+                    metadata[path[-1]] = value
+
+            damaged = rewritten(written[kind], change)
+            try:
+                answers(damaged)
+            except ValueError as error:
+                said = ("is damaged: ", "do not fit", "no self-attention was", "no step of", "are unknown", "prompt ch")
+                assert any(words in str(error) for words in said), (path, value, error)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_that_are_none_of_ours(kind, written, tmp_path):
+    for about in ("no JSON", "[" * 100_000, "[]", "3", ""):
+        with pytest.raises(ValueError, match="is damaged"):
+            getattr(al, kind).load(rewritten(written[kind], lambda metadata, about=about: about or " "))
+    header = storage._open(written[kind])[1]
+    for change in ({"format": "x"}, {"format": "0"}, {"format": "-1"}, {"crc32": "x"}, {"crc32": "[1, {}]"}):
+        save_file(load_file(written[kind]), tmp_path / "file", header | change)
+        with pytest.raises(ValueError, match="file is damaged"):
+            getattr(al, kind).load(tmp_path / "file")
+    save_file(load_file(written[kind]), tmp_path / "file", {"about": header["about"]})
+    with pytest.raises(ValueError, match=r"does not say what it holds|something else"):
+        getattr(al, kind).load(tmp_path / "file")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensors_that_do_not_fit_or_hold_nan(kind, written):
+    for name, tensor in load_file(written[kind]).items():
+        if tensor.is_floating_point():
+            for bad in (torch.nan, -torch.inf):
+                values = tensor.clone()
+                values.view(-1)[-1] = bad
+                with pytest.raises(ValueError, match=f"{name} of .* holds NaN or infinity"):
+                    answers(rewritten(written[kind], lambda metadata: None, {name: values}))
+        less = tensor[:, 1:] if name == "0.text" else tensor[1:]
+        for other in (less.clone(), tensor[None].clone(), torch.zeros(())):
+            with pytest.raises(ValueError, match=r"damaged|both are of one model"):
+                answers(rewritten(written[kind], lambda metadata: None, {name: other}))
+
+
+def test_recordings_are_pickled_and_copied(recording, path):
+    """Whole, in memory; the text encoder by its model's name."""
+    for one in (recording, al.Recording.load(path)):
+        for again in (pickle.loads(pickle.dumps(one)), deepcopy(one)):
+            np.testing.assert_array_equal(al.daam(again).values, al.daam(recording).values)
+            np.testing.assert_array_equal(al.ovam(again, "a tree").values, al.ovam(recording, "a tree").values)
+            assert again.metadata == recording.metadata and again.nbytes == recording.nbytes
+    linear = al.linear_daam(recording)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(linear))["car"], linear["car"])
+    assert deepcopy(recording).encoder is recording.encoder
 
 
 def test_an_interrupted_write_leaves_the_old_file(recording, path, monkeypatch):

@@ -107,3 +107,13 @@ def test_a_stack_is_its_parts(pipe, generate):
     for wrong in ([], [parts[0], smaller]):
         with pytest.raises(ValueError, match="one size, text width, model, layers"):
             al.LinearMap.stack(wrong)
+
+
+def test_parts_of_a_linear_map_that_do_not_fit():
+    four, zeros = torch.eye(4), torch.zeros(4)
+    for size in ((2,), (2, 3), (0, 4), (-2, -2), (2.0, 2), (1, 1, 2, 2), ("2", 2)):
+        with pytest.raises(ValueError, match="do not fit: a row of the matrix is a pixel"):
+            al.LinearMap(four, zeros, size)
+    for matrix, bias in ((four, torch.zeros(3)), (four, torch.zeros(4, 1)), (zeros, zeros), (four[0, 0], zeros)):
+        with pytest.raises(ValueError, match="do not fit: a row of the matrix is a pixel"):
+            al.LinearMap(matrix, bias, (2, 2))

@@ -51,6 +51,10 @@ def test_labels_give_a_pixel_to_one_class_or_none():
     linear = al.LinearMap(matrix, torch.zeros(4), (2, 2))
     tokens = {"a": al.Token("a", torch.tensor([2.0, 1, -1, -1])), "b": al.Token("b", torch.tensor([1.0, 2, -1, 3]))}
     assert linear.labels(tokens, 2).tolist() == [[1, 2], [0, 2]]
+    for count in (0, 255):  # in uint8 the last ones would be ignored, or other classes
+        with pytest.raises(ValueError, match=f"{count} tokens: give 1 to 254"):
+            linear.labels({str(i): tokens["a"] for i in range(count)}, 2)
+    assert linear.labels({str(i): tokens["a"] for i in range(254)}, 2).max() == 1
 
 
 @pytest.mark.parametrize(
@@ -79,15 +83,23 @@ def test_other_settings_warn(recording):
 
 
 def test_a_token_is_a_row_of_numbers():
-    for value in (torch.ones(2, 3), torch.tensor([1.0, torch.nan])):
+    for value in (torch.ones(2, 3), torch.tensor([1.0, torch.nan]), torch.ones(0)):
         with pytest.raises(ValueError, match="row of finite numbers"):
             al.Token("cat", value)
+    with pytest.raises(ValueError, match="text width 3, its background 2: both are of one model"):
+        al.Token("cat", torch.ones(3), background=al.Token("rest", torch.ones(2)))
 
 
 def test_a_token_has_a_name_and_a_bias():
     for name, bias in ((None, 0.0), ("", 0.0), ("cat", float("nan"))):
         with pytest.raises(ValueError, match="a name and a finite bias"):
             al.Token(name, torch.ones(3), bias)
+
+
+def test_the_metadata_of_a_token_is_a_dict():
+    for metadata in (None, [], {"model": 3}):
+        with pytest.raises(ValueError, match="is a dict with the model's name"):
+            al.Token("cat", torch.ones(3), metadata=metadata)
 
 
 def test_the_name_of_a_background_is_taken(smoke, tmp_path):
@@ -121,6 +133,44 @@ def test_plain_files_of_embeddings_are_read(tmp_path):
     save_file({"cat": torch.ones(2, 768)}, path)
     with pytest.raises(ValueError, match=r"tokens are \(text width,\) each"):
         al.TokenLibrary.load(path)
+
+
+def test_tokens_as_ovam_published_them(recording, tmp_path):
+    """An .npy file: a background and a token, or a token alone. Pickled ones are not opened."""
+    rows = np.random.default_rng(0).normal(size=(2, 128)).astype(np.float32)
+    np.save(tmp_path / "cat.npy", rows)
+    cat = al.TokenLibrary.load(tmp_path / "cat.npy", model="tiny")["cat"]
+    assert cat.value.tolist() == rows[1].tolist() and cat.background.value.tolist() == rows[0].tolist()
+    np.testing.assert_array_equal(al.ovam(recording, cat)["cat"], al.ovam(recording, torch.from_numpy(rows))[1])
+    np.save(tmp_path / "dog.npy", rows[1])
+    dog = al.TokenLibrary.load(tmp_path / "dog.npy")["dog"]
+    assert dog.value.tolist() == rows[1].tolist() and dog.background is None and dog.metadata == {}
+
+
+class Armed:
+    def __reduce__(self):
+        return pytest.fail, ("something was unpickled",)
+
+
+def test_what_is_no_token_of_ovams(tmp_path):
+    path = tmp_path / "tokens.npy"
+    for pickled in (np.array(Armed(), object), np.array([{"cat": Armed()}], object)):
+        np.save(path, pickled, allow_pickle=True)
+        with pytest.raises(ValueError, match=r"is a pickle, .* is not opened: .* save each of its tokens alone"):
+            al.TokenLibrary.load(path)
+    ones = np.ones((2, 8))
+    for bad in (np.ones((3, 8)), np.ones((1, 2, 8)), ones.astype(int), ones * np.nan, np.ones(()), ones[:, :0]):
+        np.save(path, bad)
+        with pytest.raises(ValueError, match="tokens"):
+            al.TokenLibrary.load(path)
+    np.save(path, ones)
+    whole = path.read_bytes()
+    for damaged in (whole[:-8], b"", b"x" * 200, whole.replace(b"(2, 8)", b"(2, 8000000000000)"), whole[:20]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"tokens\.npy is damaged"):
+            al.TokenLibrary.load(path)
+    with pytest.raises(FileNotFoundError):
+        al.TokenLibrary.load(tmp_path / "none.npy")
 
 
 def test_bad_files(recording, smoke, tmp_path):

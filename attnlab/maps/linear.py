@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .. import storage
+from ..masks import IGNORE
 from ..recording import Recording
 from ..recording.layers import Layers, as_list, choose_heads, exact, split_heads
 from ..recording.texts import TextEncoder
@@ -41,6 +42,10 @@ class LinearMap:
     def __init__(self, matrix, bias, size, encoder: TextEncoder | None = None, metadata: dict | None = None):
         self.matrix, self.bias = matrix, bias
         self.size = tuple(size)
+        rows = math.prod(self.size) if all(type(n) is int and n > 0 for n in self.size) else None
+        if len(self.size) not in (2, 3) or matrix.ndim != 2 or not (rows,) == matrix.shape[:1] == bias.shape:
+            shapes = f"matrix {tuple(matrix.shape)}, bias {tuple(bias.shape)}"
+            raise ValueError(f"{shapes} and size {self.size} do not fit: a row of the matrix is a pixel of the map")
         self.encoder, self.metadata = encoder, dict(metadata or {})
 
     def __getitem__(self, word: str | Token) -> np.ndarray:
@@ -71,8 +76,10 @@ class LinearMap:
     def labels(self, tokens: Mapping[str, Token], size: int | tuple[int, int]) -> np.ndarray:
         """Return which token's map is highest at each pixel: uint8 (row, column) or (image, row, column).
 
-        0 where no map is above its zero level, 1 for the first token, and so on.
+        0 where no map is above its zero level, 1 for the first token, and so on. ValueError for no token, or above 254.
         """
+        if not 0 < len(tokens) < IGNORE:
+            raise ValueError(f"{len(tokens)} tokens: give 1 to {IGNORE - 1}, which is as many as labels in uint8")
         maps = np.stack([self.upscaled(token, size) for token in tokens.values()])
         return np.where(maps.max(0) > 0, maps.argmax(0) + 1, 0).astype(np.uint8)
 
@@ -118,10 +125,13 @@ class LinearMap:
         `encoder` is a `TextEncoder.of(pipe)`; unless given, the recorded model's own is loaded when first needed.
         """
         file = storage.File(path, "LinearMap")
-        size, scale = (file.metadata.pop(name) for name in ("size", "scale"))
-        matrix, bias = (file.read(name).float() * scale for name in ("matrix", "bias"))
-        models = {file.metadata["model"]} if file.metadata.get("model") else set()
-        return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), file.metadata)
+        with storage.intact(path):
+            size, scale = (file.metadata.pop(name) for name in ("size", "scale"))
+            if not (isinstance(scale, float) and 0 < scale < math.inf):
+                raise ValueError(f"its scale is {scale!r}")
+            matrix, bias = (file.read(name).float() * scale for name in ("matrix", "bias"))
+            models = {file.metadata["model"]} if file.metadata.get("model") else set()
+            return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), file.metadata)
 
 
 Images = Recording | LinearMap | Iterable[Recording | LinearMap]

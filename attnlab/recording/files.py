@@ -3,6 +3,7 @@
 Names in files are older than names in code: what the code calls an attention mask is "visible" there.
 """
 
+import math
 from dataclasses import asdict
 
 import torch
@@ -79,7 +80,7 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         for i, (height, width, count) in enumerate(entry["self_attention"])
     }
     size = tuple(entry["generation"]["latent_size"])
-    return Trace(
+    trace = Trace(
         text=file.read(prefix + "text"),
         attention_mask=optional(prefix + "visible"),
         words=entry["words"] and [Word(text, tuple(tokens)) for text, tokens in entry["words"]],
@@ -93,3 +94,37 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         steps=entry["steps"],
         timesteps=entry["timesteps"],
     )
+    _check(trace)
+    return trace
+
+
+def _check(trace: Trace) -> None:
+    """Raise ValueError where the parts of a trace that was read do not fit one another."""
+    (tokens, width), known, layers, words = trace.text.shape, trace.generation, trace.layers, trace.words or []
+    pixels = {name: height * width for name, (height, width) in trace.sizes.items()}
+    channels = {name: len(layer.weight) for name, layer in layers.items()}
+    maps = [(name, x) for of_text in trace.streamed.values() for name, x in of_text.items()]
+    sums = [(h * w, x) for (h, w), x in trace.self_attention.items()]
+    counts = [*known.latent_size, *(x.heads for x in layers.values()), *(x.count for _, x in sums)]
+    counts += [n for size in trace.sizes.values() for n in size]
+    optional = [n for n in (known.planned, known.changed) if n is not None]
+    fits = {
+        "model": known.model is None or isinstance(known.model, str),
+        "sizes and counts": all(type(n) is int and n > 0 for n in counts) and len(known.latent_size) == 2,
+        "steps": all(type(n) is int for n in [*trace.steps, *trace.timesteps, known.ran, *optional])
+        and len(trace.steps) == len(trace.timesteps),
+        "words": all(isinstance(w.text, str) and w.tokens and set(w.tokens) <= set(range(tokens)) for w in words),
+        "attention mask": trace.attention_mask is None or trace.attention_mask.shape == (tokens,),
+        "layers": set(trace.sizes) <= set(layers)
+        and all(
+            x.weight.shape == (channels[name], width) and channels[name] % x.heads == 0 for name, x in layers.items()
+        )
+        and all(x.bias is None or x.bias.shape == (channels[name],) for name, x in layers.items())
+        and all(type(x.scale) is float and math.isfinite(x.scale) for x in layers.values()),
+        "queries": all(q.shape == [len(trace.steps), pixels[n], channels[n]] for n, q in trace.queries.items()),
+        "sums": all(x.shape == (pixels[name], channels[name]) for name, x in trace.sums.items()),
+        "maps": all(x[:, 0].shape == (layers[name].heads, pixels[name]) for name, x in maps),
+        "self-attention": all(x.total.shape == (n, n) for n, x in sums),
+    }
+    if wrong := [name for name, right in fits.items() if not right]:
+        raise ValueError(f"its {', '.join(wrong)} do not fit the rest")
