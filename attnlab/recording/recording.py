@@ -66,7 +66,8 @@ class Recording(Sequence):
         cut short, is no recording or of a later version, or where the encoder is of another model.
         """
         file, keys = storage.File(path, "Recording"), {}
-        traces = [unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.metadata["traces"])]
+        with storage.intact(path):
+            traces = [unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.metadata["traces"])]
         models = {t.generation.model for t in traces} - {None}
         return cls(TextEncoder.fitting(encoder, models, path), traces)
 
@@ -156,7 +157,7 @@ class Recording(Sequence):
         if not (steps is None or self.trace.queries):
             raise ValueError("this recording kept sums over its steps: leave steps= out, or record with keep='queries'")
         chosen = recorded if steps is None else as_list(steps)
-        unknown = [step for step in chosen if step not in recorded]
+        unknown = [step for step in chosen if isinstance(step, bool) or step not in recorded]
         if unknown or not chosen:
             raise ValueError(f"steps={unknown or []} cannot be chosen; recorded: {recorded}")
         return chosen
