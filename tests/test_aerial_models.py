@@ -92,6 +92,35 @@ def test_a_small_study_chooses_on_validation_scenes_and_goes_on(tmp_path):
         joint_pairs.ious_by_seed(record, added="drawn")
 
 
+def test_every_run_of_the_study_is_trained_on_what_it_says(tmp_path, monkeypatch):
+    """Scenes, as many added pairs as the ratio says, mixed and augmented as asked; tested on scenes of both kinds."""
+    models = aerial.AerialTraining(aerial.AerialPreset(), tmp_path, torch.device("cpu"))
+    images, labels = models.scenes(50, 6)
+    (tmp_path / "study").mkdir()
+    margins = np.ones(labels.shape, np.float32)
+    np.savez(tmp_path / "study/drawn 3.npz", images=images, labels=labels, margins=margins)
+    train, seen = joint_pairs.train_segmenter, []
+
+    def spy(*pairs, **options):
+        seen.append((pairs, options))
+        return train(*pairs, **options)
+
+    monkeypatch.setattr(joint_pairs, "train_segmenter", spy)
+    small = joint_pairs.JointPairsStudy((3,), steps=1, validation=2, tests=4)
+    found = small.train(tmp_path, 3, "drawn", 2, "half, ignore band", "CutMix", 5)
+    pairs, options = seen[0]
+    for one, expected in zip((*pairs[:2], *options["extra"]), (*models.scenes(0, 3), images, labels), strict=True):
+        np.testing.assert_array_equal(one, expected)
+    wanted = {"mix": "half", "augmentations": ("rotate90", "crop", "color", "cutmix"), "seed": 5, "steps": 1}
+    assert {name: options[name] for name in wanted} == wanted
+    for kind, first, count in (("validation", aerial.FIRST_VALIDATION_SEED, 2), ("test", aerial.FIRST_TEST_SEED, 4)):
+        areas = np.bincount(models.scenes(first, count)[1].ravel(), minlength=7)
+        assert np.array(found[kind]).sum(1).tolist() == areas.tolist()
+    small.train(tmp_path, 3, "rendered", 1, "pool", "flips", 0)
+    further = models.scenes(joint_pairs.FIRST_FURTHER_SEED, 3)[0]
+    np.testing.assert_array_equal(seen[1][1]["extra"][0], further)
+
+
 def test_the_ignore_band_leaves_out_what_is_undecided(tmp_path):
     (tmp_path / "study").mkdir()
     labels, margins = np.full((4, 2, 2), 3, np.uint8), np.full((4, 2, 2), 0.95, np.float32)

@@ -8,6 +8,7 @@ import pytest
 
 import attnlab as al
 from attnlab.metrics import class_ious, confusion
+from attnlab.segmentation import train_segmenter
 from experiments.studies import generated_pairs
 from experiments.studies.jobs import mean_and_interval
 
@@ -71,6 +72,11 @@ def test_a_small_study_runs_and_goes_on(tmp_path):
     assert record["sets"]["tiny, oracle"]["iou with the oracle"] == [1, 1, 1]
     for n, kind in {(n, kind) for n, kind, _ in small.jobs()}:
         assert generated_pairs.run_ious(record, n, kind).shape == (1, 3)
+    further = generated_pairs._load_pairs(tmp_path / "rendered.npz")[0]
+    first = generated_pairs._FIRST_FURTHER_REAL_SEED
+    np.testing.assert_array_equal(further, generated_pairs.real_pairs(len(further), first)[0])
+    seeds = [generated_pairs.FIRST_REAL_SEED, first, generated_pairs.FIRST_REAL_TEST_SEED]
+    assert min(np.diff(seeds)) >= 20_000  # nobody's scenes are another's
     for path in (tmp_path / "arms").glob("*tokens*"):
         path.unlink()
     others = {path: path.stat().st_mtime_ns for path in (tmp_path / "arms").iterdir()}
@@ -78,6 +84,28 @@ def test_a_small_study_runs_and_goes_on(tmp_path):
     assert all(path.stat().st_mtime_ns == before for path, before in others.items())
     with pytest.raises(ValueError, match="holds a run with other settings"):
         generated_pairs.GeneratedPairsStudy(sizes=(4,)).run(tmp_path)
+
+
+def test_every_run_is_trained_on_what_it_says(tmp_path, monkeypatch):
+    """The same few real pairs, what is added to them, a seed of its own; and tested on the test scenes."""
+    study, seen = generated_pairs.GeneratedPairsStudy(sizes=(4,), steps=1, tests=3), []
+
+    def spy(*pairs, extra=None, **options):
+        seen.append((pairs[0], extra and extra[0], options["seed"], options["steps"]))
+        return train_segmenter(*pairs, extra=extra, **options)
+
+    monkeypatch.setattr(generated_pairs, "train_segmenter", spy)
+    made = {name: generated_pairs.real_pairs(2, 7 + i) for i, name in enumerate(("tiny", "tiny-plain, tokens 4 3"))}
+    for name, pairs in made.items():
+        generated_pairs._save_pairs(tmp_path / f"{name}.npz", pairs)
+    few, (added, learned) = study.few(4, 3)[0], (pairs[0] for pairs in made.values())
+    for n, kind, extra in ((4, "", None), (4, "tiny", added), (4, "tiny-plain, tokens", learned), (0, "tiny", None)):
+        counts = np.array(study.train(tmp_path, n, kind, 3))
+        images, found, *options = seen.pop()
+        np.testing.assert_array_equal(images, few if n else added)
+        assert options == [3, 1] and (found is None if extra is None else np.array_equal(found, extra))
+        truth = generated_pairs.real_pairs(3, generated_pairs.FIRST_REAL_TEST_SEED)[1]
+        assert counts.sum(1).tolist() == np.bincount(truth.ravel(), minlength=4).tolist()
 
 
 def test_the_same_real_pairs_for_every_kind_and_others_for_every_seed():

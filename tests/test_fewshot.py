@@ -49,6 +49,16 @@ def test_rows_hold_the_iou_of_test_scenes_alone(study):
     )
 
 
+def test_pools_have_noise_of_their_own(study):
+    """Drawn from the first seed of a batch: train scenes do not share it with test scenes."""
+    pipe = al.load_pipeline("tiny-plain", device="cpu")
+    for pool, first in ((study.train, few_shot.FIRST_TRAIN_SEED), (study.test, street.HELD_OUT)):
+        scene, options = pool.scenes[0], {"timesteps": few_shot.TIMESTEPS, "generator": al.seed(first)}
+        np.testing.assert_array_equal(scene.image, street.render(first).image)
+        expected = al.linear_daam(al.record_image(pipe, scene.image, scene.caption, **options))["sky"]
+        np.testing.assert_allclose(pool.maps[0]["sky"], expected, atol=0.01 * np.ptp(expected))
+
+
 def test_thresholds_are_chosen_on_train_examples(study):
     """A map that a low threshold cuts rightly in the train scenes, and only a high one in the test scenes."""
     low = {id(study.train): 0.25, id(study.test): 0.75}

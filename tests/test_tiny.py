@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,16 @@ import attnlab as al
 from attnlab import training
 from attnlab.pipelines import BUNDLED
 from attnlab.scenes import street
-from experiments.bundled import cards, localize, steer, text_to_image as denoiser, train_street
+from experiments.bundled import (
+    cards,
+    data,
+    localize,
+    steer,
+    street_segmenter,
+    text_to_image as denoiser,
+    train_street,
+    vae,
+)
 from experiments.bundled.text_encoder import train_tokenizer
 from experiments.bundled.text_to_image import grounding_loss
 
@@ -43,6 +53,8 @@ def test_every_stage_of_every_preset(preset, tmp_path):
     paths = [tmp_path / "work" / stage / "curve.csv" for stage in train_street.DENOISERS]
     curves = [np.genfromtxt(path, delimiter=",", names=True) for path in paths]
     assert curves[0]["diffusion"][0] == curves[1]["diffusion"][0]  # the same start and the same batch
+    grounded = curves[0]["diffusion"] + settings.grounding * curves[0]["grounding"]
+    np.testing.assert_allclose(curves[0]["loss"], grounded, atol=2e-5)
     assert (curves[0]["loss"] > curves[0]["diffusion"]).all() and (curves[1]["loss"] == curves[1]["diffusion"]).all()
     assert (tmp_path / "models/street-segmenter/diffusion_pytorch_model.safetensors").exists()
 
@@ -93,6 +105,119 @@ def test_grounding_loss_by_hand():
         assert grounding_loss(even, **given | nothing) == 0
 
 
+@pytest.fixture(scope="module")
+def batches():
+    """Twenty scenes, whose latents are their numbers, and a tokenizer that knows all their words."""
+    scenes = data.Scenes.of(street.render(s) for s in range(20))
+    latents = torch.arange(20.0)[:, None, None, None].expand(20, 4, 16, 16).contiguous()
+    tokenizer = al.load_pipeline("tiny", device="cpu").tokenizer
+    return denoiser.Batches(latents, torch.from_numpy(scenes.labels), scenes.captions, scenes.words, tokenizer)
+
+
+def test_batches_hold_what_settings_say(batches):
+    """Captions, some empty or of class words alone; words for classes and where they are; what is hidden."""
+    settings = denoiser.TextToImageSettings(batch=1000)
+    latents, labels, ids, mask, positions, classes = batches.draw(settings, torch.Generator().manual_seed(0))
+    scene = latents[:, 0, 0, 0].long()
+    assert torch.equal(labels, batches.labels[scene])
+    texts = batches.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    captions = [batches.captions[i].replace(",", " ,") for i in scene]
+    empty, whole = ([a == b for a, b in zip(texts, others, strict=True)] for others in ([""] * 1000, captions))
+    words = [
+        set(text.split()) <= set(batches.words[i]) and 0 < len(text.split()) <= 3
+        for i, text in zip(scene, texts, strict=True)
+    ]
+    assert all(a or b or c for a, b, c in zip(empty, whole, words, strict=True))
+    assert np.mean(empty) == pytest.approx(0.1, abs=0.03) and np.mean(whole) == pytest.approx(0.9 * 0.85, abs=0.06)
+    named = torch.arange(ids.shape[1]) < (ids == batches.tokenizer.eos_token_id).int().argmax(1, keepdim=True)
+    hidden = ~mask.all(1)
+    assert torch.equal(mask[hidden], named[hidden]) and hidden.float().mean() == pytest.approx(0.5, abs=0.05)
+    for i, row, at, names in zip(scene, ids, positions, classes, strict=True):
+        told = [
+            (batches.tokenizer.decode(row[p]).strip(), street.CLASSES[c])
+            for p, c in zip(at, names, strict=True)
+            if c >= 0
+        ]
+        assert all(batches.words[i][word] == name for word, name in told)
+        said = batches.tokenizer.decode(row, skip_special_tokens=True).split()
+        assert len(told) == sum(word in batches.words[i] for word in said)
+
+
+def test_every_step_of_the_denoiser_sees_early_and_late_timesteps(batches, monkeypatch, tmp_path):
+    """One in every eighth, of no scene always the same, none past the last; grounding weighs by the signal left."""
+    seen, weights, forward, grounding = [], [], denoiser.TextToLatent.forward, denoiser.grounding_loss
+    monkeypatch.setattr(denoiser.TextToLatent, "forward", lambda *a: seen.append(a[2]) or forward(*a))
+    monkeypatch.setattr(denoiser, "grounding_loss", lambda *a: weights.append(a[-1]) or grounding(*a))
+    settings, schedule = denoiser.TextToImageSettings(batch=8), training.Schedule(2, 1e-3)
+    with training.seeded(0):
+        model = denoiser.TextToLatent.new(batches.tokenizer, 16, (32, 32), text_layers=1)
+    denoiser.train_denoiser(model, batches, settings, schedule, tmp_path / "a")
+    alphas = denoiser.new_scheduler().alphas_cumprod
+    for timestep, weight in zip(seen, weights, strict=True):
+        assert torch.equal((timestep * 8 // 1000).sort().values, torch.arange(8)) and (timestep.diff() < 0).any()
+        torch.testing.assert_close(weight, alphas[timestep].sqrt())
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, 1 - 2.0**-24))
+    denoiser.train_denoiser(model, batches, settings, replace(schedule, steps=1), tmp_path / "b")
+    assert seen[-1].max() == 999
+
+
+def losses_of(module, monkeypatch, train, *given):
+    """The loss that a training would minimize, without the training."""
+    kept = []
+    monkeypatch.setattr(module, "run_training", lambda model, loss, *rest: kept.append(loss) or model)
+    train(*given)
+    return kept[0]
+
+
+def test_the_segmenters_loss_by_hand(monkeypatch):
+    """Labels are flipped with their images; errors of rare classes weigh by 1 / sqrt(frequency)."""
+    labels = np.arange(64).clip(max=15)[None, None] * np.ones((6, 64, 1), int)
+    images = (labels[..., None] * np.array([16, 8, 4])).astype(np.uint8)
+    scenes, device = data.Scenes(images, labels.astype(np.uint8), [""] * 6, [{}] * 6), torch.device("cpu")
+    train, schedule = street_segmenter.train_street_segmenter, training.Schedule(1, 1e-3)
+    loss = losses_of(street_segmenter, monkeypatch, train, scenes, images, schedule, Path(), device, 4)
+
+    def right(x):  # reads the class from the color
+        classes = ((x[:, 0].mean(1, keepdim=True) + 1) * 127.5 / 16).round().long().expand(4, 64, 64)
+        return SimpleNamespace(logits=100 * torch.nn.functional.one_hot(classes, 16).permute(0, 3, 1, 2).float())
+
+    assert max(float(loss(right, torch.Generator().manual_seed(s))["loss"]) for s in range(6)) < 0.1
+    frequency = np.bincount(labels[0, 0], minlength=16) / 64
+    weight, score = frequency / np.sqrt(frequency), torch.linspace(0, 3, 16)
+    same = loss(lambda x: SimpleNamespace(logits=score[None, :, None, None].expand(4, 16, 64, 64)), torch.Generator())
+    expected = -(weight * score.log_softmax(0).numpy()).sum() / weight.sum()
+    assert float(same["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_autoencoders_loss_by_hand(monkeypatch):
+    """Of a model that decodes to gray: pixels, edges, and a little of the latents' divergence; latents are drawn."""
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    labels = np.full((1, 8, 8), street.CLASSES.index("sky"), np.uint8)
+    labels[:, :4] = street.CLASSES.index("fire")
+    scenes, drawn = data.Scenes(images, labels, [""], [{}]), []
+
+    class Gray:
+        def encode(self, x):
+            zero = torch.zeros(len(x), 4, 2, 2)
+            latent = SimpleNamespace(mean=zero + 5, std=zero + 2, kl=lambda: torch.full((len(x),), 32.0))
+            return SimpleNamespace(latent_dist=latent)
+
+        def decode(self, latents):
+            drawn.append(latents)
+            return SimpleNamespace(sample=torch.zeros(len(latents), 3, 8, 8))
+
+    monkeypatch.setattr(vae.training, "run_training", lambda model, loss, *rest: kept.append(loss) or model)
+    monkeypatch.setattr(vae, "encode_images", lambda model, images: torch.randn(2, 4))
+    kept = []
+    vae.train_vae(scenes, training.Schedule(1, 1e-3), Path(), torch.device("cpu"), 200)
+    terms = kept[0](Gray(), torch.Generator().manual_seed(0))
+    x = torch.from_numpy(images[0]).double() / 127.5 - 1
+    pixels = ((x.abs() + x**2 / 2) * torch.where(torch.arange(8) < 4, 2.5, 1.0)[:, None, None]).mean()
+    edges = x.diff(dim=0).abs().mean() + x.diff(dim=1).abs().mean()
+    assert float(terms["loss"]) == pytest.approx(float(pixels + edges / 2) + 3e-4 * 32 / 16, rel=1e-5)
+    assert float(drawn[0].mean()) == pytest.approx(5, abs=0.2) and float(drawn[0].std()) == pytest.approx(2, rel=0.1)
+
+
 def test_tokenizer_knows_the_words_it_was_trained_on(tmp_path):
     tokenizer = train_tokenizer(["a burning house", "two houses, smoke"], tmp_path)
     for word in ("a", "burning", "house", "houses", "two", "smoke", ","):
@@ -112,6 +237,9 @@ def test_summary_by_hand():
     assert (result["word iou"], result["word pointing"]) == (1, 1)
     assert (result["shuffled word iou"], result["shuffled word pointing"]) == (0, 0)
     assert result["classes"]["car"] == {"maps": 1, "iou": 1.0, "pointing": 1.0}
+    faint = [case._replace(heat=np.where(truth, 1.0, 0.7)) for case in found]
+    result = localize.summarize_cases(found, faint)  # at 0.31, all of the image is marked
+    assert result["threshold"] == 0.31 and result["word iou"] == 0.5
 
 
 def test_words_of_the_bundled_model_localize(pipe):
