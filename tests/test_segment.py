@@ -35,12 +35,12 @@ def squares(count, seed=0, size=32):
 def test_it_learns_and_repeats(architecture, tmp_path):
     images, labels = squares(40)
     before = torch.get_rng_state()
-    segmenter = train_segmenter(images, labels, CLASSES, architecture=architecture, steps=60, seed=1)
+    segmenter = train_segmenter(images, labels, CLASSES, architecture=architecture, steps=40, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     tests = squares(10, seed=9)
     assert class_ious(segmenter.evaluate(*tests)).min() > 0.6
     found = segmenter.segment(tests[0])
-    again = train_segmenter(images, labels, CLASSES, architecture=architecture, steps=60, seed=1)
+    again = train_segmenter(images, labels, CLASSES, architecture=architecture, steps=40, seed=1)
     np.testing.assert_array_equal(again.segment(tests[0]), found)
     assert not np.array_equal(Segmenter.new(CLASSES, architecture, seed=2).segment(tests[0]), found)
     loaded = Segmenter.from_pretrained(segmenter.save_pretrained(tmp_path))
