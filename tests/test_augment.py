@@ -28,6 +28,8 @@ def test_labels_go_with_their_pixels(name):
 
 def test_flips_and_turns_are_those_of_the_square():
     images, labels = batch(200)
+    with pytest.raises(ValueError, match=r"images are \(6, 12\): rotate90 is for squares"):
+        augment.rotate90(images[:, :6], labels[:, :6], np.random.default_rng(0))
     for name, count in (("flip", 2), ("rotate90", 4)):
         found = augment.AUGMENTATIONS[name](images, labels, np.random.default_rng(0))[1]
         turns = [np.rot90(labels, k, (1, 2)) for k in range(4)] if name == "rotate90" else [labels, labels[:, :, ::-1]]

@@ -178,11 +178,23 @@ def test_proportions_reach_the_prediction():
 
 def test_models_of_scenes_without_colors_or_labels():
     """A color that is the same in all of them is not divided by zero; a scene without a label has no proportions."""
-    images, labels = np.full((3, 8, 8, 3), 100, np.uint8), np.zeros((3, 8, 8), np.uint8)
+    images, labels = np.zeros((3, 8, 8, 3), np.uint8), np.zeros((3, 8, 8), np.uint8)
     labels[0] = 255
     model = JointDiffusion.new(images, labels, CLASSES, **SMALL)
     assert model.codec.encode(images, labels)[0].isfinite().all()
     assert model.metadata["proportions"] == [[1, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_predictions_stay_in_the_range_of_pairs(prediction):
+    """Colors from 0 to 255, codes from -1 to 1: what is beyond would be fed back, and grow."""
+    model = new(prediction=prediction)
+    for sign in (-1, 1):
+        x0 = model.as_x0(torch.full((1, 5, 8, 8), 100.0 * sign), torch.zeros(1, 5, 8, 8), torch.tensor([500]), None)
+        assert set(x0[:, 3:].abs().unique().tolist()) == {1.0}
+        assert set(model.codec.decode(x0)[0].ravel()) <= {0, 255}
+        colors = (x0[:, :3] - model.codec._shift) / model.codec._scale
+        assert colors.min() >= -1e-6 and colors.max() <= 1 + 1e-6
 
 
 def test_pairs_are_turned_alike():

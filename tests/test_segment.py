@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from attnlab.metrics import class_ious
 from attnlab.segmentation import Segmenter, augment, learn, train_segmenter
-from attnlab.segmentation.model import ARCHITECTURES, as_input
+from attnlab.segmentation.model import ARCHITECTURES, UNet, as_input
 from experiments.studies.pair_quality import features, frechet_distance
 
 CLASSES = ("ground", "red", "green")
@@ -163,6 +163,9 @@ def test_images_have_to_fit_a_segmenter():
             segmenter.segment(wrong)
     with pytest.raises(ValueError, match="batch=0"):
         segmenter.segment(images, batch=0)
+    for wrong in ({"shuffle": 0}, {"num_classes": 0}, {"channels": (8, 12)}, {"channels": ()}, {"channels": (0,)}):
+        with pytest.raises(ValueError, match=": give "):
+            UNet.new(**{"num_classes": 2} | wrong)
     with pytest.raises(ValueError, match=r"images are \(30, 32\): give sides that 8 divides"):
         unet.segment(images[:, :30])
 

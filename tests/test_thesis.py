@@ -149,6 +149,12 @@ def test_masks_from_a_folder(gallery, cars, tmp_path):
     found = own.generated("car", range(4))
     assert [e.truth is not None for e in found] == [e.shown for e in found] == [False, False, True, False]
     np.testing.assert_array_equal(found[2].truth, mask[::2, ::2] > 0)
+    Image.fromarray(mask // 255).save(masks / "car_0002.png")  # of 0 and 1
+    np.testing.assert_array_equal(own.generated("car", [2])[0].truth, mask[::2, ::2] > 0)
+    Image.fromarray(mask // 255 * 14).save(masks / "car_0002.png")
+    with pytest.raises(ValueError, match=r"car_0002\.png goes up to 14: a mask is black and white, or 0 and 1"):
+        own.generated("car", range(4))
+    Image.fromarray(mask).save(masks / "car_0002.png")
     assert found[2].mask("bicycle") is None and own.rendered("car", 1)[0].mask("bicycle") is not None
     Image.fromarray(mask[:64]).save(masks / "car_0003.png")
     with pytest.raises(ValueError, match=r"car_0003\.png is 128 x 64: the images are 64 x 64"):
@@ -196,6 +202,14 @@ def test_who_is_learned_from_and_who_is_tested(experiment, gallery):
         else:
             assert key not in experiment.tests
     assert experiment.names("rendered") == list(thesis.PROMPT_WORDS)
+
+
+def test_a_model_that_is_not_bundled_has_no_rendered_scenes(experiment, gallery, monkeypatch):
+    assert gallery.bundled
+    monkeypatch.setattr(gallery, "bundled", False)
+    other = thesis.Experiment(gallery, 5, experiment.training, experiment.epochs)
+    assert other.names("rendered") == [] and other.names("generated") == experiment.names("generated")
+    assert other.curves("DAAM", "rendered") == {}
 
 
 def test_maps_are_those_of_the_class_at_the_images_size(experiment):
@@ -373,3 +387,4 @@ def test_stable_diffusion_2_base_goes_through(tmp_path):
     token = gallery.learn(images[:1], replace(PRESETS["thesis-softmax"], epochs=2))
     assert len(token.value) == 1024 and gallery.softmax(token, images[1:]).shape == (1, 64, 64)
     assert gallery.rendered("car", 1)[0].linear["car"].shape == (64, 64)
+    assert not gallery.bundled

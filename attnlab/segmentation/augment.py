@@ -19,7 +19,9 @@ def flip(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pa
 
 
 def rotate90(images: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pairs:
-    """Rotate each pair by 0, 90, 180 or 270 degrees: for squares seen from above."""
+    """Rotate each pair by 0, 90, 180 or 270 degrees: for squares seen from above; ValueError for others."""
+    if labels.shape[1] != labels.shape[2]:
+        raise ValueError(f"images are {labels.shape[1:]}: rotate90 is for squares, leave it out or cut patches")
     quarters = rng.integers(4, size=len(images))
     return tuple(np.stack([np.rot90(x, k) for x, k in zip(xs, quarters, strict=True)]) for xs in (images, labels))
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..masks import IGNORE
 from ..metrics import check_counts
-from .augment import AUGMENTATIONS, flip
+from .augment import AUGMENTATIONS, flip, rotate90
 from .folders import Pairs, checked
 from .model import Segmenter, as_input
 
@@ -71,10 +71,10 @@ def train_segmenter(
         raise ValueError(f"lr={lr}: give a number above 0")
     segmenter, rng = Segmenter.new(classes, architecture, seed), np.random.default_rng(seed)
     sources = [checked(*pairs, len(classes)) for pairs in ((images, labels), extra) if pairs is not None]
-    if len(sizes := {x.shape[1:3] for x, _ in sources}) > 1:
+    if len({x.shape[1:3] for x, _ in sources}) > 1:
         raise ValueError(f"images are {images.shape[1:3]}, those of extra {extra[0].shape[1:3]}: give them one size")
-    if "rotate90" in augmentations and len(set(*sizes)) > 1:
-        raise ValueError(f"images are {images.shape[1:3]}: rotate90 is for squares, leave it out or cut patches")
+    if "rotate90" in augmentations:
+        rotate90(*sources[0], np.random.default_rng(0))  # says now that images are no squares
     if mix == "pool":
         sources = [tuple(np.concatenate(x) for x in zip(*sources, strict=True))]
     model = segmenter.model.to(device).train()

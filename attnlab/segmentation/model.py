@@ -43,7 +43,11 @@ class UNet(UNet2DModel):
         """Return an untrained U-Net; of the default size it has 1.7 million parameters.
 
         Squares of `shuffle` pixels a side become channels, for speed; `size`, of images, is noted in its configuration.
+        ValueError where there are no classes, or channels are no multiples of 8.
         """
+        check_counts(num_classes=num_classes, shuffle=shuffle, levels=len(channels))
+        if any(width < 8 or width % 8 for width in channels):
+            raise ValueError(f"channels={tuple(channels)}: give multiples of 8")
         return cls(
             sample_size=size,
             in_channels=3 * shuffle**2,

@@ -69,6 +69,7 @@ class Gallery:
             raise FileNotFoundError(f"masks={str(masks)!r} is no folder; name one with car_0000.png, car_0001.png, ...")
         pipe.set_progress_bar_config(disable=True)
         self.encoder = TextEncoder.of(pipe)
+        self.bundled = getattr(pipe, "name_or_path", None) in bundled()  # and so trained on rendered scenes
         self.model = Path(getattr(pipe, "name_or_path", None) or "model").name
         made_from = {"weights": hash_weights(pipe.components), "scheduler": dict(pipe.scheduler.config), "call": call}
         made_from["segmenter"] = segmenter and hash_weights({"segmenter": segmenter.model})
@@ -195,10 +196,12 @@ class Gallery:
         path = self.masks / f"{stem}.png"
         if not path.exists():
             return None
-        with Image.open(path) as mask:
-            if mask.width != mask.height:
-                raise ValueError(f"{path} is {mask.width} x {mask.height}: the images are {self.size} x {self.size}")
-            return np.asarray(mask.convert("L").resize((self.size, self.size), Image.Resampling.NEAREST)) > 127
+        mask = Image.fromarray(storage.read_rgb(path)).convert("L")
+        if mask.width != mask.height:
+            raise ValueError(f"{path} is {mask.width} x {mask.height}: the images are {self.size} x {self.size}")
+        if 1 < (highest := mask.getextrema()[1]) < 128:
+            raise ValueError(f"{path} goes up to {highest}: a mask is black and white, or 0 and 1")
+        return np.asarray(mask.resize((self.size, self.size), Image.Resampling.NEAREST)) > (127 if highest > 1 else 0)
 
     def _whitening(self, unlabeled):
         ids = tuple(e.id for e in unlabeled)
