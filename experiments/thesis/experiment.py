@@ -35,6 +35,8 @@ THESIS_METHODS = {
 class Experiment:
     """The train and test examples of both tracks, and what every method reaches on them.
 
+    A model that is not bundled has never seen a rendered scene: of that track it has none.
+
     Parameters
     ----------
     gallery : Gallery
@@ -55,7 +57,7 @@ class Experiment:
         self.sets: dict[tuple[str, str], list[Example]] = {}  # all examples by (track, class)
         for name in PROMPT_WORDS:
             self.sets["generated", name] = gallery.generated(name, range(images))
-            self.sets["rendered", name] = gallery.rendered(name, images)
+            self.sets["rendered", name] = gallery.rendered(name, images) if gallery.bundled else []
         most = self.training[-1]
         shown = {key: [e for e in examples if e.shown] for key, examples in self.sets.items()}
         # those that show the class, by (track, class): the first ones, and the others; neither where no other is left
