@@ -298,7 +298,10 @@ def check_mask(settings: Mapping[str, object]) -> None:
 
 def _as_heat(heat: ArrayLike) -> np.ndarray:
     """Return a heat map as a float64 (row, column) array, or raise a ValueError that says what is wrong with it."""
-    heat = np.asarray(heat, dtype=float)
+    heat = np.asarray(heat)
+    if heat.dtype.kind not in "biuf":
+        raise ValueError(f"a heat map is an array of numbers, not of {heat.dtype}")
+    heat = heat.astype(float)
     if heat.ndim != 2:
         raise ValueError(f"a heat map is 2-D (row, column), got shape {heat.shape}; pass one map at a time")
     if heat.size == 0:

@@ -102,7 +102,7 @@ def miou_curve(
         is not 2-D or holds NaN or infinity, a mask holds other values or no pixel is valid, or thresholds do not
         increase.
     """
-    thresholds = np.asarray(thresholds, dtype=float)
+    thresholds = _as_floats(thresholds, "thresholds")
     _check_thresholds(thresholds)
     if len(heats) != len(truths) or len(heats) == 0:
         raise ValueError(f"expected one truth for each heat map, got {len(heats)} maps and {len(truths)} truths")
@@ -191,7 +191,7 @@ def bootstrap_interval(
     low, high : float
         Ends of the interval, in the unit of `values`. A few dozen samples are needed for its width to be trusted.
     """
-    values = np.asarray(values, dtype=float)
+    values = _as_floats(values, "values")
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
         raise ValueError(f"values must be a row of finite numbers, one per sample; got shape {values.shape}")
     _check_bootstrap(level, resamples)
@@ -223,7 +223,7 @@ def mean_over_classes(
     >>> mean_over_classes([[0.0, np.nan], [1.0, 0.75]])[0]
     0.625
     """
-    values = np.asarray(values, dtype=float)
+    values = _as_floats(values, "values")
     present = np.isfinite(values)
     if values.ndim != 2 or not present.any(axis=0).all() or np.isinf(values).any():
         raise ValueError(f"values must be (image, class), each class in some image; got shape {values.shape}")
@@ -338,8 +338,15 @@ def _check_bootstrap(level: float, resamples: int) -> None:
         raise ValueError(f"level={level}: give a number between 0 and 1, such as 0.95")
 
 
+def _as_floats(values: ArrayLike, name: str) -> np.ndarray:
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be an array of numbers, not of {values.dtype}")
+    return values.astype(float)
+
+
 def _as_pair(heat: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    heat, truth = np.asarray(heat, dtype=float), as_mask(truth, "truth")
+    heat, truth = _as_floats(heat, "a heat map"), as_mask(truth, "truth")
     if heat.ndim != 2:
         raise ValueError(f"a heat map is 2-D (row, column), got shape {heat.shape}; pass one map at a time")
     _check_same_shape(heat, truth)
@@ -354,7 +361,7 @@ def _check_same_shape(first: np.ndarray, truth: np.ndarray) -> None:
 
 
 def _as_curve(thresholds: ArrayLike, values: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    thresholds, values = np.asarray(thresholds, dtype=float), np.asarray(values, dtype=float)
+    thresholds, values = _as_floats(thresholds, "thresholds"), _as_floats(values, "values")
     if thresholds.ndim != 1 or values.ndim not in (1, 2) or len(values) != len(thresholds) or thresholds.size == 0:
         shapes = f"{thresholds.shape} and {values.shape}"
         raise ValueError(f"expected (threshold,) and (threshold,) or (threshold, image), got {shapes}")

@@ -60,6 +60,8 @@ def test_another_pipeline_that_shares_the_denoiser_is_refused(own, generate, fir
     generate(pipe=own, guidance=first, steps=1)
     with pytest.raises(ValueError, match="something else than StableDiffusionPipeline itself"), al.record(own):
         img2img(other, then)
+    with pytest.raises(ValueError, match="something else"), al.record(own):  # nor one of the same class
+        generate(pipe=another(StableDiffusionPipeline, own), guidance=then, steps=1)
     with al.record(other) as recording:  # and it can be recorded itself
         img2img(other, then, ("a red car", "two trees"))
     assert [one.prompt for one in recording] == ["a red car", "two trees"]
@@ -92,14 +94,16 @@ def test_images_of_a_loop_are_told_apart(own):
     """By text, by number and size of images, and by a return to the first timestep: nothing sets the schedule anew."""
     texts = {p: own.encode_prompt(p, own.device, 1, False)[0] for p in ("a red car", "two trees")}
     shapes = {"plain": (1, 4, 16, 16), "wide": (1, 4, 8, 24), "two": (2, 4, 16, 16)}
-    ran = [("a red car", "plain"), ("two trees", "plain"), ("two trees", "plain"), ("two trees", "wide")]
+    car, trees = texts
+    ran = [(car, "plain", (500, 500, 300)), (trees, "plain", (400, 200)), (trees, "plain", (400, 200))]
+    ran += [(trees, "wide", (350, 150)), (trees, "two", (340, 140))]
     with torch.no_grad(), al.record(own, parts=["conditional"]) as recording:
-        for prompt, shape in [*ran, ("two trees", "two")]:
-            for t in (500, 500, 300):
+        for prompt, shape, timesteps in ran:
+            for t in timesteps:
                 own.unet(torch.zeros(shapes[shape]), t, texts[prompt].expand(shapes[shape][0], -1, -1))
     assert [t.generation.latent_size for t in recording.traces] == [(16, 16)] * 3 + [(8, 24)] + [(16, 16)] * 2
-    assert all(t.timesteps == [500, 500, 300] for t in recording.traces)
-    assert torch.equal(recording.traces[2].text, texts["two trees"][0])
+    assert [tuple(t.timesteps) for t in recording.traces] == [one[2] for one in ran] + [ran[-1][2]]
+    assert torch.equal(recording.traces[1].text, texts[trees][0])
 
 
 def test_a_callback_may_not_call_the_denoiser(own, generate):
@@ -143,11 +147,11 @@ def test_a_call_that_does_not_hold_what_guidance_says(own):
 def test_a_panorama_is_refused_at_its_second_step(own):
     panorama, calls = another(StableDiffusionPanoramaPipeline, own), []
     handle = panorama.unet.register_forward_hook(lambda *call: calls.append(1))
-    call = {"height": 64, "width": 1024, "num_inference_steps": 3, "output_type": "latent", "generator": al.seed(0)}
+    call = {"height": 64, "width": 512, "num_inference_steps": 3, "output_type": "latent", "generator": al.seed(0)}
     with pytest.raises(ValueError, match="panorama"), al.record(panorama):
         panorama("a red car", **call)
     handle.remove()
-    assert len(calls) <= 9  # of 27: views of the first step alone
+    assert len(calls) < 2 * 3  # views of the first step alone
 
 
 @pytest.mark.parametrize("parts", ["conditional", ("left", "right"), (), ("negative",)])

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from ..recording import words
 from ..tokens import Token
 
-__all__ = ["MODES", "HeatMaps", "minmax", "resize", "std", "upscale"]
+__all__ = ["MODES", "HeatMaps", "as_size", "minmax", "resize", "std", "upscale"]
 
 MODES = ("bicubic", "bilinear")  # how maps are resized
+_LARGEST = 2**15  # side of a map, in pixels
 
 
 class HeatMaps:
@@ -94,10 +95,18 @@ def upscale(maps: np.ndarray, size: int | tuple[int, int], mode: str = "bilinear
     mode : str
         "bilinear", or "bicubic", which is clamped at 0.
     """
-    size = (size, size) if isinstance(size, Integral) else tuple(size)
+    size = as_size(size)
     values = torch.from_numpy(maps)
     resized = resize(values.reshape(1, -1, *values.shape[-2:]), size, mode)
     return resized.reshape(*values.shape[:-2], *size).numpy()
+
+
+def as_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return a size as (height, width); ValueError for what is none. A number is the side of a square."""
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(isinstance(n, Integral) and 0 < n <= _LARGEST for n in sides):
+        raise ValueError(f"size={size!r}: give (height, width) in pixels, 1 to {_LARGEST}, or the side of a square")
+    return tuple(map(int, sides))
 
 
 def minmax(maps: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -119,8 +128,6 @@ def resize(maps: torch.Tensor, size: tuple[int, int], mode: str, clamp: bool = T
     """Resize maps (n, token, row, column) with aligned pixel centers; `clamp` sets negative bicubic results to 0."""
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
-    if len(size) != 2 or not all(isinstance(n, Integral) and n > 0 for n in size):
-        raise ValueError(f"size={size}: give (height, width) in whole pixels from 1 on, or the side of a square")
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     resized = F.interpolate(maps, size, mode=mode, align_corners=False)

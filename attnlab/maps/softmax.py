@@ -11,10 +11,11 @@ from ..recording import Recording, words
 from ..recording.layers import Layers, attention, choose_heads, exact
 from ..recording.trace import Trace
 from ..tokens import Token
-from .heatmaps import MODES, HeatMaps, resize
+from .heatmaps import MODES, HeatMaps, as_size, resize
 
-__all__ = ["daam", "ovam", "propagate"]
+__all__ = ["MAX_POWER", "daam", "ovam", "propagate"]
 
+MAX_POWER = 1000  # times that maps are propagated, by then as flat as they get
 _NOT_STREAMED = ""  # key for texts whose maps were not accumulated while recording
 _SCORES_AT_ONCE = 2**19  # most scores or query values in CPU caches: steps of small layers are computed together
 
@@ -132,7 +133,7 @@ class _Text(NamedTuple):
 
 
 def _of_text(recording, text, context, padded, special) -> _Text:
-    before, hole, after = context.partition("{}")
+    before, hole, after = str(context).partition("{}")
     if not hole or "{}" in after:
         raise ValueError(f"context={context!r}: write {{}} once, where the text stands")
     if not text.strip():
@@ -169,6 +170,8 @@ def _of_embedding(recording, embedding, names=None) -> _Text:
 def _of_tokens(recording, tokens) -> _Text:
     if isinstance(tokens, Token):
         tokens = [token for token in (tokens.background, tokens) if token is not None]
+    if not isinstance(tokens, list | tuple) or not all(isinstance(token, Token | str) for token in tokens):
+        raise ValueError(f"text={tokens!r}: give a text, embeddings, or a list of tokens and words")
     if len(tokens) < 2:
         raise ValueError("one token alone is 1 everywhere: give a background, [background, token], or use linear_daam")
     values, names = [], []
@@ -252,7 +255,7 @@ def propagate(maps: HeatMaps, self_attention: torch.Tensor, size: tuple[int, int
     """Propagate maps along self-attention: each pixel becomes the mean of the pixels it attends to, `power` times.
 
     DiffSegmenter (Wang et al., 2023) refines maps like this. Values stay in 0..1, and a constant map does not change.
-    ValueError for a self-attention that does not fit its size, or a power below 0.
+    ValueError for a self-attention that does not fit its size, or a power below 0 or above 1000.
 
     Parameters
     ----------
@@ -265,9 +268,12 @@ def propagate(maps: HeatMaps, self_attention: torch.Tensor, size: tuple[int, int
     power : int
         How often maps are propagated, 0 or more.
     """
+    size = as_size(size)
     pixels, shape = math.prod(size), tuple(self_attention.shape)
-    if shape != (pixels, pixels) or not (isinstance(power, Integral) and power >= 0):
-        raise ValueError(f"propagate wants {(pixels, pixels)} for {size}, power >= 0; not {shape}, power={power}")
+    if shape != (pixels, pixels) or not (isinstance(power, Integral) and 0 <= power <= MAX_POWER):
+        raise ValueError(
+            f"propagate wants {(pixels, pixels)} for {size}, power 0..{MAX_POWER}; not {shape}, power={power}"
+        )
     values = resize(torch.from_numpy(maps.values)[None], size, "bilinear")[0].flatten(1).T
     for _ in range(power):
         values = self_attention @ values

@@ -24,7 +24,7 @@ class BatchParts:
     """
 
     def __init__(self, adapter: Adapter, branches: tuple[str, ...], named: tuple[str, ...] | None = None):
-        if named is not None and (isinstance(named, str) or not set(branches) <= set(named)):
+        if named is not None and not (isinstance(named, list | tuple) and all(branch in named for branch in branches)):
             wanted = ", ".join(branches)
             raise ValueError(
                 f"parts={named!r}: name every part of a batch in order, {wanted} among them, for example "

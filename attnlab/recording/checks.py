@@ -63,7 +63,7 @@ def _wrong_words(pipe, prompt, words):
     except ValueError as error:
         yield f"prompt: {error}"
         return
-    for word in words:
+    for word in words if isinstance(words, list | tuple) else [words]:
         try:
             find(text.words, word)
         except (KeyError, IndexError, TypeError) as error:

@@ -7,13 +7,15 @@ import copy
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from numbers import Number
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-__all__ = ["Layer", "Layers", "alike", "as_list", "attention", "choose_heads", "choose_layers", "exact", "split_heads"]
+__all__ = [
+    "Layer", "Layers", "alike", "as_list", "attention", "check_choice", "choose_heads", "choose_layers", "exact",
+    "split_heads",
+]  # fmt: skip
 
 Layers = str | int | Collection[str | int] | None
 """Layers by name, beginning of a name ("up_blocks.1") or map height (16), one or several; None for the usual ones."""
@@ -106,8 +108,14 @@ def attention(queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.T
 
 
 def as_list(choice) -> list:
-    """Return one number or name as a list of one, several as a list."""
-    return [choice] if isinstance(choice, str | Number) else list(choice)
+    """Return one number or name as a list of one, several as a list; what is neither as a list of one, for a check."""
+    return list(choice) if isinstance(choice, Collection) and not isinstance(choice, str) else [choice]
+
+
+def check_choice(name: str, value: object, known: Collection[str]) -> None:
+    """Raise ValueError where a value is not one of the words that are known."""
+    if not (isinstance(value, str) and value in known):
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}")
 
 
 def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool]) -> list[str]:
@@ -139,7 +147,7 @@ def choose_layers(sizes: dict, layers: Layers, default: Callable[[str], bool]) -
 def choose_heads(heads: int | Collection[int] | None, count: int, name: str) -> list[int]:
     """Choose among a layer's `count` heads, None for all; ValueError where it has no such head."""
     chosen = list(range(count)) if heads is None else as_list(heads)
-    unknown = sorted(set(chosen) - set(range(count)))
+    unknown = [head for head in chosen if isinstance(head, bool) or head not in range(count)]
     if unknown or not chosen:
         raise ValueError(f"heads={unknown or []} cannot be chosen: {name} has {count}, numbered from 0")
     return chosen

@@ -19,7 +19,7 @@ from .adapters import AttentionCall, adapter_of
 from .calls import BatchParts
 from .current import CurrentGeneration, CurrentStep, check_seen
 from .encoded import EncodedTexts
-from .layers import Layers, alike, as_list, choose_layers, exact
+from .layers import Layers, alike, as_list, check_choice, choose_layers, exact
 from .recording import Recording
 from .stores import Stores
 from .texts import TextEncoder
@@ -108,8 +108,7 @@ class Recorder:
 
     def __init__(self, pipe, layers, steps, branch, generator=None, parts: Sequence[str] | None = None, **kept):
         self.adapter = adapter_of(pipe)
-        if branch not in _BRANCHES:
-            raise ValueError(f"branch={branch!r}: choose one of {', '.join(_BRANCHES)}")
+        check_choice("branch", branch, _BRANCHES)
         # names are known now, map heights at the first step
         choose_layers(dict.fromkeys(self.adapter.attentions), layers, self.adapter.is_default)
         self._layers, self._steps = layers, _numbers(steps)
@@ -260,7 +259,7 @@ def _numbers(steps):
     if steps is None:
         return None
     chosen = as_list(steps)
-    if not chosen or not all(isinstance(n, Integral) and n >= 0 for n in chosen):
+    if not chosen or not all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in chosen):
         raise ValueError(f"steps={steps!r}: give numbers of denoising steps, from 0 on, for example [0, 10]")
     return chosen
 

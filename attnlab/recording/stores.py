@@ -6,12 +6,13 @@ the step is whole: one that is interrupted half-way leaves nothing behind. Axes:
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from numbers import Integral
 
 import torch
 from torch import nn
 
 from .adapters import Adapter, AttentionCall
-from .layers import Layer, alike, as_list, attention, exact, split_heads
+from .layers import Layer, alike, as_list, attention, check_choice, exact, split_heads
 from .texts import Text, TextEncoder
 from .trace import SelfAttentionSum, Trace
 
@@ -167,16 +168,19 @@ class Stores:
             raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
         try:
             device = torch.device(device)
-        except RuntimeError:
-            raise ValueError(f"device={device!r}: give 'cpu', 'cuda' or another device of torch") from None
-        if keep not in (None, *KEEP):
-            raise ValueError(f"keep={keep!r}: choose one of {', '.join(KEEP)}, or leave it out")
-        texts = dict.fromkeys([texts] if isinstance(texts, str) else texts)  # each once
+            torch.empty(0, device=device)
+        except (RuntimeError, TypeError, AssertionError):
+            raise ValueError(f"device={device!r}: give 'cpu', 'cuda' or another device that torch has here") from None
+        if keep is not None:
+            check_choice("keep", keep, KEEP)
+        texts, heights = as_list(texts), as_list(self_attention)
         if texts and encoder is None:
             raise ValueError("texts= needs a pipeline with a text encoder")
+        if not all(isinstance(height, Integral) and height > 0 for height in heights):
+            raise ValueError(f"self_attention={self_attention!r}: give heights of maps, for example 16 or [16, 32]")
         streamed = [None] * (keep == "maps") + [encoder(text) for text in texts]
         self.maps = MapStore(streamed, device)
-        self.self_attention = SelfAttentionStore(as_list(self_attention), device)
+        self.self_attention = SelfAttentionStore(heights, device)
         self._stores = [self.maps] if streamed else []
         if keep == "sum":
             self._stores.insert(0, QuerySum(device))
