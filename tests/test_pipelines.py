@@ -1,11 +1,13 @@
 """Loading: by name, from a folder, from a hub that cannot be reached."""
 
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import attnlab as al
 
@@ -27,12 +29,90 @@ def test_folder_dtype_and_options(pipe, tmp_path):
 
 
 def test_wrong_names(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"bundled \(tiny, tiny-plain\), nor a folder, nor a hub id"):
+    with pytest.raises(FileNotFoundError, match=r"bundled \(tiny, tiny-plain\), nor a folder or file, nor a hub id"):
         al.load_pipeline("tinny")
     with pytest.raises(FileNotFoundError, match=r"model_index\.json is missing"):
         al.load_pipeline(tmp_path)
     with pytest.raises(FileNotFoundError, match="no model"):
         al.load_pipeline(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def saved(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "my model")
+    return tmp_path / "my model"
+
+
+def test_a_folder_with_pickles(pipe, saved):
+    """It is not opened; the command that the message gives converts it."""
+    for part in (pipe.unet, pipe.vae):
+        folder = saved / ("unet" if part is pipe.unet else "vae")
+        (folder / "diffusion_pytorch_model.safetensors").unlink()
+        torch.save(part.state_dict(), folder / "diffusion_pytorch_model.bin")
+    with pytest.raises(ValueError, match="unet holds weights as a pickle, which can run any code") as refused:
+        al.load_pipeline(saved, device="cpu")
+    exec(re.search(r'python -c "(.*)"', str(refused.value))[1], {})
+    loaded = al.load_pipeline(saved.with_name("my model-safetensors"), device="cpu")
+    assert torch.equal(loaded.unet.conv_in.weight, pipe.unet.conv_in.weight)
+
+
+def test_a_folder_that_is_not_whole(saved):
+    (saved / "tokenizer").rename(saved / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"my model is not whole: its model_index\.json names tokenizer"):
+        al.load_pipeline(saved, device="cpu")
+    bare = al.load_pipeline(saved, device="cpu", tokenizer=None, text_encoder=None)  # one that is not asked for
+    assert bare.tokenizer is None
+    weights = saved / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(OSError, match=r"Unable to load weights from checkpoint file for .*my model/unet"):
+        al.load_pipeline(saved, device="cpu", tokenizer=None, text_encoder=None)
+    weights = saved / "text_encoder/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="my model has weights that are no whole safetensors file"):
+        al.load_pipeline(saved, device="cpu", tokenizer=None, unet=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"use_safetensors": False}, "use_safetensors=False: weights are read from safetensors alone"),
+        ({"dtype": "float8"}, "dtype='float8': choose one of float32, float16, bfloat16"),
+        ({"dtype": torch.int8}, "dtype=torch.int8: choose one of"),
+        ({"torch_dtype": 16}, "dtype=16: choose one of"),
+        ({"torch_dtype": torch.float32, "dtype": torch.float16}, "give one of them"),
+        ({"device": "gpu"}, "device='gpu' does not work here, '.*' does"),
+        ({"device": "cuda:77"}, "device='cuda:77' does not work here"),
+        ({"device": 1.5}, "device=1.5 does not work here"),
+        ({"config": "tiny"}, "config=tiny is for one .safetensors file; tiny has its own"),
+    ],
+)
+def test_options_are_checked_before_anything_is_loaded(options, message, monkeypatch):
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", None)
+    with pytest.raises(ValueError, match=message):
+        al.load_pipeline("tiny", **{"device": "cpu"} | options)
+
+
+def test_the_old_name_of_dtype():
+    for dtype in (torch.bfloat16, "bfloat16"):
+        loaded = al.load_pipeline("tiny", device="cpu", torch_dtype=dtype, use_safetensors=True)
+        assert loaded.unet.dtype == torch.bfloat16
+
+
+def test_files_that_are_no_pipeline(tmp_path):
+    for name in ("model.ckpt", "model.pt", "model.bin", "model.pth"):
+        (tmp_path / name).write_bytes(b"any")
+        with pytest.raises(ValueError, match=f"{name} holds weights as a pickle"):
+            al.load_pipeline(tmp_path / name)
+    (tmp_path / "model.onnx").write_bytes(b"any")
+    (tmp_path / "cut.safetensors").write_bytes(b"any")
+    save_file({"lora_unet_down.weight": torch.ones(2)}, tmp_path / "lora.safetensors")
+    for name, message in (
+        ("model.onnx", r"is no \.safetensors file of Stable Diffusion"),
+        ("cut.safetensors", "weights that are no whole safetensors file"),
+        ("lora.safetensors", r"no checkpoint of Stable Diffusion .* pipe\.load_lora_weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            al.load_pipeline(str(tmp_path / name), device="cpu")
 
 
 def run(code, **environment):
