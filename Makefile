@@ -16,10 +16,10 @@ run: .venv/installed ## draw a burning house, mask its smoke, make a small label
 	@echo "the image, its maps and its mask: runs/04; the labeled data set: runs/05/dataset"
 
 test: .venv/installed ## lint, format check, every test and every notebook
-	@echo "make test: ruff check, ruff format --check, pytest (every notebook runs once)"
+	@echo "make test: ruff check, ruff format --check, pytest on every core, up to 4 (every notebook runs once)"
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-browser: .venv/installed ## the widgets in a real JupyterLab; needs chromium (apt install chromium)
 	@$(BIN)/pip install --quiet -c constraints.txt -e ".[test,browser]"

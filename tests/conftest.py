@@ -1,12 +1,18 @@
 """What many tests share: the bundled pipeline, generated once, and small helpers."""
 
 import logging
+import os
 import signal
 
 import pytest
 import torch
 
 import attnlab as al
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # pytest -n: processes that share the cores
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of what tests start
+    torch.set_num_threads(threads)
 
 PROMPT = "a burning house with smoke"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and what it starts too

@@ -61,7 +61,7 @@ class CurrentGeneration:
         if self.step is None or not torch.equal(timesteps, self.schedule):
             return False
         order = [round(float(t)) for t in timesteps]
-        return (self.step.timestep, call.timestep) in itertools.pairwise(order) and call.timestep != order[0]
+        return (self.step.timestep, call.timestep) in itertools.pairwise(order)
 
     def end(self):
         """Hold on to nothing of the generation but its layers and how many calls it had."""
