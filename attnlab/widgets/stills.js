@@ -1,6 +1,6 @@
-// JupyterLab saves the widgets that cells show without their state: in a notebook that is opened again without its kernel
-// each would be "Error displaying widget". So each save adds a state to the notebook's metadata, as JupyterLab does on
-// request: of our widgets a picture of what they show, of others (progress bars) their own, of closed ones nothing.
+// JupyterLab saves a cell's widget without its state. Opened again after its kernel has ended, the notebook would show
+// "Error displaying widget". So each save adds states to the notebook's metadata, as JupyterLab does on request: of our
+// widgets a picture of what they show, of other widgets (progress bars) their own state, of closed ones nothing.
 const VIEW = "application/vnd.jupyter.widget-view+json";
 const STATE = "application/vnd.jupyter.widget-state+json";
 const NOTHING = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"; // one transparent pixel
@@ -55,7 +55,10 @@ function shot(panel) {
   canvas.height = Math.max(...boxes.map((box) => box.bottom)) - top;
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
-  shown.forEach((one, k) => context.drawImage(one, boxes[k].left - left, boxes[k].top - top, boxes[k].width, boxes[k].height));
+  shown.forEach((one, k) => {
+    const box = boxes[k];
+    context.drawImage(one, box.left - left, box.top - top, box.width, box.height);
+  });
   return canvas.toDataURL().split(",")[1];
 }
 

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import papermill
 import pytest
 from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
 SHOTS = Path(__file__).resolve().parents[2] / "runs/browser"
+CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 
 
 @pytest.fixture(scope="session")
@@ -72,13 +74,42 @@ def _settings(folder):
 class Notebook:
     """A notebook that is open in JupyterLab, its cells run."""
 
-    def __init__(self, page):
-        self.page = page
+    def __init__(self, page, lab, name):
+        self.page, self.lab, self.name = page, lab, name
 
-    def shot(self, name):
+    def open(self, name=None):
+        """Open this notebook or another one, in a new window of JupyterLab."""
+        address, token, _ = self.lab
+        name = name or self.name
+        where = f"{address}/lab/workspaces/{secrets.token_hex(4)}/tree/{name}?token={token}"
+        self.page.goto(where, timeout=120_000)
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+        ready = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
+        self.page.wait_for_selector(ready, timeout=120_000, state="attached")
+
+    def save(self):
+        self.page.keyboard.press("Control+s")
+        self.page.wait_for_selector(".jp-mod-dirty", state="detached")
+
+    def end_kernels(self):
+        address, token, _ = self.lab
+        with urllib.request.urlopen(f"{address}/api/sessions?token={token}") as answer:
+            running = json.load(answer)
+        for each in running:
+            ended = urllib.request.Request(f"{address}/api/sessions/{each['id']}?token={token}", method="DELETE")
+            urllib.request.urlopen(ended).close()
+
+    def choose_theme(self, name):
+        self.page.locator(".lm-MenuBar-itemLabel", has_text="Settings").click()
+        self.page.locator(".lm-Menu-itemLabel", has_text="Theme").first.hover()
+        self.page.get_by_text(f"JupyterLab {name}", exact=True).click()
+        self.page.wait_for_function("n => document.body.dataset.jpThemeName === `JupyterLab ${n}`", arg=name)
+        self.page.wait_for_timeout(500)  # colors fade into each other
+
+    def shot(self, name, shown=None):
         """Write a screenshot of what the cell shows to runs/browser."""
         SHOTS.mkdir(parents=True, exist_ok=True)
-        shown = self.page.locator(".jp-OutputArea-output", has=self.pictures).last
+        shown = shown or self.page.locator(".jp-OutputArea-output", has=self.pictures).last
         shown.screenshot(path=SHOTS / f"{name}.png")
 
     def run(self, timeout=120_000):
@@ -114,20 +145,17 @@ class Notebook:
 @pytest.fixture
 def notebook(chromium, lab):
     """`notebook(source)`: a new notebook with this cell, run."""
-    address, token, folder = lab
     context = chromium.new_context(viewport={"width": 1280, "height": 1500})
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
 
     def open_(source):
         name = f"{secrets.token_hex(4)}.ipynb"
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         cells = [nbformat.v4.new_code_cell(source)]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / name)
-        page.goto(f"{address}/lab/workspaces/{name[:8]}/tree/{name}?token={token}", timeout=120_000)
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=120_000, state="attached")
-        found = Notebook(page)
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), lab[2] / name)
+        found = Notebook(page, lab, name)
+        found.open()
         found.run()
         return found
 
@@ -182,6 +210,43 @@ from attnlab.dataset import Recipe, generate_dataset
 classes = {"fire": "burning", "smoke": "smoke"}
 recipe = Recipe(prompts=["a burning house with smoke"], classes=classes, images=16, steps=4)
 widgets.browse_dataset(generate_dataset(recipe, "fires").folder)
+"""
+SAVED = """
+import numpy as np
+import attnlab as al
+from attnlab import widgets
+from tqdm.auto import tqdm
+
+for _ in tqdm(range(3), desc="other people's bar"):
+    pass
+for _ in tqdm(range(3), leave=False):
+    pass
+ramp = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+display(widgets.explore_mask(ramp, np.uint8(255 * np.stack([ramp] * 3, -1)), settings={"method": "threshold"}))
+widgets.explore(al.load_pipeline("tiny"), "a burning house with fire and smoke", seed=11, steps=4)
+"""
+EVERY = """
+import attnlab as al
+from attnlab import widgets
+from attnlab.dataset import Recipe, generate_dataset
+from attnlab.widgets import views
+
+pipe = al.load_pipeline("tiny")
+image, recording = views.generate(pipe, "a burning house with fire and smoke", seed=11, steps=4)
+heat = al.daam(recording)["smoke"]
+explorer = widgets.explore(pipe, image=image, recording=recording, words=["zeppelin"])
+explorer.maps.method.value = "DAAM"
+explorer.inspect(20, 20)
+painted = al.threshold_mask(al.daam(recording).upscale(64)["smoke"], 0.5)
+failed = widgets.paint_token(image, recording)
+failed.learn()
+recipe = Recipe(prompts=["a burning house with smoke"], classes={"fire": "burning"}, images=2, steps=2)
+every = [
+    widgets.explore(pipe), explorer, widgets.inspect_pixel(image, recording), widgets.explore_mask(heat, image),
+    failed, widgets.paint_token(image, recording, mask=painted),
+    widgets.browse_dataset(generate_dataset(recipe, "every").folder),
+]
+display(*every)
 """
 SLOWEST = 0.2  # seconds, median, from a click to the picture
 
@@ -300,6 +365,63 @@ def test_a_data_set_is_paged_and_a_pair_marked(notebook, lab):
     assert json.loads((lab[2] / "fires/bad.json").read_text())
     nb.page.get_by_label("marked as bad only").check()
     nb.page.get_by_text("page 1 of 1; 1 pairs").wait_for()
+
+
+def test_a_saved_notebook_shows_pictures_after_its_kernel_has_ended(notebook, lab):
+    nb = notebook(SAVED)
+    page, stills = nb.page, nb.page.locator("img.widget-image")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("4 steps recorded").wait_for()
+    seen = nb.pixels(1)
+    nb.save()
+    nb.end_kernels()
+    nb.open()
+    stills.nth(2).wait_for()
+    page.wait_for_timeout(1000)
+    outputs = page.locator(".jp-OutputArea").first
+    assert "Error displaying" not in outputs.inner_text() and "3/3" in outputs.inner_text()
+    sizes = [one.bounding_box()["width"] for one in stills.all()]
+    assert sizes[0] == 1 and 250 < sizes[1] < 300 and sizes[2] > 500  # a closed bar, a mask, an image and its map
+    shown = np.asarray(Image.open(io.BytesIO(stills.nth(2).screenshot())).convert("RGB"))
+    nb.shot("saved", outputs)
+    height, width = seen.shape[:2]
+    assert np.abs(shown[:height, :width].astype(int) - seen).mean() < 3, "the picture is what the widget showed last"
+    nb.save()  # by a window that has no widget: the pictures stay
+    nb.open()
+    stills.nth(2).wait_for()
+    # executed without a browser
+    done = lab[2] / "done.ipynb"
+    papermill.execute_notebook(lab[2] / nb.name, done, cwd=lab[2], progress_bar=False)
+    nb.open(done.name)
+    page.locator(".jp-RenderedImage img").nth(1).wait_for()
+    page.wait_for_timeout(1000)
+    assert "Error displaying" not in outputs.inner_text()
+
+
+def test_every_text_can_be_read(notebook, chromium):
+    """In both themes, at 100 and 150 % zoom, each text has a contrast of 4.5 or more, and none is cut off."""
+    nb = notebook(EVERY)
+    nb.pictures.nth(6).wait_for()
+    nb.save()
+    zoomed = chromium.new_context(viewport={"width": 853, "height": 1000}, device_scale_factor=1.5)
+    near = Notebook(zoomed.new_page(), nb.lab, nb.name)
+    try:
+        near.open()
+        near.pictures.nth(6).wait_for()
+        for page in (nb.page, near.page):
+            page.set_viewport_size(page.viewport_size | {"height": 4000})  # all of it in one screenshot
+        for theme in ("Dark", "Light"):
+            for name, one in {"100": nb, "150": near}.items():
+                one.choose_theme(theme)
+                found = one.page.evaluate(CONTRAST)
+                print(f"{theme}, {name} %: {len(found)} texts, least contrast {min(found)[0]:.2f}")
+                assert len(found) > 80 and {"press Generate to make the image", "zeppelin: not in the prompt"} <= {
+                    text.split(";")[0] for _, text, _ in found
+                }
+                assert not [(ratio, text) for ratio, text, whole in found if ratio < 4.5 or not whole]
+                one.shot(f"every_{theme.lower()}_{name}", one.page.locator(".jp-OutputArea").first)
+    finally:
+        zoomed.close()
 
 
 @pytest.mark.parametrize("width", [480])
