@@ -312,14 +312,12 @@ def _iou_at(heat: ArrayLike, truth: ArrayLike, thresholds: np.ndarray, valid: Ar
 
 
 def check_counts(least: int = 1, **counts: object) -> None:
-    """Refuse what is no whole number of at least so many: ValueError with its name.
+    """Refuse what is no whole number of at least `least`: ValueError with its name.
 
     Parameters
     ----------
-    least : int
-        The least that is allowed.
-    **counts
-        What has to be counts, by name.
+    least, **counts : int
+        The least that is allowed; what has to be counts, by name.
     """
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:

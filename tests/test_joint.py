@@ -307,11 +307,11 @@ def test_saved_and_loaded(trained, tmp_path):
     assert again.classes == CLASSES and again.size == 8
     metadata = json.loads((tmp_path / "model/joint.json").read_text())
     (tmp_path / "model/joint.json").write_text(json.dumps(metadata | {"codes": np.eye(3).tolist()}))
-    with pytest.raises(ValueError, match="they are of two models"):
+    with pytest.raises(ValueError, match="or of another model than the weights beside it"):
         JointDiffusion.from_pretrained(tmp_path / "model")
     for damaged in (metadata | {"self_conditioning": False}, metadata | {"classes": ["a", "b"]}):
         (tmp_path / "model/joint.json").write_text(json.dumps(damaged))
-        with pytest.raises(ValueError, match="they are of two models"):
+        with pytest.raises(ValueError, match="or of another model than the weights beside it"):
             JointDiffusion.from_pretrained(tmp_path / "model")
     for damaged in ("", "[]", "{}", json.dumps(metadata | {"mean": "red"})):
         (tmp_path / "model/joint.json").write_text(damaged)
@@ -403,8 +403,9 @@ def test_enlarging(tmp_path):
     unchanged = model.sample(10, torch.Generator().manual_seed(0), small=small, steps=2)[:2]
     for found, given in zip(unchanged, small, strict=True):  # what the model predicts is added to the small pair
         np.testing.assert_array_equal(found, given.repeat(2, 1).repeat(2, 2))
-    with pytest.raises(ValueError, match="is for a model with upscale"):
-        model.sample(10, torch.Generator().manual_seed(0))
+    for one, options in ((model, {}), (new(), {"small": small})):
+        with pytest.raises(ValueError, match="is for a model with upscale"):
+            one.sample(10, torch.Generator().manual_seed(0), **options)
 
 
 NAMES = tuple(map(str, range(200)))
@@ -445,7 +446,8 @@ def larger():
         (lambda i, x: new().sample(1, torch.Generator(), every=-1), "every=-1: give a whole number, 0 or more"),
         (lambda i, x: new().sample(1, torch.Generator(), steps=1001), "1001 steps, .* give 1 to 1000"),
         (lambda i, x: new().sample(1, torch.Generator(), sampler="plms"), "ddim, ancestral"),
-        (lambda i, x: larger().sample(2, torch.Generator(), small=(i, x)), r"\(4, 8, 8\): give 2 of 4 x 4 pixels"),
+        (lambda i, x: larger().sample(2, torch.Generator(), small=(i, x)), "2 of each, is for a model with upscale"),
+        (lambda i, x: larger().sample(4, torch.Generator(), small=(i, x)), r"images are \(8, 8\), the model's 4 x 4"),
         (lambda i, x: new().predict_x0(torch.zeros(1, 5, 8, 8), -1), "time=-1: give a whole number, 0 to 999"),
         (lambda i, x: new().add_noise(torch.zeros(1, 5, 8, 8), 1000, torch.Generator()), "time=1000"),
     ],

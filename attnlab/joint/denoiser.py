@@ -121,14 +121,12 @@ class Denoiser:
 
     def add_noise(self, x0: torch.Tensor, time: int, generator: torch.Generator) -> torch.Tensor:
         """Return channels (image, channel, row, column) as the forward process leaves them at a time, 0 to 999."""
-        _check_time(time)
-        return self.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator), torch.tensor([time]))
+        return self.schedule.add_noise(x0, torch.randn(x0.shape, generator=generator), _as_times(time, 1))
 
     @torch.no_grad()
     def predict_x0(self, noisy: torch.Tensor, time: int, previous=None, conditioning=None) -> torch.Tensor:
         """Predict the clean channels behind noisy ones, clamped; `previous`: the prediction of the step before."""
-        _check_time(time)
-        conditioning, times = conditioning or Conditioning(), torch.full((len(noisy),), int(time))
+        conditioning, times = conditioning or Conditioning(), _as_times(time, len(noisy))
         with torch.autocast(noisy.device.type, torch.bfloat16):
             prediction = self.predict(self.unet, noisy, previous, conditioning, times)
         return self.as_x0(prediction, noisy, times, conditioning.low_res)
@@ -143,25 +141,22 @@ class Denoiser:
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Load a model in float32 from a folder, or by the name of a bundled one, "aerial" or "aerial-x2".
 
-        FileNotFoundError if there is none, ValueError if weights and joint.json do not fit, are damaged or no
-        safetensors.
+        FileNotFoundError if there is none, ValueError if weights and joint.json do not fit, or are damaged.
         """
-        folder = BUNDLED / folder if (BUNDLED / folder / "joint.json").exists() else Path(folder)
-        if not (folder / "joint.json").exists():
+        path = (BUNDLED / folder if (BUNDLED / folder / "joint.json").exists() else Path(folder)) / "joint.json"
+        if not path.exists():
             raise FileNotFoundError(f"{folder} holds no joint model: joint.json is missing")
-        unet = load_weights(UNet2DModel, folder)
+        unet = load_weights(UNet2DModel, path.parent).to(device).eval()
         found = unet.config.in_channels, unet.config.out_channels
         try:
-            metadata = json.loads((folder / "joint.json").read_text("utf-8"))
+            metadata = json.loads(path.read_text("utf-8"))
             if "shares" in metadata:
                 metadata["proportions"] = metadata.pop("shares")
-            expected, model = _widths(metadata), cls(unet.to(device).eval(), metadata)
-            fits = found == expected and len(metadata["codes"]) == len(model.classes)
+            if _widths(metadata) != found or len(metadata["codes"]) != len(metadata["classes"]):
+                raise ValueError(f"weights have {found} channels, joint.json {_widths(metadata)}")
+            return cls(unet, metadata)
         except (ValueError, TypeError, LookupError) as error:
-            raise ValueError(f"{folder / 'joint.json'} is damaged: {error!r}") from error
-        if not fits:
-            raise ValueError(f"{folder}: weights of {found} channels, joint.json of {expected}: they are of two models")
-        return model
+            raise ValueError(f"{path} is damaged, or of another model than the weights beside it: {error!r}") from error
 
     def predict(self, unet, noisy, previous, conditioning, times):
         """Return what `unet`, its own one or one in training, says: float32 (image, channel, row, column)."""
@@ -196,9 +191,10 @@ def as_settings(metadata: dict) -> dict:
     return {"shares" if name == "proportions" else name: value for name, value in metadata.items()}
 
 
-def _check_time(time):
-    if not 0 <= int(time) < NUM_TIMES:
+def _as_times(time, count):
+    if not 0 <= int(time) < NUM_TIMES:  # -1 would be the last one
         raise ValueError(f"time={time}: give a whole number, 0 to {NUM_TIMES - 1}")
+    return torch.full((count,), int(time))
 
 
 def _widths(metadata):

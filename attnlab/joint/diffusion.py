@@ -145,14 +145,12 @@ class JointDiffusion(Denoiser):
         check_counts(count=count, steps=steps, batch=batch)
         check_counts(0, every=every)
         if sampler not in _SAMPLERS or steps > NUM_TIMES:
-            wanted = f"give 1 to {NUM_TIMES}, and one of {', '.join(_SAMPLERS)}"
-            raise ValueError(f"{steps} steps, sampler {sampler!r}: {wanted}")
-        if (small is not None) != (self.metadata["upscale"] > 1):
-            raise ValueError("small=(images, labels) is for a model with upscale above 1, and for no other")
-        if small is not None:
-            small, side = checked(*small, len(self.classes)), self.size // self.metadata["upscale"]
-            if small[1].shape != (count, side, side):
-                raise ValueError(f"small has pairs of {small[1].shape}: give {count} of {side} x {side} pixels")
+            raise ValueError(
+                f"{steps} steps, sampler {sampler!r}: give 1 to {NUM_TIMES}, one of {', '.join(_SAMPLERS)}"
+            )
+        if len(small[0] if small else ()) != (count if self.metadata["upscale"] > 1 else 0):
+            raise ValueError(f"small=(images, labels), {count} of each, is for a model with upscale, and for no other")
+        small = small and self._fitting(*small, self.metadata["upscale"])
         if proportions is not None and "proportions" not in self.metadata:
             raise ValueError("this model takes no proportions: leave them out, or make one with proportions=True")
         known = np.array(self.metadata.get("proportions", ()), np.float32).reshape(-1, len(self.classes))
@@ -169,10 +167,10 @@ class JointDiffusion(Denoiser):
         found = [self.codec.decode(torch.cat(parts)) for parts in zip(*moments, strict=True)]
         return tuple(np.stack(parts) for parts in zip(*found, strict=True)) if every else found[-1]
 
-    def _fitting(self, images, labels):
-        images, labels = checked(images, labels, len(self.classes))
-        if images.shape[1:3] != (self.size, self.size):
-            raise ValueError(f"images are {images.shape[1:3]}, the model's {self.size} x {self.size}: cut patches")
+    def _fitting(self, images, labels, factor=1):
+        (images, labels), side = checked(images, labels, len(self.classes)), self.size // factor
+        if images.shape[1:3] != (side, side):
+            raise ValueError(f"images are {images.shape[1:3]}, the model's {side} x {side}: cut patches")
         return images, labels
 
     def _encoded(self, images, labels):

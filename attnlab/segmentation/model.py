@@ -61,10 +61,7 @@ class UNet(UNet2DModel):
         )
 
     def forward(self, images: torch.Tensor) -> SimpleNamespace:
-        """Return `logits`, float32 (image, class, row, column), of images (image, rgb, row, column) in -1..1.
-
-        ValueError for images whose sides cannot be halved often enough.
-        """
+        """Return `logits`, float32 (image, class, row, column), of images (image, rgb, row, column) in -1..1."""
         shuffle, device = math.isqrt(self.config.in_channels // 3), images.device.type
         factor = shuffle * 2 ** (len(self.config.block_out_channels) - 1)
         if any(side % factor for side in images.shape[-2:]):
@@ -150,7 +147,7 @@ class Segmenter:
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
         """Return the segmenter that `save_pretrained` wrote into a folder, in float32.
 
-        FileNotFoundError if there is none, ValueError if files are damaged, no safetensors, or of two models.
+        FileNotFoundError if there is none, ValueError if files are damaged or of two models.
         """
         if not Path(folder, "classes.json").exists():
             raise FileNotFoundError(f"{folder} holds no segmenter: classes.json is missing")
@@ -158,12 +155,12 @@ class Segmenter:
             config, classes = (json.loads(Path(folder, f"{n}.json").read_text("utf-8")) for n in ("config", "classes"))
             check_classes(classes)
             segformer = config.get("model_type") == "segformer"
+            model = load_weights(SegformerForSemanticSegmentation if segformer else UNet, folder).to(device)
+            count = model.config.num_labels if segformer else 3 * model.config.out_channels // model.config.in_channels
+            if count != len(classes):
+                raise ValueError(f"weights of {count} classes, classes.json of {len(classes)}")
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder} has a damaged config.json or classes.json: {error}") from error
-        model = load_weights(SegformerForSemanticSegmentation if segformer else UNet, folder).to(device)
-        count = model.config.num_labels if segformer else 3 * model.config.out_channels / model.config.in_channels
-        if count != len(classes):
-            raise ValueError(f"{folder}: weights of {count:g} classes, classes.json of {len(classes)}: of two models")
+            raise ValueError(f"{folder} has damaged files, or files of two models: {error}") from error
         return cls(model, classes)
 
 
