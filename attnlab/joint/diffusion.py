@@ -59,8 +59,7 @@ class JointDiffusion(Denoiser):
     ) -> Self:
         """Train, or go on in `folder`, and take over the moving average.
 
-        ValueError where pairs do not fit, or the folder has a run of another model; FloatingPointError where the loss
-        is not finite: the last checkpoint stays.
+        ValueError where pairs do not fit, or the folder has a run of another model; others as in `run_training`.
 
         Parameters
         ----------
@@ -96,6 +95,7 @@ class JointDiffusion(Denoiser):
     @torch.no_grad()
     def error(self, images: np.ndarray, labels: np.ndarray, unet=None, draws: int = 4, batch: int = 32) -> float:
         """Return the mean loss on held-out pairs, over `draws` times and noises per pair, the same at every call."""
+        check_counts(images=len(images), draws=draws, batch=batch)
         unet = self.unet if unet is None else unet
         total, generator = 0.0, torch.Generator().manual_seed(0)
         for _ in range(draws):
@@ -145,9 +145,7 @@ class JointDiffusion(Denoiser):
         check_counts(count=count, steps=steps, batch=batch)
         check_counts(0, every=every)
         if sampler not in _SAMPLERS or steps > NUM_TIMES:
-            raise ValueError(
-                f"{steps} steps, sampler {sampler!r}: give 1 to {NUM_TIMES}, one of {', '.join(_SAMPLERS)}"
-            )
+            raise ValueError(f"{steps} steps, sampler={sampler!r}: give 1 to {NUM_TIMES}, {' or '.join(_SAMPLERS)}")
         if len(small[0] if small else ()) != (count if self.metadata["upscale"] > 1 else 0):
             raise ValueError(f"small=(images, labels), {count} of each, is for a model with upscale, and for no other")
         small = small and self._fitting(*small, self.metadata["upscale"])
