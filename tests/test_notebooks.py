@@ -125,6 +125,8 @@ def test_runs_and_writes_metrics_and_figures(path, tmp_path, monkeypatch):
     for cell in json.loads((folder / path.name).read_text("utf-8"))["cells"]:
         outputs, source = cell.get("outputs", []), "".join(cell["source"])
         assert not any("warn" in "".join(output.get("text", "")).lower() for output in outputs), f"warns:\n{source}"
+        shown = [set(output.get("data", {})) for output in outputs]
+        assert all("image/png" in kinds for kinds in shown if any("widget" in kind for kind in kinds)), "not to be read"
 
 
 def run_whole(path, values, tmp_path, monkeypatch):
