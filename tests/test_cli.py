@@ -210,7 +210,7 @@ def test_a_failed_run_shows_the_error_and_leaves_the_last_good_result(project, c
         assert status == 1 and "done" not in out
         executed = next(line for line in err.splitlines() if ".ipynb" in line).split(": ")[1]
         assert f"04_dbscan_masks failed: {fault}" in err and re.match(r"runs/04\.unfinished-\w{8}/", executed)
-        assert marked in "\n".join(sources(executed))
+        assert marked in "\n".join(sources(executed)) and "the same parameters go on" in err
         assert json.loads((project / "runs/04/metrics.json").read_text())["word"] == "smoke"
     assert re.fullmatch(r"04 04\.unfinished-\w+ 04\.unfinished-\w+", " ".join(folders()))
 
@@ -220,7 +220,8 @@ def test_several_notebooks_the_ones_after_a_failure_run_too(project, capsys):
     write_notebook(project / "notebooks/03_works.ipynb", "seed = 1  # seed", "seed")
     status, out, err = run(capsys, "run", "02", "03", "-p", "seed", "2", "--runs", "deep/results")
     assert status == 1 and "ZeroDivisionError" in err and "1 of 2 notebooks failed" in err
-    assert re.fullmatch(r"02\.unfinished-\w+ 03", " ".join(folders("deep/results")))
+    assert sorted(os.listdir("deep/results")) == [".02.lock", ".03.lock", "02.failed.ipynb", "03"]
+    assert "deep/results/02.failed.ipynb" in err and "go on" not in err
     assert "deep/results/03/03_works.ipynb" in out
 
 

@@ -28,7 +28,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # Parameters that make a run short: {"04_dbscan_masks": {"steps": 4}}
 QUICK = {
-    "00_train_tiny_model": {"scenes": 10, "each": 2, "steps": 2},
+    "00_train_tiny_model": {"scenes": 10, "each": 1, "steps": 2},
     "01_generate_and_record": {"steps": 6, "rounds": 2},
     "02_open_vocabulary_maps": {"steps": 6},
     "03_token_optimization": {"images": 4, "steps": 6, "epochs": 20},

@@ -145,7 +145,8 @@ def run_notebook(path: Path, values: dict[str, object], runs: Path) -> tuple[Pat
     """Run a notebook; return its folder, runs/NN, with the executed notebook, its figures, metrics.json.
 
     The notebook works in a folder of its own, which is renamed after the last cell: runs/NN is always one whole result,
-    the last good one. Where a run fails or is killed that folder stays, and the same parameters go on in it.
+    the last good one. Where a run fails or is killed that folder stays, and the same parameters go on in it; if nothing
+    was written yet, the notebook alone is kept, as runs/NN.failed.ipynb.
 
     An earlier runs/NN is replaced if it is as its run left it. If something was added or changed it is kept, as
     runs/NN.kept-1, -2, ...: that is the second path, otherwise None.
@@ -185,9 +186,13 @@ def _execute(path, work, values):
         else:
             fault = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
             _mark(executed, path, fault)
+        go_on = "\n  the same parameters go on with what lies there"
+        if [*work.iterdir()] == [executed]:  # nothing to go on with
+            executed, go_on = executed.replace(work.with_suffix(".failed.ipynb")), ""
+            work.rmdir()
         kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunFailed
-        message = f"{path.stem} failed: {fault}\n  the notebook, with the error marked: {executed}"
-        raise kind(f"{message}\n  the same parameters go on with what lies there") from error
+        message = f"{path.stem} failed: {fault}\n  the notebook, with the error marked: {executed}{go_on}"
+        raise kind(message) from error
 
 
 def _mark(executed, original, text):
