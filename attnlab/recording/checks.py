@@ -8,9 +8,9 @@ from .adapters import adapter_of
 from .texts import TextEncoder
 from .words import Query, find
 
-__all__ = ["check_generation"]
+__all__ = ["LARGEST", "check_generation"]
 
-_LARGEST = 4  # times the side of the images that a model was trained on: attention takes the fourth power in memory
+LARGEST = 4  # times the side of the images that a model was trained on: attention takes the fourth power in memory
 
 
 def check_generation(
@@ -51,8 +51,8 @@ def check_generation(
         problems.append(f"guidance is {guidance!r}: a number from 0 on; 1 turns guidance off")
     if not (_is_whole(seed, 0) and seed < 2**63):
         problems.append(f"seed is {seed!r}: a whole number from 0 to 2**63 - 1")
-    if not (_is_whole(size, 0) and size % 8 == 0 and size <= _LARGEST * own):
-        problems.append(f"size is {size!r}: a multiple of 8 up to {_LARGEST * own}, or 0 for the model's own, {own}")
+    if not (_is_whole(size, 0) and size % 8 == 0 and size <= LARGEST * own):
+        problems.append(f"size is {size!r}: a multiple of 8 up to {LARGEST * own}, or 0 for the model's own, {own}")
     if problems:
         raise ValueError("this cannot be generated:" + "".join(f"\n- {problem}" for problem in problems))
 
