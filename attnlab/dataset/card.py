@@ -23,7 +23,8 @@ def card(recipe: Recipe, lines: Sequence[dict]) -> str:
     for number, (name, word) in enumerate(recipe.classes.items(), 1):
         areas = [line["areas"][name] for line in accepted if line["areas"][name]]
         mean = f"{100 * np.mean(areas):.1f}%" if areas else ""
-        rows.append(f"| {number} | {name} | {word} | {len(areas)} | {mean} |")
+        shown = " ".join(word.split()).replace("|", "\\|")  # as one cell of the table
+        rows.append(f"| {number} | {name} | {shown} | {len(areas)} | {mean} |")
     refused = "\n".join(f"- {reason}: {count}" for reason, count in sorted(reasons.items())) or "- none"
     sheet = "![pairs of images and masks](contact_sheet.png)\n\n" if accepted else ""
     return f"""# {len(accepted)} labeled images of {", ".join(recipe.classes)}

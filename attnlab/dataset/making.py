@@ -1,18 +1,22 @@
 """Make the data set of a recipe, shard by shard, in one process or several; an interrupted run goes on."""
 
 import errno
+import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import RLock, Thread
+from uuid import uuid4
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..pipelines import load_parts, load_pipeline, seed
@@ -22,13 +26,15 @@ from ..tokens import TokenLibrary
 from .card import card, contact_sheet
 from .labeling import heats, label, streaming
 from .recipe import Recipe
-from .records import Dataset, read_lines, write_lines, write_record
+from .records import SUMS_FILE, Dataset, as_lines, read_lines, record_files, sha256, write_record, wrong_line
 from .similarity import Similarity
 
 __all__ = ["SHARDS", "generate_dataset", "make_shard"]
 
 SHARDS = ".parts"  # folder of the finished shards, until all of them are there
+_LOCK = ".lock"  # of the maker at work, however it ends; the file is gone from a finished data set
 _MAX_DEATHS = 3  # times that workers may die with no shard finished between
+_MODEL = RLock()  # the model that this process keeps is recorded by one of its threads at a time
 
 
 def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, client=None) -> Dataset:
@@ -50,65 +56,86 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
     Raises
     ------
     ValueError
-        If a word or token is missing, or the folder holds other data.
+        If this recipe cannot be made, before anything is: a word or token is missing or cut off, no layer has the
+        height of `attention`, ...; or the folder holds other data, or is being made by another process.
     FileNotFoundError, ConnectionError
         If there is no such model or token file.
     OSError, RuntimeError
         If the disk is full (what is finished is kept), or workers died again and again.
     """
     out = Path(out)
-    if workers < 1:
-        raise ValueError(f"workers={workers}: 1 makes everything in this process")
-    _check_words(recipe)
-    _claim(out, recipe)
-    if not (out / "metadata.jsonl").exists() or (out / SHARDS).exists():
-        missing = [n for n in range(recipe.shards) if not _shard(out, n).exists()]
-        done = len(recipe) - sum(len(batch) for n in missing for batch in recipe.batches(n))
-        with tqdm(total=len(recipe), initial=done, desc=out.name, unit="image") as progress:
-            try:
-                if client is not None:
-                    for job in [client.submit(make_shard, recipe, out.resolve(), n, pure=False) for n in missing]:
-                        progress.update(job.result())
-                elif workers > 1:
-                    _with_processes(workers, recipe, out, missing, progress)
-                else:
-                    for number in missing:
-                        make_shard(recipe, out, number, progress.update)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                hint = f"the disk is full; what is finished is kept, free some space and run again: {out}"
-                raise OSError(error.errno, hint) from error
-            finally:
-                _loaded.cache_clear()
-                _similarity.cache_clear()
-        _finish(out, recipe)
+    if type(workers) is not int or workers < 1:
+        raise ValueError(f"workers={workers!r}: 1 makes everything in this process")
+    if _is_new(out, recipe):
+        _check_words(recipe)
+        try:
+            client.submit(_try, recipe, pure=False).result() if client else _try(recipe)
+        finally:
+            _forget(keep=workers == 1 and client is None)
+    if not _is_finished(out):
+        with _claimed(out, recipe):
+            if not _is_finished(out):
+                _make(recipe, out, workers, client)
+    (out / _LOCK).unlink(missing_ok=True)
     return Dataset(out)
+
+
+def _make(recipe, out, workers, client):
+    """Make the shards that are missing or damaged, and put all of them together."""
+    missing = [number for number in range(recipe.shards) if not _is_whole(out, recipe, number)]
+    for number in missing:
+        shutil.rmtree(_shard(out, number), ignore_errors=True)
+    done = len(recipe) - sum(len(batch) for n in missing for batch in recipe.batches(n))
+    with tqdm(total=len(recipe), initial=done, desc=out.name, unit="image") as progress:
+        try:
+            if client is not None:
+                _with_client(client, recipe, out, missing, progress)
+            elif workers > 1:
+                _with_processes(workers, recipe, out, missing, progress)
+            else:
+                for number in missing:
+                    make_shard(recipe, out, number, progress.update)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            hint = f"the disk is full; what is finished is kept, free some space and run again: {out}"
+            raise OSError(error.errno, hint) from error
+        finally:
+            _forget()
+    _finish(out, recipe)
 
 
 def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], object] = lambda count: None) -> int:
     """Write one shard into out/.parts/; return how many records it has."""
     final = _shard(out, number)
-    work = final.with_name(f"{final.name}.partial-{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
+    work = final.with_name(f"{final.name}.partial-{uuid4().hex}")
     for folder in ("images", "masks"):
         (work / folder).mkdir(parents=True)
     lines = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads)  # rounding depends on it
-    try:
+    with _MODEL, _threads(recipe.threads):
         for batch in recipe.batches(number):
             for index, image, labeling in _make_batch(recipe, batch):
                 lines.append(write_record(work, recipe, index, image, labeling))
             advance(len(batch))
-    finally:
-        torch.set_num_threads(threads)
-    write_lines(work / "records.jsonl", lines)
-    if final.exists():  # another worker was given it as well
-        shutil.rmtree(work)
-    else:
+    write_text(work / "records.jsonl", as_lines(lines))
+    try:
         work.rename(final)
+    except OSError:
+        if not final.exists():
+            raise
+        shutil.rmtree(work)  # another worker was given it as well, and was faster
     return len(lines)
+
+
+@contextmanager
+def _threads(count):
+    """Let torch compute with so many threads in this block: rounding depends on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @lru_cache(maxsize=1)
@@ -126,10 +153,17 @@ def _loaded(model: str, scheduler: str | None, tokens: str | None):
 _similarity = lru_cache(maxsize=1)(Similarity)
 
 
+def _forget(keep=False):
+    """Let go of the models, unless they are needed at once."""
+    if not keep:
+        _loaded.cache_clear()
+        _similarity.cache_clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # for the processes to come
+
+
 def _check_words(recipe):
     recipe.check(load_parts(recipe.model, ["tokenizer"])["tokenizer"])
-    if recipe.filters.clip:
-        _similarity(recipe.filters.clip)
     if recipe.tokens:
         library = TokenLibrary.load(recipe.tokens)
         missing = [repr(word) for word in recipe.classes.values() if word not in library]
@@ -137,25 +171,105 @@ def _check_words(recipe):
             raise ValueError(f"{recipe.tokens} has no token {', '.join(missing)}; it has {', '.join(library)}")
 
 
-def _claim(out, recipe):
-    """Make the folder this recipe's, or raise ValueError where it is something else's."""
+def _try(recipe):
+    """Label the first image after one step of its generation: what would fail then fails before anything is made."""
+    with _MODEL:
+        if recipe.filters.clip:
+            _similarity(recipe.filters.clip)
+        pipe, _ = _loaded(recipe.model, recipe.scheduler, recipe.tokens)
+        trained = pipe.scheduler.config.get("num_train_timesteps", recipe.steps)
+        if recipe.steps > trained:
+            raise ValueError(f"steps is {recipe.steps}: the model was trained with {trained}, and has no more")
+        stop = "callback_on_step_end"  # where a pipeline has none, all its steps are done
+        call = {stop: _stop} if stop in inspect.signature(pipe.__call__).parameters else {}
+        try:
+            next(_make_batch(recipe, range(1), **call))
+        except Exception as error:  # of any kind: the model, its scheduler and its layers are anybody's
+            how = f"{recipe.steps} steps of {type(pipe.scheduler).__name__}"
+            raise ValueError(f"this recipe cannot be made, its first step ({how}) failed: {error}") from error
+
+
+def _stop(pipe, *_):
+    pipe._interrupt = True
+    return {}
+
+
+def _is_new(out, recipe):
+    """Whether a folder is new; ValueError where it is not this recipe's."""
     path = out / "recipe.yaml"
-    if not path.exists():
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out} has other files: name a new or empty folder")
+    if path.exists():
+        if Recipe.load(path).digest != recipe.digest:
+            raise ValueError(f"{out} holds a run with other settings (see {path}): name another folder")
+        return False
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: name a new or empty folder")
+    if any(not _is_left(file) for file in (out.iterdir() if out.exists() else ())):
+        raise ValueError(f"{out} has other files: name a new or empty folder")
+    return True
+
+
+def _is_left(path):
+    """Whether a maker that was killed as it began has left this."""
+    return path.name == _LOCK or path.name.startswith(".recipe.yaml.part-")
+
+
+def _is_finished(out):
+    return (out / "metadata.jsonl").exists() and not any(out.glob(f"{SHARDS}*"))
+
+
+@contextmanager
+def _claimed(out: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold a folder for this recipe, without what killed makers left; ValueError where another maker holds it."""
+    lock = FileLock(out / _LOCK, timeout=0)
+    try:
         out.mkdir(parents=True, exist_ok=True)
-        recipe.save(path)
-    elif Recipe.load(path).digest != recipe.digest:
-        raise ValueError(f"{out} holds a run with other settings (see {path}): name another folder")
-    for stale in [*out.glob(f"{SHARDS}/*.partial-*"), *out.glob(f"{SHARDS}-old"), *out.glob(".*.part-*")]:
-        shutil.rmtree(stale)
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"{out} is being made by another process: wait for it, or name another folder") from None
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write to {out} ({error.strerror}): name another folder") from error
+    try:
+        if _is_new(out, recipe):
+            recipe.save(out / "recipe.yaml")
+        for stale in [*out.glob(f"{SHARDS}/*.partial-*"), *out.glob(f"{SHARDS}-old"), *out.glob(".*.part-*")]:
+            shutil.rmtree(stale)
+        yield
+    finally:
+        lock.release()
+
+
+def _is_whole(out, recipe, number):
+    """Whether a shard has all its records, and each file as it was written: there, or already in its last place."""
+    shard, indices = _shard(out, number), [index for batch in recipe.batches(number) for index in batch]
+    try:
+        lines = read_lines(shard / "records.jsonl", {"index": int, "sha256": dict})
+        if [line["index"] for line in lines] != indices or any(wrong_line(recipe, line) for line in lines):
+            return False
+        for line in lines:
+            for file in record_files(recipe, line["index"]):
+                places = [shard / file.name, out / file.name, out / "rejected" / Path(file.name).name]
+                path = next(place for place in places if place.exists())
+                if line[file.column] != file.name or sha256(path.read_bytes()) != line["sha256"][file.key]:
+                    return False
+    except (OSError, ValueError, KeyError, StopIteration):
+        return False
+    return True
+
+
+def _with_client(client, recipe, out, missing, progress):
+    jobs = [client.submit(make_shard, recipe, out.resolve(), number, pure=False) for number in missing]
+    try:
+        for job in jobs:
+            progress.update(job.result())
+    finally:
+        client.cancel(jobs)
 
 
 def _with_processes(workers, recipe, out, missing, progress):
     missing, deaths = set(missing), 0
     while missing:
         before = len(missing)
-        with _patient_threads(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with _patient_threads(), ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
             jobs = {pool.submit(make_shard, recipe, out, number): number for number in sorted(missing)}
             try:
                 for job in as_completed(jobs):
@@ -173,6 +287,16 @@ def _with_processes(workers, recipe, out, missing, progress):
             raise RuntimeError(f"workers died {deaths} times without finishing a shard: out of memory? try fewer")
 
 
+def _end_with_parent():
+    """Let this process end with the one that began it, even where that is killed."""
+
+    def wait():
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
+
 @contextmanager
 def _patient_threads():
     """Let processes begun in this block have threads that sleep while they wait: others would fight for cores."""
@@ -186,10 +310,10 @@ def _patient_threads():
 
 
 @torch.no_grad()
-def _make_batch(recipe, batch):
+def _make_batch(recipe, batch, **call):
     """Generate and label a batch: yield (index, image, labeling) of each record."""
     pipe, tokens = _loaded(recipe.model, recipe.scheduler, recipe.tokens)
-    call = {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
+    call |= {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
     if recipe.size:
         call["height"], call["width"] = recipe.size
     if recipe.negative:
@@ -209,25 +333,36 @@ def _finish(out, recipe):
 
     Every step can be done twice, so it may be cut off anywhere.
     """
-    lines = [line for n in range(recipe.shards) for line in read_lines(_shard(out, n) / "records.jsonl")]
+    shards = [read_lines(_shard(out, n) / "records.jsonl") for n in range(recipe.shards)]
+    lines = [line for shard in shards for line in shard]
     _reject_duplicates(lines, recipe.filters.duplicates)
     for folder in ("images", "masks", "rejected"):
         (out / folder).mkdir(exist_ok=True)
-    for path in (out / SHARDS).glob("?????/*/*.png"):
-        line = lines[int(path.name[:6])]
-        if not line["rejected"]:
-            path.replace(out / path.parent.name / path.name)
-        elif path.parent.name == "images":
-            path.replace(out / "rejected" / path.name)
+    for number, shard in enumerate(shards):
+        for line in shard:
+            _move(_shard(out, number), out, record_files(recipe, line["index"]), line["rejected"])
     accepted = [{k: v for k, v in line.items() if k != "rejected"} for line in lines if not line["rejected"]]
-    write_lines(out / "rejected.jsonl", [_as_rejected(line) for line in lines if line["rejected"]])
+    rejected = [line for line in lines if line["rejected"]]
     if accepted:
         with replacing(out / "contact_sheet.png") as part:
             contact_sheet(out, accepted).save(part)
     write_text(out / "README.md", card(recipe, lines))
-    write_lines(out / "metadata.jsonl", accepted)
+    texts = {"rejected.jsonl": as_lines(map(_as_rejected, rejected)), "metadata.jsonl": as_lines(accepted)}
+    sums = {name: sha256(text.encode()) for name, text in texts.items()}
+    sums |= {"recipe.yaml": sha256((out / "recipe.yaml").read_bytes())}
+    sums |= {_rejected_name(line["index"]): line["sha256"]["image"] for line in rejected}
+    texts = {SUMS_FILE: "".join(f"{found}  {name}\n" for name, found in sums.items()), **texts}
+    for name, text in texts.items():
+        write_text(out / name, text)  # metadata.jsonl, the last, makes it a data set
     (out / SHARDS).rename(out / f"{SHARDS}-old")
     shutil.rmtree(out / f"{SHARDS}-old")
+
+
+def _move(shard, out, files, rejected):
+    """Move a record's files to their last place, of a rejected one its image, where that is not done yet."""
+    for file in files[:1] if rejected else files:
+        if (shard / file.name).exists():
+            (shard / file.name).replace(out / "rejected" / Path(file.name).name if rejected else out / file.name)
 
 
 def _reject_duplicates(lines, most):
@@ -246,7 +381,11 @@ def _reject_duplicates(lines, most):
 
 def _as_rejected(line):
     kept = {key: line[key] for key in ("index", "prompt", "seed", "areas", "scores")}
-    return {"file": f"rejected/{line['index']:06d}.png", "reason": line["rejected"], **kept}
+    return {"file": _rejected_name(line["index"]), "reason": line["rejected"], **kept}
+
+
+def _rejected_name(index):
+    return f"rejected/{index:06d}.png"
 
 
 def _shard(out, number):

@@ -7,8 +7,11 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
+import reprlib
 import string
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -20,12 +23,22 @@ from ..masks import check_mask
 from ..recording.words import matches, split
 from ..storage import write_text
 
-__all__ = ["Filters", "Recipe"]
+__all__ = ["Filters", "Recipe", "mask_name"]
 
 RECIPE_FORMAT = 1  # recipes of later formats are refused
 MAPS = ("daam", "ovam", "linear")
-SCHEDULERS = ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
+SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LCMScheduler", "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)  # fmt: skip
 MAX_CLASSES = 254  # 0 is the background, 255 is ignored
+_MAX_RECORDS, _MAX_PROMPTS, _MAX_SEED = 10**7, 10**6, 2**64 - 1
+_MAX_BYTES = _MAX_VALUES = 10**7  # of a file, and of the values in it once its aliases are written out
+_MAX_SIDE, _MAX_LETTERS, _MAX_SAID = 8192, 10_000, 20  # pixels of a side, letters of a text, problems in one error
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
+_TEXT = f"a text of up to {_MAX_LETTERS} whole characters"
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,8 @@ class Recipe:
     steps, guidance, negative : int, float, str
         Denoising steps, guidance scale and negative prompt.
     size, scheduler : tuple of two int, str
-        (height, width) in pixels, and the name of a diffusers scheduler. Default: the model's own.
+        (height, width) in pixels, and the name of a diffusers scheduler. Default: the model's own. LCMScheduler is for
+        models distilled for it: 4 to 8 steps, guidance 1 to 2.
     batch, threads, shard : int
         Images per call of the model, threads of torch per process (rounding depends on both), and batches per shard,
         which is made again if it was interrupted.
@@ -141,7 +155,7 @@ class Recipe:
         last = min(first + self.batch * self.shard, len(self))
         return [range(i, min(i + self.batch, last)) for i in range(first, last, self.batch)]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A hash of all settings."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
@@ -151,20 +165,25 @@ class Recipe:
         return json.loads(json.dumps({"format": RECIPE_FORMAT, **asdict(self)}, default=dict))
 
     def check(self, tokenizer) -> None:
-        """Raise ValueError where "daam" is to label by a word that no prompt has, or that one has twice."""
+        """Raise ValueError where "daam" is to label by a word that is in no prompt, or twice in one, or is cut off.
+
+        The model reads a prompt up to the end of its window, and no further.
+        """
         if self.map == "daam":
             _refuse([*_wrong_words(self, tokenizer)])
 
     def save(self, path: str | Path) -> Path:
         """Write as YAML, whole or not at all."""
-        return write_text(path, yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True))
+        values = self.as_dict()
+        raw = "\x85" not in json.dumps(values, ensure_ascii=False)  # which PyYAML writes raw and reads as "\n"
+        return write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=raw))
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
         """Read YAML. FileNotFoundError or ValueError, with everything that is wrong, where that cannot be."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no recipe {path}")
+            raise FileNotFoundError(f"no recipe {path}" + (": name the file in that folder" if path.is_dir() else ""))
         try:
             return cls(**_fields_in(path))
         except ValueError as error:
@@ -173,9 +192,13 @@ class Recipe:
 
 def _fields_in(path):
     """Read the fields of a recipe from YAML; ValueError for what is none."""
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"it is no recipe: one has at most {_MAX_BYTES} bytes")
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        loader = yaml.SafeLoader(path.read_text("utf-8"))
+        node = loader.get_single_node()
+        values = None if node is None or _count(node, {}) > _MAX_VALUES else loader.construct_document(node)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"it is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError("it is no recipe: write `prompts: [...]`, `classes: {fire: fire}`, ...")
@@ -192,64 +215,119 @@ def _fields_in(path):
     return values
 
 
+def _count(node, known):
+    """Count the values under a YAML node as if its aliases were written out; ValueError for a name that is twice."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # of what holds itself
+        below = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            below = itertools.chain(*node.value)
+            names = Counter(name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode))
+            if twice := [name for name, times in names.items() if times > 1]:
+                raise ValueError(f"{twice[0]!r} is there twice{node.start_mark}: the first would be lost")
+        known[id(node)] = 1 + sum(_count(one, known) for one in below)
+    return known[id(node)]
+
+
 def _refuse(problems):
     """Raise a ValueError that names all problems, if there are any."""
     if problems:
-        raise ValueError("this recipe cannot be made:" + "".join(f"\n- {problem}" for problem in problems))
+        more = [f"and {len(problems) - _MAX_SAID} more"] if len(problems) > _MAX_SAID else []
+        said = "".join(f"\n- {problem}" for problem in [*problems[:_MAX_SAID], *more])
+        raise ValueError(f"this recipe cannot be made:{said}")
 
 
 def _wrong_words(recipe, tokenizer):
     """Yield what is wrong with the words that label the classes, one sentence each."""
+    if tokenizer is None:
+        yield f"model {recipe.model} has no tokenizer, so it reads no words"
+        return
     found = {text: split(tokenizer, tokenizer(text).input_ids) for text in recipe.texts}
+    window = tokenizer.model_max_length
     for name, word in recipe.classes.items():
-        times = {text: len(matches(words, word)) for text, words in found.items()}
-        if not any(times.values()):
+        places = {text: matches(words, word) for text, words in found.items()}
+        if not any(places.values()):
             yield f"class {name!r}: no prompt has the word {word!r}; any text does with map: ovam"
-        yield from (f"class {name!r}: {word!r} is {n} times in {text!r}" for text, n in times.items() if n > 1)
+        for text, those in places.items():
+            if len(those) > 1:
+                yield f"class {name!r}: {word!r} is {len(those)} times in {text!r}"
+            elif those and max(those[0]) >= window - 1:  # the end token has the last place
+                yield f"class {name!r}: {word!r} lies outside the {window} tokens that the model reads of {text!r}"
 
 
 def _fields(prompt):
-    """List the names that stand in braces in a prompt, each once."""
-    return list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None))
+    """List the names that stand in braces in a prompt, each once; ValueError where more than a name is in braces."""
+    found = [parts for _, *parts in string.Formatter().parse(prompt) if parts[0] is not None]
+    if more := [name for name, form, conversion in found if form or conversion]:
+        raise ValueError(f"write {{{more[0]}}} alone, without : or !")
+    return list(dict.fromkeys(name for name, _, _ in found))
 
 
 def _problems(r):
     """List everything that is wrong with a recipe, one sentence each."""
-    whole = {"images": 1, "seed": 0, "steps": 1, "batch": 1, "threads": 1, "shard": 1, "propagate": 0, "attention": 1}
-    is_size = r.size is None or (len(r.size) == 2 and all(_is_whole(n, 8) and n % 8 == 0 for n in r.size))
+    least = {"images": 1, "seed": 0, "steps": 1, "batch": 1, "threads": 1, "shard": 1, "propagate": 0, "attention": 1}
+    most = {name: {"seed": _MAX_SEED, "threads": 1024, "propagate": 1000}.get(name, _MAX_RECORDS) for name in least}
+    is_size = r.size is None or _is_pair(r.size, lambda n: _is_whole(n, 8, _MAX_SIDE) and n % 8 == 0)
     is_tokens = r.tokens is None or (r.map == "linear" and Path(str(r.tokens)).is_file())
-    rows = [(n, _is_whole(getattr(r, n), least), f"it is a whole number from {least} on") for n, least in whole.items()]
-    rows += [(name, isinstance(getattr(r, name), str), "it is a text") for name in ("model", "negative", "context")]
+    rows = [
+        (n, _is_whole(getattr(r, n), least[n], most[n]), f"it is a whole number from {least[n]} to {most[n]}")
+        for n in least
+    ]
     rows += [
-        ("guidance", _is_number(r.guidance, 0, float("inf")), "it is a number from 0 on"),
+        (name, _is_text(getattr(r, name), empty=True), f"it is {_TEXT}") for name in ("model", "negative", "context")
+    ]
+    rows += [
+        ("guidance", _is_number(r.guidance, 0, 1000), "it is a number from 0 to 1000"),
         ("band", _is_number(r.band, 0, 1) and r.band < 1, "it is a fraction from 0 to below 1"),
-        ("size", is_size, "(height, width) in multiples of 8, or leave it out"),
+        ("size", is_size, f"(height, width) in multiples of 8, up to {_MAX_SIDE}, or leave it out"),
         ("labels", type(r.labels) is bool, "it is true or false"),
         ("map", r.map in MAPS, f"choose one of {', '.join(MAPS)}"),
         ("context", r.map != "ovam" or str(r.context).count("{}") == 1, "write {} once, where the text stands"),
         ("tokens", is_tokens, "name a file of learned tokens, and map: linear"),
         ("scheduler", r.scheduler in (None, *SCHEDULERS), f"choose one of {', '.join(SCHEDULERS)}, or leave it out"),
     ]
-    found = [f"{name} is {getattr(r, name)!r}: {right}" for name, is_right, right in rows if not is_right]
-    return [*found, *_wrong_prompts(r), *_wrong_classes(r.classes), *_wrong_mask(r), *_wrong_filters(r.filters)]
+    found = [f"{name} is {_SHORT.repr(getattr(r, name))}: {right}" for name, is_right, right in rows if not is_right]
+    found += [*_wrong_prompts(r), *_wrong_classes(r), *_wrong_mask(r), *_wrong_filters(r.filters)]
+    return found or [*_wrong_size(r)]
 
 
 def _is_number(value, least, most):
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_whole(value, least):
-    return type(value) is int and value >= least
+def _is_whole(value, least, most):
+    return type(value) is int and least <= value <= most
+
+
+def _is_pair(value, is_right):
+    return isinstance(value, list | tuple) and len(value) == 2 and all(is_right(one) for one in value)
+
+
+def _is_text(value, empty=False):
+    """Whether a value is a text that a file in UTF-8 can hold, and short enough for any model."""
+    is_whole = isinstance(value, str) and len(value) <= _MAX_LETTERS and not re.search("[\ud800-\udfff]", value)
+    return is_whole and (empty or bool(value.strip()))
+
+
+def _wrong_size(r):
+    """Say where a recipe, right in its parts, is too large as a whole."""
+    prompts = sum(math.prod(len(r.lists[name]) for name in _fields(prompt)) for prompt in r.prompts)
+    if prompts > _MAX_PROMPTS or prompts * r.images > _MAX_RECORDS:
+        most = f"at most {_MAX_PROMPTS} prompts and {_MAX_RECORDS} images"
+        yield f"{prompts} prompts with {r.images} images each are too many: {most}; make several data sets"
+    elif r.seed + prompts * r.images - 1 > _MAX_SEED:
+        yield f"seed is {r.seed}: the last record's would be above {_MAX_SEED}"
 
 
 def _wrong_prompts(r):
     texts = r.prompts if isinstance(r.prompts, tuple) else ()
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        yield f"prompts is {r.prompts!r}: it is a list of one or more texts"
+    if not texts or not all(map(_is_text, texts)):
+        yield f"prompts is {_SHORT.repr(r.prompts)}: it is a list of one or more, each {_TEXT}"
         return
     lists, used = r.lists if isinstance(r.lists, Mapping) else {}, set()
     if not isinstance(r.lists, Mapping):
-        yield f"lists is {r.lists!r}: it maps names to lists of texts"
+        yield f"lists is {_SHORT.repr(r.lists)}: it maps names to lists of texts"
+    known = ", ".join(map(str, lists)) or "nothing"
     for prompt in texts:
         try:
             names = _fields(prompt)
@@ -257,24 +335,33 @@ def _wrong_prompts(r):
             yield f"prompt {prompt!r} cannot be read: {error}"
             continue
         used |= set(names)
-        known = ", ".join(lists) or "nothing"
         yield from (f"prompt {prompt!r} names {{{n}}}, but lists has {known}" for n in names if n not in lists)
     for name, values in lists.items():
-        if not isinstance(values, list | tuple) or not values or not all(isinstance(v, str) and v for v in values):
-            yield f"list {name!r} is {values!r}: it holds one or more texts"
+        if not isinstance(name, str) or not name.isidentifier():
+            yield f"list {name!r}: a name begins with a letter, and has letters, digits and _ alone"
+        if not isinstance(values, list | tuple) or not values or not all(v and _is_text(v, empty=True) for v in values):
+            yield f"list {name!r} is {_SHORT.repr(values)}: it holds one or more, each {_TEXT}"
         if name not in used:
             yield f"list {name!r} is in no prompt"
 
 
-def _wrong_classes(classes):
-    if not isinstance(classes, Mapping) or not 0 < len(classes) <= MAX_CLASSES:
-        yield f"classes is {classes!r}: it maps names, 1 to {MAX_CLASSES}, to words"
+def _wrong_classes(r):
+    if not isinstance(r.classes, Mapping) or not 0 < len(r.classes) <= MAX_CLASSES:
+        yield f"classes is {_SHORT.repr(r.classes)}: it maps names, 1 to {MAX_CLASSES}, to words"
         return
-    for name, word in classes.items():
-        if not isinstance(name, str) or not re.fullmatch("[a-zA-Z0-9 _-]+", name):
-            yield f"class {name!r}: a name has letters, digits, spaces, - and _ alone, as files are named after it"
-        if not isinstance(word, str) or not word.strip():
-            yield f"class {name!r} is labeled by {word!r}: give a word or text"
+    files = {}
+    for name, word in r.classes.items():
+        if not isinstance(name, str) or not re.fullmatch("[a-zA-Z0-9 _-]{1,100}", name):
+            yield f"class {name!r}: a name has 1 to 100 letters, digits, spaces, - and _, as files are named after it"
+        elif r.labels is False and (other := files.setdefault(mask_name(name).lower(), name)) != name:
+            yield f"classes {other!r} and {name!r}: their masks' files would have one name where case does not count"
+        if not _is_text(word):
+            yield f"class {name!r} is labeled by {_SHORT.repr(word)}: give {_TEXT}"
+
+
+def mask_name(name: str) -> str:
+    """Return a class's part of the names of its mask files, and of their column in metadata.jsonl."""
+    return name.replace(" ", "_")
 
 
 def _wrong_mask(r):
@@ -288,15 +375,15 @@ def _wrong_mask(r):
 
 def _wrong_filters(f):
     if not isinstance(f, Filters):
-        yield f"filters is {f!r}: it has {', '.join(x.name for x in fields(Filters))}"
+        yield f"filters is {_SHORT.repr(f)}: it has {', '.join(x.name for x in fields(Filters))}"
         return
-    if f.area is not None and not (len(f.area) == 2 and 0 <= f.area[0] < f.area[1] <= 1):
-        yield f"filters: area is {f.area!r}: [least, largest] fraction of the image, such as [0.05, 0.95]"
+    if f.area is not None and not (_is_pair(f.area, lambda x: _is_number(x, 0, 1)) and f.area[0] < f.area[1]):
+        yield f"filters: area is {_SHORT.repr(f.area)}: [least, largest] fraction of the image, such as [0.05, 0.95]"
     for name, least, most in (("flat", 0, 1), ("blank", 0, 255), ("duplicates", 0, 64), ("similarity", -1, 1)):
         value = getattr(f, name)
         if value is not None and not _is_number(value, least, most):
-            yield f"filters: {name} is {value!r}: a number from {least} to {most}, or nothing"
-    if f.clip is not None and not isinstance(f.clip, str):
-        yield f"filters: clip is {f.clip!r}: a folder or hub id of a CLIP model"
+            yield f"filters: {name} is {_SHORT.repr(value)}: a number from {least} to {most}, or nothing"
+    if f.clip is not None and not _is_text(f.clip):
+        yield f"filters: clip is {_SHORT.repr(f.clip)}: a folder or hub id of a CLIP model"
     if f.similarity is not None and f.clip is None:
         yield "filters: similarity wants clip, a folder or hub id of a CLIP model"

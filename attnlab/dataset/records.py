@@ -6,8 +6,8 @@ contact_sheet.png. Beside them lie recipe.yaml, and in rejected.jsonl and reject
 
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,26 @@ from ..masks import IGNORE
 from ..plots.styling import class_color
 from ..storage import versions, write_text
 from .labeling import Labeling
-from .recipe import Recipe
+from .recipe import Recipe, mask_name
 
 __all__ = [
-    "Dataset", "Pair", "difference_hash", "read_lines", "verify_dataset", "write_lines", "write_record",
+    "SUMS_FILE", "Dataset", "Pair", "RecordFile", "as_lines", "difference_hash", "open_image", "read_lines",
+    "record_files", "sha256", "verify_dataset", "write_record", "wrong_line",
 ]  # fmt: skip
 
 _BAD_FILE = "bad.json"  # file names of images that people marked as bad
+SUMS_FILE = "SHA256SUMS"  # of files that no line of metadata.jsonl has the hash of, as `sha256sum --check` reads it
+_KINDS = {"index": int, "prompt": str, "seed": int, "areas": dict, "scores": dict}  # in every line of both files
+_ACCEPTED = _KINDS | {"file_name": str, "words": dict, "hash": str, "sha256": dict, "recipe": str}
+_REJECTED = _KINDS | {"file": str, "reason": str}
+
+
+class RecordFile(NamedTuple):
+    """A file of a record."""
+
+    key: str  # of its hash, in the line's "sha256"
+    column: str  # of metadata.jsonl, where its name is
+    name: str  # within the data set's folder
 
 
 class Pair(NamedTuple):
@@ -57,10 +70,10 @@ class Dataset(Sequence):
             hint = "it is not finished: generate_dataset goes on" if begun else "it holds no data set"
             raise FileNotFoundError(f"{self.folder} has no metadata.jsonl: {hint}")
         self.recipe = Recipe.load(self.folder / "recipe.yaml")
-        self.records, self.rejected = (read_lines(self.folder / f"{n}.jsonl") for n in ("metadata", "rejected"))
+        self.records = read_lines(self.folder / "metadata.jsonl", _ACCEPTED)
+        self.rejected = read_lines(self.folder / "rejected.jsonl", _REJECTED)
         self.classes = ["background", *self.recipe.classes]
-        marks = self.folder / _BAD_FILE
-        self.bad = set(json.loads(marks.read_text("utf-8"))) if marks.exists() else set()
+        self.bad = _read_marks(self.folder)
 
     def mark(self, file_name: str, bad: bool = True) -> None:
         """Mark an image as bad, or as good again, in bad.json. KeyError where there is no such image."""
@@ -72,15 +85,17 @@ class Dataset(Sequence):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> Pair:
+    def __getitem__(self, i: int | slice) -> Pair | list[Pair]:
+        """Read a pair, or a list of pairs; ValueError for a file outside the folder, or no whole image."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
         metadata = self.records[i]
-        with Image.open(self.folder / metadata["file_name"]) as image:
-            image = image.convert("RGB")
-        masks = {}
-        for name in _mask_names(self.recipe):
-            with Image.open(self.folder / metadata[_column(name)]) as opened:
-                masks[name] = np.array(opened)
-        return Pair(image, masks[""] if self.recipe.labels else {n: m > 0 for n, m in masks.items()}, metadata)
+        image, *masks = (
+            open_image(self.folder, metadata.get(file.column)) for file in record_files(self.recipe, metadata["index"])
+        )
+        masks = [np.array(mask) for mask in masks]
+        labels = masks[0] if self.recipe.labels else {n: m > 0 for n, m in zip(self.recipe.classes, masks, strict=True)}
+        return Pair(image.convert("RGB"), labels, metadata)
 
     def __repr__(self) -> str:
         classes = ", ".join(self.classes[1:])
@@ -88,35 +103,62 @@ class Dataset(Sequence):
 
 
 def verify_dataset(folder: str | Path) -> list[str]:
-    """List everything that is wrong with a data set's files, one sentence each; nothing where it is whole."""
-    dataset = Dataset(folder)
-    expected, problems = set(), []
-    for line in dataset.records:
-        names = {"image": line["file_name"]} | {n or "mask": line[_column(n)] for n in _mask_names(dataset.recipe)}
-        expected |= set(names.values())
-        problems += [found for kind, name in names.items() if (found := _wrong_file(dataset, line, kind, name))]
-    paths = [*dataset.folder.glob("images/*"), *dataset.folder.glob("masks/*")]
-    others = {path.relative_to(dataset.folder).as_posix() for path in paths} - expected
+    """List everything that is wrong with a data set's files, one sentence each; nothing where it is whole.
+
+    Images and masks are compared with the hashes of their lines; lines with the recipe, and with what their images and
+    masks say; what nothing else tells (scores, rejected images) with SHA256SUMS, which older data sets do not have.
+    """
+    folder, problems = Path(folder), []
+    try:
+        recipe = Recipe.load(folder / "recipe.yaml")
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    records, rejected = (
+        _parse(folder / f"{name}.jsonl", kinds, problems)
+        for name, kinds in (("metadata", _ACCEPTED), ("rejected", _REJECTED))
+    )
+    expected = set()
+    for line in records:
+        expected |= {file.name for file in record_files(recipe, line["index"])}
+        problems += _wrong_record(folder, recipe, line)
+    for line in rejected:
+        problems += [*wrong_line(recipe, line), *_attempt(open_image, folder, line["file"])]
+    paths = [*folder.glob("images/*"), *folder.glob("masks/*")]
+    others = {path.relative_to(folder).as_posix() for path in paths} - expected
     problems += [f"{name} is in no line of metadata.jsonl" for name in sorted(others)]
-    made = sorted(line["index"] for line in [*dataset.records, *dataset.rejected])
-    if made != list(range(len(dataset.recipe))):
-        problems.append(f"metadata.jsonl and rejected.jsonl name {len(made)} records, the recipe {len(dataset.recipe)}")
-    return problems
+    made = sorted(line["index"] for line in [*records, *rejected])
+    if made != list(range(len(recipe))):
+        problems.append(f"metadata.jsonl and rejected.jsonl name {len(made)} records, the recipe {len(recipe)}")
+    problems += _attempt(_read_marks, folder, {line["file_name"] for line in records})
+    sums = (folder / SUMS_FILE).read_text("utf-8", "replace") if (folder / SUMS_FILE).is_file() else ""
+    problems += [said for line in sums.split("\n")[:-1] for said in _attempt(_check_sum, folder, line)]
+    return list(dict.fromkeys(problems))
+
+
+def record_files(recipe: Recipe, index: int) -> list[RecordFile]:
+    """List the files of a record, its image first, then its label image or the mask of each class."""
+    found = [RecordFile("image", "file_name", f"images/{index:06d}.png")]
+    if recipe.labels:
+        return [*found, RecordFile("mask", "mask_file_name", f"masks/{index:06d}.png")]
+    for kind in recipe.classes:
+        key = "image/mask" if kind == "image" else kind  # "image" is taken, and no class has a slash in its name
+        name = mask_name(kind)  # `datasets` makes an image of a column whose name ends in file_name
+        found.append(RecordFile(key, f"{name}_mask_file_name", f"masks/{index:06d}_{name}.png"))
+    return found
 
 
 def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, labeling: Labeling) -> dict:
     """Write an image and its masks to a folder; return its line of records.jsonl."""
-    name = f"{index:06d}.png"
-    image.save(work / "images" / name)
-    line = {"file_name": f"images/{name}", "index": index}
+    files = record_files(recipe, index)
+    line = {"file_name": files[0].name, "index": index}
     line |= {"prompt": recipe.prompt(index), "seed": recipe.seed_of(index)}
     nothing = np.zeros(labeling.labels.shape, bool)
-    masks = {kind: labeling.masks.get(kind, nothing).astype(np.uint8) for kind in recipe.classes}
-    hashes = {"image": _sha256(work / "images" / name)}
-    for kind, values in ({"": labeling.labels} if recipe.labels else masks).items():
-        file = f"masks/{name}" if not kind else f"masks/{index:06d}_{kind.replace(' ', '_')}.png"
-        _palette_image(values, recipe).save(work / file)
-        line[_column(kind)], hashes[kind or "mask"] = file, _sha256(work / file)
+    masks = [labeling.masks.get(kind, nothing).astype(np.uint8) for kind in recipe.classes]
+    shown = [_palette_image(values, recipe) for values in ([labeling.labels] if recipe.labels else masks)]
+    hashes = {}
+    for file, drawn in zip(files, [image, *shown], strict=True):
+        drawn.save(work / file.name)
+        line[file.column], hashes[file.key] = file.name, sha256((work / file.name).read_bytes())
     for key, values in (("areas", labeling.areas), ("scores", labeling.scores)):
         line[key] = {c: round(values[c], 4) if c in values else None for c in recipe.classes}
     if labeling.similarity is not None:
@@ -144,49 +186,149 @@ def difference_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1]).tobytes())
 
 
-def _wrong_file(dataset, metadata, kind, name):
-    """Tell what is wrong with one file of a record, or None."""
-    path = dataset.folder / name
-    if not path.resolve().is_relative_to(dataset.folder.resolve()):
-        return f"{name} lies outside the data set"
-    if not path.exists():
-        return f"{name} is missing"
+def open_image(folder: str | Path, name: str) -> Image.Image:
+    """Read an image of a data set; ValueError or FileNotFoundError, with its name, where there is no whole one."""
+    path = _inside(folder, name)
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            size, mode = opened.size, opened.mode
-            values = np.asarray(opened) if kind != "image" else None
-    except (OSError, SyntaxError):
-        return f"{name} is cut short or no image"
-    if kind != "image":
-        with suppress(OSError), Image.open(dataset.folder / metadata["file_name"]) as image:
-            if image.size != size:
-                return f"{name} is {size[0]} x {size[1]}, its image {image.width} x {image.height}"
-        if mode != "P" or not set(np.unique(values)) <= {*range(len(dataset.classes)), IGNORE}:
-            return f"{name} has numbers of no class"
-    if _sha256(path) != metadata["sha256"][kind]:
-        return f"{name} was altered"
-    return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return image
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise ValueError(f"{name} is cut short or no image: {error}") from error
 
 
-def _mask_names(recipe):
-    return [""] if recipe.labels else list(recipe.classes)
+def wrong_line(recipe: Recipe, line: dict) -> list[str]:
+    """List what a line of metadata.jsonl or rejected.jsonl says otherwise than the recipe, one sentence each."""
+    index = line["index"]
+    if line.get("recipe", recipe.digest) != recipe.digest:
+        return [f"records were made by recipe {line['recipe']}, recipe.yaml is {recipe.digest}"]
+    if not 0 <= index < len(recipe):
+        return [f"a line has index {index}: the recipe makes {len(recipe)} records"]
+    right = {"prompt": recipe.prompt(index), "seed": recipe.seed_of(index), "words": dict(recipe.classes)}
+    wrong = [key for key, value in right.items() if line.get(key, value) != value]
+    return [f"record {index}: {key} is {line[key]!r}, by recipe.yaml {right[key]!r}" for key in wrong]
 
 
-def _column(name):
-    """Name the column of metadata.jsonl with a mask's file; `datasets` makes an image of what ends in file_name."""
-    return f"{name.replace(' ', '_')}_mask_file_name" if name else "mask_file_name"
+def _inside(folder, name):
+    """Find a file by its name in a folder; ValueError where it is a link or path to one outside."""
+    try:
+        path = Path(folder, name).resolve()
+        is_inside, is_file = path.is_relative_to(Path(folder).resolve()), path.is_file()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name!r} is no name of a file: {error}") from None
+    if not is_inside:
+        raise ValueError(f"{name} lies outside the data set")
+    if not is_file:
+        raise FileNotFoundError(f"{name} is missing")
+    return path
 
 
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _wrong_record(folder, recipe, line):
+    """List what is wrong with a line of metadata.jsonl and its files, one sentence each."""
+    problems, opened, files = wrong_line(recipe, line), [], record_files(recipe, line["index"])
+    for file in files:
+        name = line.get(file.column)
+        try:
+            opened.append(open_image(folder, name))
+            if name != file.name:
+                problems.append(f"{name} stands for {file.name}")
+            elif sha256(Path(folder, name).read_bytes()) != line["sha256"].get(file.key):
+                problems.append(f"{name} was altered")
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    if len(opened) < len(files):
+        return problems
+    image, *masks = opened
+    for file, mask in zip(files[1:], masks, strict=True):
+        if mask.size != image.size:
+            problems.append(f"{file.name} is {mask.width} x {mask.height}, its image {image.width} x {image.height}")
+        elif mask.mode != "P" or not set(np.unique(mask)) <= {*range(len(recipe.classes) + 1), IGNORE}:
+            problems.append(f"{file.name} has numbers of no class")
+    return problems or [*_wrong_numbers(recipe, line, image, [np.asarray(mask) for mask in masks])]
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Read a file of one JSON object per line."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+def _wrong_numbers(recipe, line, image, masks):
+    """List what a line says otherwise than its image and masks."""
+    if line["hash"] != f"{difference_hash(image):016x}":
+        yield f"{line['file_name']}: hash is {line['hash']!r}, which is not its image's"
+    for number, name in enumerate(recipe.classes, 1):
+        if recipe.labels:
+            most = least = (masks[0] == number).mean()
+        else:  # a pixel in several masks counts for one of them alone
+            own, covered = masks[number - 1] > 0, np.sum(masks, axis=0)
+            most, least = own.mean(), (own & (covered == 1)).mean() if recipe.band == 0 else 0
+        area = line["areas"].get(name) or 0
+        if not isinstance(area, int | float) or not round(least, 4) <= area <= round(most, 4):
+            yield f"{line['file_name']}: the area of {name} is {area!r}, by its mask {most:.4f}"
 
 
-def write_lines(path: Path, lines: Sequence[dict]) -> None:
-    """Write a file of one JSON object per line, whole or not at all."""
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+def _check_sum(folder, line):
+    """Refuse a file whose hash is not that of its line in SHA256SUMS."""
+    digest, _, name = line.partition("  ")
+    if sha256(_inside(folder, name).read_bytes()) != digest:
+        raise ValueError(f"{name} was altered")
+
+
+def _attempt(function, *given):
+    """List what an error of a function says."""
+    try:
+        function(*given)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    return []
+
+
+def _read_marks(folder, known=None):
+    """Read which images are marked as bad; ValueError for what is no list of names, or not among the known ones."""
+    path = folder / _BAD_FILE
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{path} is no list of file names: correct or delete it")
+    if unknown := sorted(set(found) - known) if known is not None else []:
+        raise ValueError(f"{_BAD_FILE} names {unknown[0]!r}, which is no image of metadata.jsonl")
+    return set(found)
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_lines(path: Path, kinds: dict[str, type] | None = None) -> list[dict]:
+    """Read a file of one JSON object per line, with fields of these kinds; ValueError where a line is none."""
+    problems: list[str] = []
+    found = _parse(path, kinds or {}, problems)
+    if problems:
+        raise ValueError(problems[0])
+    return found
+
+
+def _parse(path, kinds, problems):
+    """Read the lines of a file that are right; add a sentence to `problems` for each other one."""
+    found = []
+    try:
+        *lines, last = path.read_bytes().split(b"\n")  # str.splitlines would cut a prompt at what else ends a line
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+        return found
+    for number, text in enumerate([*lines, last] if last else lines, 1):
+        try:
+            line = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{path.name}, line {number}: it is no JSON: {error}")
+            continue
+        if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in kinds.items()):
+            found.append(line)
+        else:
+            problems.append(f"{path.name}, line {number}: it is no record with {', '.join(kinds)}")
+    return found
+
+
+def as_lines(lines: Iterable[dict]) -> str:
+    """Return one JSON object per line."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

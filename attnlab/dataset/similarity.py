@@ -21,7 +21,7 @@ class Similarity:
         if not Path(source).is_dir() and str(source).count("/") != 1:
             raise FileNotFoundError(message)
         try:
-            self.model = CLIPModel.from_pretrained(source).eval()
+            self.model = CLIPModel.from_pretrained(source, use_safetensors=True).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             self.processor = CLIPImageProcessorPil.from_pretrained(source)  # the other one wants torchvision
         except (OSError, ValueError) as error:
