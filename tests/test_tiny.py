@@ -53,8 +53,6 @@ def test_every_stage_of_every_preset(preset, tmp_path):
     paths = [tmp_path / "work" / stage / "curve.csv" for stage in train_street.DENOISERS]
     curves = [np.genfromtxt(path, delimiter=",", names=True) for path in paths]
     assert curves[0]["diffusion"][0] == curves[1]["diffusion"][0]  # the same start and the same batch
-    grounded = curves[0]["diffusion"] + settings.grounding * curves[0]["grounding"]
-    np.testing.assert_allclose(curves[0]["loss"], grounded, atol=2e-5)
     assert (curves[0]["loss"] > curves[0]["diffusion"]).all() and (curves[1]["loss"] == curves[1]["diffusion"]).all()
     assert (tmp_path / "models/street-segmenter/diffusion_pytorch_model.safetensors").exists()
 
@@ -116,7 +114,7 @@ def batches():
 
 def test_batches_hold_what_settings_say(batches):
     """Captions, some empty or of class words alone; words for classes and where they are; what is hidden."""
-    settings = denoiser.TextToImageSettings(batch=1000)
+    settings = denoiser.TextToImageSettings(batch=1000, bare=0.25)
     latents, labels, ids, mask, positions, classes = batches.draw(settings, torch.Generator().manual_seed(0))
     scene = latents[:, 0, 0, 0].long()
     assert torch.equal(labels, batches.labels[scene])
@@ -131,7 +129,7 @@ def test_batches_hold_what_settings_say(batches):
     assert np.mean(empty) == pytest.approx(0.1, abs=0.03) and np.mean(whole) == pytest.approx(0.9 * 0.85, abs=0.06)
     named = torch.arange(ids.shape[1]) < (ids == batches.tokenizer.eos_token_id).int().argmax(1, keepdim=True)
     hidden = ~mask.all(1)
-    assert torch.equal(mask[hidden], named[hidden]) and hidden.float().mean() == pytest.approx(0.5, abs=0.05)
+    assert torch.equal(mask[hidden], named[hidden]) and hidden.float().mean() == pytest.approx(0.25, abs=0.04)
     for i, row, at, names in zip(scene, ids, positions, classes, strict=True):
         told = [
             (batches.tokenizer.decode(row[p]).strip(), street.CLASSES[c])
@@ -152,6 +150,8 @@ def test_every_step_of_the_denoiser_sees_early_and_late_timesteps(batches, monke
     with training.seeded(0):
         model = denoiser.TextToLatent.new(batches.tokenizer, 16, (32, 32), text_layers=1)
     denoiser.train_denoiser(model, batches, settings, schedule, tmp_path / "a")
+    curve = np.genfromtxt(tmp_path / "a/curve.csv", delimiter=",", names=True)
+    np.testing.assert_allclose(curve["loss"], curve["diffusion"] + 0.15 * curve["grounding"], atol=2e-5)
     alphas = denoiser.new_scheduler().alphas_cumprod
     for timestep, weight in zip(seen, weights, strict=True):
         assert torch.equal((timestep * 8 // 1000).sort().values, torch.arange(8)) and (timestep.diff() < 0).any()
