@@ -1,5 +1,6 @@
 """Each notebook keeps the conventions of the house and runs to its end."""
 
+import ast
 import json
 import re
 import subprocess
@@ -35,10 +36,10 @@ QUICK = {
     "04_dbscan_masks": {"steps": 10},
     "05_disaster_dataset": {"images": 1, "steps": 4},
     "06_joint_image_mask_diffusion": {"samples": 8, "steps": 6},
-    "07_thesis_figures": {"images": 3, "steps": 4, "training": [1]},
+    "07_thesis_figures": {"images": 3, "epochs": 10, "steps": 3, "training": [1]},
     "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8, "pairs": 1},
     "09_maps_and_masks": {"scenes": 6, "shown": 4, "shots": 2},
-    "10_few_shot_tokens": {"scenes": 20, "tests": 1, "training": 20, "shots": [1], "published": []},
+    "10_few_shot_tokens": {"scenes": 30, "tests": 2, "training": 20, "shots": [1], "published": []},
 }
 # The same for models that attnlab does not bundle: Stable Diffusion 1.5 and XL of random weights
 FOREIGN = {
@@ -199,6 +200,31 @@ def test_runs_on_a_model_that_is_not_bundled(name, stem, foreign, tmp_path, monk
     values = {"model": foreign[name], "size": 64, **FOREIGN[stem]}
     values |= {} if stem.startswith("05") else {"dtype": "bfloat16"}
     run_whole(FOLDER / f"{stem}.ipynb", values, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("stem", FOREIGN)
+def test_what_knows_rendered_scenes_alone_is_asked_about_bundled_models_alone(stem):
+    """A segmenter's labels and rendered scenes stand below an `if` that asks whether the model is bundled."""
+    source = "\n".join(code_of(FOLDER / f"{stem}.ipynb"))
+    tree = ast.parse(source)
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If | ast.IfExp) and names_in(node.test) & GUARDS]
+    guarded = {id(part) for guard in guards for part in ast.walk(guard)}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    rendered = [call for call in calls if call.func.attr in ("segment", "render", "render_with")]
+    assert [ast.unparse(call) for call in rendered if id(call) not in guarded] == []
+    assert all("bundled" in line for name in GUARDS for line in re.findall(rf"^{name} = .*", source, re.M))
+
+
+GUARDS = {"bundled", "segmented", "known"}
+
+
+def names_in(node):
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+def code_of(path):
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
 @pytest.mark.parametrize(("number", "values", "says"), REFUSED)
