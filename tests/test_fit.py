@@ -243,3 +243,18 @@ foreign = al.LinearMap(good[0].matrix, good[0].bias, good[0].size, None, {**good
 def test_bad_input(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def test_the_callers_modes_change_nothing(recording):
+    mask = np.zeros((16, 16), bool)
+    mask[4:12, 2:9] = True
+    expected = fit_token(recording, [mask], "smoke")
+    near = al.nearest_words(expected, recording.encoder, ["smoke", "car", "tree"], recording)
+    with torch.inference_mode():
+        inside = fit_token(recording, [mask], "smoke")
+        whitening, start = Whitening.of([recording]), recording.encoder.embed("smoke")
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = fit_token(recording, [mask], "smoke", unlabeled=whitening)
+        assert al.nearest_words(expected, recording.encoder, ["smoke", "car", "tree"], recording) == near
+    for token in (inside, cast, fit_token(recording, [mask], start)):
+        assert torch.equal(token.value, expected.value) and token.bias == expected.bias

@@ -186,3 +186,17 @@ def test_recordings_of_two_models_are_refused(recording):
     for preset in ("thesis", "ovam"):
         with pytest.raises(ValueError, match="elsewhere"):
             optimize_token([recording, other], [MASK, MASK], "smoke", preset)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_callers_modes_change_nothing(recording, preset):
+    """Of recordings and linear maps that were made in inference mode too, and with embeddings from there."""
+    expected = optimize_token(recording, [MASK], "smoke", SHORT[preset]).value
+    with torch.inference_mode():
+        linear, start = al.linear_daam(recording), recording.encoder.embed("smoke")
+        assert torch.equal(optimize_token(recording, [MASK], "smoke", SHORT[preset]).value, expected)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(optimize_token(recording, [MASK], "smoke", SHORT[preset]).value, expected)
+    if preset == "thesis":
+        for images, init in ((linear, "smoke"), (recording, start)):
+            assert torch.equal(optimize_token(images, [MASK], init, SHORT[preset]).value, expected)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..maps.heatmaps import resize
 from ..maps.linear import Images, LinearMap, linear_maps
-from ..recording.layers import attention
+from ..recording.layers import attention, exact
 from ..tokens import MAP_SETTINGS, Token
 from . import targets
 
@@ -60,6 +60,7 @@ _QUERIES_AT_ONCE = 2**20  # most query values per product: steps of small layers
 _MIN_PROBABILITY = 1e-4  # probabilities are clamped this far from 0 and 1, so that the loss stays finite
 
 
+@exact()
 def optimize_token(
     recordings: Images,
     masks: Sequence[ArrayLike],
@@ -234,7 +235,7 @@ def _descend(x, loss, settings):
             value = loss(x)
             number = float(value.detach())
             if not math.isfinite(number):
-                warnings.warn(f"the loss became {number} after {len(losses)} epochs: lower lr", stacklevel=3)
+                warnings.warn(f"the loss became {number} after {len(losses)} epochs: lower lr", stacklevel=4)
                 break
             if not losses or number < min(losses):
                 best = x.detach().clone()

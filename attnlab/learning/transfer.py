@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..maps.linear import Images, LinearMap, linear_maps
 from ..maps.softmax import ovam
 from ..recording import words
+from ..recording.layers import exact
 from ..recording.texts import TextEncoder
 from ..tokens import Token
 from . import targets
@@ -110,6 +111,7 @@ def _fitted(token) -> bool:
     return isinstance(token, Token) and (token.bias != 0 or token.metadata.get("method") in ("fit_token", "fit_tokens"))
 
 
+@exact()
 def nearest_words(
     token: Token,
     encoder: TextEncoder,

@@ -193,7 +193,7 @@ def linear_daam(
             queries = sum(layer.queries(trace.queries[name][i].cpu()) for i in index)  # (head, pixel, width)
         else:  # summed up while recording, normalized already
             queries = split_heads(trace.sums[name].cpu(), layer.heads, None)
-        bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.float()
+        bias = torch.zeros(len(layer.weight), dtype=torch.float32) if layer.bias is None else layer.bias.float()
         weights = torch.cat([layer.weight.float(), bias[:, None]], 1)  # (head x width, text width + 1)
         weights = weights.unflatten(0, (layer.heads, -1))[chosen].flatten(0, 1)
         scores = queries[chosen].transpose(0, 1).flatten(1) @ weights  # (pixel, text width + 1)
