@@ -190,10 +190,13 @@ def test_warnings_are_caught_no_longer_than_a_widget_works(pipe):
     for busy in (False, True):
         with pytest.warns(UserWarning, match="of the notebook"):
             explorer.start()
+            turns = 0
             while explorer.form.thread.is_alive():
+                turns += 1
                 with explorer.report.saying() if busy else contextlib.nullcontext():
-                    explorer.form.thread.join(0.01)
+                    explorer.form.thread.join(0.001)
             warnings.warn("of the notebook", stacklevel=1)
+        assert turns > 9, "controls wait for the generation"
 
 
 def test_stopped_on_the_way_it_can_be_started_again(pipe):
@@ -337,6 +340,15 @@ def test_a_data_set_is_browsed_and_marked(folder, tmp_path):
     browser.marked.value = False
     browser.score.value = 1.0
     assert not browser.found and "0 pairs" in browser.report.value
+    browser.score.value = 0.0
+    broken = browser.dataset.records[1]["file_name"]
+    (folder / broken).write_bytes(b"no image")
+    browser.turn(0)
+    first, second = browser.sheet.children[:2]
+    assert len(browser.sheet.children) == 12 and isinstance(first.children[0], widgets.Picture)
+    assert broken.split("/")[-1] in second.children[0].value and browser.still().shape[1] > 500
+    second.children[-1].value = True  # exports leave it out
+    assert Dataset(folder).bad == {broken}
 
 
 def test_a_widget_is_a_still_picture_as_well(explorer):

@@ -92,19 +92,21 @@ class DatasetBrowser(Panel):
         self.page = min(max(self.page + pages, 0), last)
         self.back.disabled, self.ahead.disabled = self.page == 0, self.page == last
         with self.report.saying():
-            self.sheet.children = ()
             here = self.found[self.page * _PAIRS_PER_PAGE :][:_PAIRS_PER_PAGE]
             self.sheet.children = [self._card(i) for i in here]
             bad = len(self.dataset.bad)
             self.report.say(f"page {self.page + 1} of {last + 1}; {len(self.found)} pairs; {bad} marked as bad")
 
     def _card(self, i):
-        pair = self.dataset[i]
-        name = pair.metadata["file_name"]
-        shown = Picture(draw_pair(pair, self.dataset), pair.metadata["prompt"], width=240)
+        name, failed = self.dataset.records[i]["file_name"], Report()
+        shown = [failed]
+        with failed.saying():  # a damaged pair hides no other
+            pair = self.dataset[i]
+            picture = Picture(draw_pair(pair, self.dataset), pair.metadata["prompt"], width=240)
+            shown = [picture, ui.HTML(describe_pair(pair))]
         bad = ui.ToggleButton(name in self.dataset.bad, description="bad", icon="thumbs-down", layout={"width": "70px"})
         bad.observe(lambda change: self.mark(i, change["new"]), "value")
-        return ui.VBox([shown, ui.HTML(describe_pair(pair)), bad], layout={"width": "250px", "margin": "0 8px 12px 0"})
+        return ui.VBox([*shown, bad], layout={"width": "250px", "margin": "0 8px 12px 0"})
 
     def mark(self, i: int, bad: bool = True) -> None:
         """Mark a record as bad, or as good again; exports leave out what is bad."""
@@ -114,7 +116,8 @@ class DatasetBrowser(Panel):
 
     def still(self) -> np.ndarray:
         """Return the first pairs of the page."""
-        return beside([card.children[0].pixels for card in self.sheet.children[:4]])
+        shown = [card.children[0] for card in self.sheet.children]
+        return beside([one.pixels for one in shown if isinstance(one, Picture)][:4])
 
 
 def browse_dataset(folder: str | Path | Dataset) -> DatasetBrowser:
