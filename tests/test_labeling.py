@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import attnlab as al
-from attnlab.dataset import Recipe, label
+from attnlab.dataset import Recipe, label, making
 from attnlab.dataset.labeling import heats
 from attnlab.maps.heatmaps import upscale
 
@@ -44,6 +44,17 @@ def test_a_pixel_is_ignored_near_a_border_unless_it_is_deep_in_another_mask():
     house, smoke = np.array([[1.0, 0.5, 0.48, 0.0, 0.52]]), np.array([[0.0, 0.0, 0.0, 0.5, 1.0]])
     found = label({"house": house, "smoke": smoke}, IMAGE[:1].repeat(2, 1)[:, :5], recipe(band=0.1))
     assert found.labels.tolist() == [[1, 255, 255, 255, 2]]
+
+
+def test_a_near_duplicate_names_the_first_of_its_kind():
+    """Hashes may differ in two bits; what is rejected already is nobody's original."""
+    hashes = {0: 0b0, 1: 0b0, 2: 0xFF, 3: 0b11, 4: 0xFC, 5: 0b111, 6: 0b111}
+    lines = [{"index": i, "hash": f"{one:016x}", "rejected": None if i else "blank"} for i, one in hashes.items()]
+    making._reject_duplicates(lines, None)
+    assert [line["rejected"] for line in lines] == ["blank"] + [None] * 6
+    making._reject_duplicates(lines, 2)
+    found = {line["index"]: line["rejected"] for line in lines[1:] if line["rejected"]}
+    assert found == {3: "near duplicate of 000001", 4: "near duplicate of 000002", 6: "near duplicate of 000005"}
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("daam", "bicubic"), ("linear", "bilinear"), ("ovam", "bilinear")])
