@@ -170,7 +170,7 @@ def test_without_a_hub_it_asks_for_a_configuration(files, tmp_path, monkeypatch)
         al.load_pipeline(files[1], device="cpu", cache_dir=tmp_path)
 
 
-def test_texts_of_a_recorded_file(files, tmp_path):
+def test_texts_of_a_recorded_file(files, tmp_path, monkeypatch):
     """A file knows its configuration only by the hub: the pipeline's own encoder is given."""
     _, file, config = files
     loaded = al.load_pipeline(file, config=config, device="cpu")
@@ -179,6 +179,9 @@ def test_texts_of_a_recorded_file(files, tmp_path):
     path = recording.save(tmp_path / "recording")
     again = al.Recording.load(path, TextEncoder.of(loaded))
     assert again.prompt == recording.prompt and al.ovam(again, "a tree")["tree"].any()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises((ConnectionError, ValueError), match="the configuration"):
+        al.ovam(al.Recording.load(path), "a tree")
 
 
 def test_a_checkpoint_that_is_a_pickle(files, tmp_path):
