@@ -22,6 +22,7 @@ from attnlab.recording.checks import check_generation
         ({"steps": 1001}, "steps is 1001: DDIMScheduler cannot make so many"),
         ({"guidance": float("nan")}, "guidance is nan: a number from 0 on"),
         ({"guidance": -1}, "guidance is -1: a number from 0 on"),
+        ({"guidance": float("inf")}, "guidance is inf: a number from 0 on"),
         ({"guidance": "4"}, "guidance is '4': a number from 0 on"),
         ({"seed": -1}, "seed is -1: a whole number from 0"),
         ({"seed": 2**63}, "a whole number from 0 to 2**63 - 1"),
