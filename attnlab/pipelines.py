@@ -68,7 +68,7 @@ def load_pipeline(
     dtype, named = options.pop("torch_dtype", dtype), dtype
     if named not in (None, dtype):
         raise ValueError(f"dtype={named} and torch_dtype={dtype}: give one of them")
-    if options.pop("use_safetensors", True) is not True:
+    if options.pop("use_safetensors", None) is False:
         raise ValueError("use_safetensors=False: weights are read from safetensors alone, as pickles can run any code")
     device = _device(device or best_device())
     dtype = _dtype(dtype) or (torch.float32 if device.type == "cpu" else torch.float16)
@@ -219,6 +219,8 @@ def _reaching(source: Path | str):
     """Say what to do where a model of the hub cannot be had; errors of a folder stay as they are."""
     try:
         yield
+    except (AttributeError, KeyError) as error:
+        raise ValueError(f"{source} is no pipeline that this diffusers knows: {error}") from error
     except SafetensorError as error:
         raise ValueError(f"{source} has weights that are no whole safetensors file: {error}") from error
     except OSError as error:

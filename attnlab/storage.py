@@ -240,7 +240,8 @@ class File:
         with intact(self.path):
             if self._sums is not None and self._sums[name][i] != _checksum(entry):
                 raise ValueError(f"the values of {name} are not those that were written")
-        if entry.is_floating_point() and not entry.isfinite().all():
+        # NaN wins both minimum and maximum, and these two are a hundred times faster than isfinite in half precision
+        if entry.is_floating_point() and entry.numel() and not all(end.isfinite() for end in entry.aminmax()):
             raise ValueError(f"{name} of {self.path} holds NaN or infinity: record in float32 or bfloat16")
 
 

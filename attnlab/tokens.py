@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +50,19 @@ class Token:
     metadata: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        value = torch.as_tensor(self.value).detach().to("cpu", torch.float32).clone()
+        number = isinstance(self.bias, Real | torch.Tensor) and math.isfinite(self.bias)
+        if not (isinstance(self.name, str) and self.name and number):
+            raise ValueError(f"a token has a name and a finite bias, not {self.name!r} and {self.bias!r}")
+        try:
+            value = torch.as_tensor(self.value).detach().to("cpu", torch.float32).clone()
+        except (TypeError, RuntimeError, ValueError):  # what is no numbers
+            value = torch.empty(0)
         if value.ndim != 1 or not len(value) or not value.isfinite().all():
             raise ValueError(f"the value of token {self.name!r} is a row of finite numbers, not {tuple(value.shape)}")
-        if not (isinstance(self.name, str) and self.name) or not math.isfinite(self.bias):
-            raise ValueError(f"a token has a name and a finite bias, not {self.name!r} and {self.bias}")
         if not isinstance(self.metadata, dict) or not isinstance(self.metadata.get("model", ""), str | None):
             raise ValueError(f"metadata of token {self.name!r} is a dict with the model's name, not {self.metadata!r}")
-        if self.background is not None and self.background.value.shape != value.shape:
-            widths = f"text width {len(value)}, its background {len(self.background.value)}"
-            raise ValueError(f"token {self.name!r} has {widths}: both are of one model")
+        if self.background is not None and getattr(self.background, "value", torch.empty(0)).shape != value.shape:
+            raise ValueError(f"the background of token {self.name!r} is a token of the same text width, {len(value)}")
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "bias", float(self.bias))
 
@@ -92,6 +96,8 @@ class TokenLibrary(Mapping):
 
     def add(self, token: Token) -> None:
         """Add a token; it replaces one of the same name. ValueError for one of another text width or model."""
+        if not isinstance(token, Token):
+            raise ValueError(f"a library holds tokens, not {token!r}")
         for present in self.tokens.values():
             token.check(len(present.value), present.metadata.get("model"))
         self.tokens[token.name] = token

@@ -231,11 +231,11 @@ def paths_in(data, path=()):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_metadata_ends_in_words(kind, written, tmp_path):
-    """Each value in turn is replaced by others, or left out: refused, or it was one that nothing depends on."""
+    """Each value in turn is replaced by some others, or left out: refused, or it was one that nothing depends on."""
     assert answers(rewritten(written[kind], lambda metadata: None)) == answers(written[kind])
     every = list(paths_in(json.loads(storage._open(written[kind])[1]["about"])))[1:]
-    for path in every:
-        for value in (None, -1, 2.5, "x", [], {}, [[1, 2]], "left out"):
+    for i, path in enumerate(every):
+        for value in (None, -1, 2.5, "x", [], {}, [[1, 2]], "left out")[i % 3 :: 3]:
 
             def change(metadata, path=path, value=value):
                 for key in path[:-1]:
@@ -279,7 +279,7 @@ def test_tensors_that_do_not_fit_or_hold_nan(kind, written):
                     answers(rewritten(written[kind], lambda metadata: None, {name: values}))
         less = tensor[:, 1:] if name == "0.text" else tensor[1:]
         for other in (less.clone(), tensor[None].clone(), torch.zeros(())):
-            with pytest.raises(ValueError, match=r"damaged|both are of one model"):
+            with pytest.raises(ValueError, match=r"damaged|of the same text width"):
                 answers(rewritten(written[kind], lambda metadata: None, {name: other}))
 
 

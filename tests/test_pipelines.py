@@ -62,6 +62,12 @@ def test_a_folder_that_is_not_whole(saved):
         al.load_pipeline(saved, device="cpu")
     bare = al.load_pipeline(saved, device="cpu", tokenizer=None, text_encoder=None)  # one that is not asked for
     assert bare.tokenizer is None
+    index = (saved / "model_index.json").read_text()
+    for damaged in ("[]", "{}", index.replace("StableDiffusionPipeline", "SomePipeline")):
+        (saved / "model_index.json").write_text(damaged)
+        with pytest.raises(ValueError, match="my model is no pipeline that this diffusers knows"):
+            al.load_pipeline(saved, device="cpu", tokenizer=None)
+    (saved / "model_index.json").write_text(index)
     weights = saved / "unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(OSError, match=r"Unable to load weights from checkpoint file for .*my model/unet"):

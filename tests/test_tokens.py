@@ -86,12 +86,18 @@ def test_a_token_is_a_row_of_numbers():
     for value in (torch.ones(2, 3), torch.tensor([1.0, torch.nan]), torch.ones(0)):
         with pytest.raises(ValueError, match="row of finite numbers"):
             al.Token("cat", value)
-    with pytest.raises(ValueError, match="text width 3, its background 2: both are of one model"):
-        al.Token("cat", torch.ones(3), background=al.Token("rest", torch.ones(2)))
+    for value in ("ones", None, [[1], [2]], ["a"]):
+        with pytest.raises(ValueError, match="row of finite numbers"):
+            al.Token("cat", value)
+    for background in (al.Token("rest", torch.ones(2)), "rest"):
+        with pytest.raises(ValueError, match="the background of token 'cat' is a token of the same text width, 3"):
+            al.Token("cat", torch.ones(3), background=background)
+    with pytest.raises(ValueError, match="a library holds tokens, not 'cat'"):
+        al.TokenLibrary(["cat"])
 
 
 def test_a_token_has_a_name_and_a_bias():
-    for name, bias in ((None, 0.0), ("", 0.0), ("cat", float("nan"))):
+    for name, bias in ((None, 0.0), ("", 0.0), ("cat", float("nan")), ("cat", "0"), ("cat", None)):
         with pytest.raises(ValueError, match="a name and a finite bias"):
             al.Token(name, torch.ones(3), bias)
 
