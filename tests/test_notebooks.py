@@ -39,7 +39,7 @@ QUICK = {
     "07_thesis_figures": {"images": 3, "epochs": 10, "steps": 3, "training": [1]},
     "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8, "pairs": 1},
     "09_maps_and_masks": {"scenes": 6, "shown": 4, "shots": 2},
-    "10_few_shot_tokens": {"scenes": 30, "tests": 2, "training": 20, "shots": [1], "published": []},
+    "10_few_shot_tokens": {"scenes": 30, "tests": 2, "training": 14, "shots": [1], "published": [], "compared": 20},
 }
 # The same for models that attnlab does not bundle: Stable Diffusion 1.5 and XL of random weights
 FOREIGN = {
