@@ -96,7 +96,10 @@ def write(path: str | Path, kind: str, tensors: Mapping[str, torch.Tensor], meta
     header = {"attnlab": kind, "format": str(FORMAT), "about": about}
     header["crc32"] = json.dumps([zlib.crc32(about.encode()), sums])
     with replacing(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, header)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, header)
+        except SafetensorError as error:  # of a full disk too
+            raise OSError(f"{path} could not be written: {error}") from error
     return Path(path)
 
 
@@ -214,6 +217,7 @@ class File:
                 zlib.crc32(header["about"].encode()) == about and set(self._sums) == self.names
             )
             self.metadata = json.loads(header["about"])  # what `write` was given
+            known = known and set(header) <= {"attnlab", "format", "about", "crc32"}  # else "crc32" may be damaged
             if number != str(FORMAT) or not known or not isinstance(self.metadata, dict):
                 raise ValueError("its header is not what was written")
 

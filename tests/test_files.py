@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 import subprocess
 import sys
 from copy import copy, deepcopy
@@ -259,7 +260,7 @@ def test_headers_that_are_none_of_ours(kind, written, tmp_path):
         with pytest.raises(ValueError, match="is damaged"):
             getattr(al, kind).load(rewritten(written[kind], lambda metadata, about=about: about or " "))
     header = storage._open(written[kind])[1]
-    for change in ({"format": "x"}, {"format": "0"}, {"format": "-1"}, {"crc32": "x"}, {"crc32": "[1, {}]"}):
+    for change in ({"format": "x"}, {"format": "0"}, {"crc32": "x"}, {"crc32": "[1, {}]"}, {"cr632": "[1, {}]"}):
         save_file(load_file(written[kind]), tmp_path / "file", header | change)
         with pytest.raises(ValueError, match="file is damaged"):
             getattr(al, kind).load(tmp_path / "file")
@@ -304,6 +305,18 @@ def test_an_interrupted_write_leaves_the_old_file(recording, path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         recording.save(path)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(recording, path):
+    """As where a file may not grow beyond a thousand bytes."""
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"house\.safetensors could not be written: .*File too large"):
+            recording.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 

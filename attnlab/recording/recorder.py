@@ -95,6 +95,12 @@ def record(
     RuntimeError
         If the pipeline is being recorded already, an attention's queries or keys cannot be seen, or, at the end of the
         block, nothing was recorded; the message says why.
+
+    Warns
+    -----
+    UserWarning
+        Where the prompt fills the text encoder's window, so that words may be lost; where SDXL's `prompt_2` is another
+        text; where not all vectors of a learned token were read.
     """
     kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "dtype": dtype, "device": device}
     recorder = Recorder(pipe, layers, steps, branch, generator, parts, **kept)
