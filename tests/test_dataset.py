@@ -173,7 +173,7 @@ def make(recipe, out, target=generate_dataset, **options):
     return process
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -203,7 +203,7 @@ def test_a_maker_of_two_processes_is_killed_and_goes_on(fires, tmp_path):
     workers = psutil.Process(maker.pid).children(recursive=True)
     maker.kill()
     maker.join()
-    psutil.wait_procs(workers, timeout=20)
+    psutil.wait_procs(workers, timeout=60)
     assert len(workers) >= 2 and not any(worker.is_running() for worker in workers)  # none is left with its model
     assert not (out / "metadata.jsonl").exists()
     assert contents(generate_dataset(FIRES, out).folder) == contents(fires.folder)
@@ -380,6 +380,11 @@ def test_learned_tokens_label(tmp_path):
     assert (found[1].labels == 1).mean() > 0.02
     with pytest.raises(ValueError, match="has no token 'your tree'; it has my tree"):
         generate_dataset(replace(recipe, classes={"tree": "your tree"}), tmp_path / "other")
+    path.unlink()
+    assert len(Dataset(found.folder)) == 2  # what is made needs them no more
+    with pytest.raises(FileNotFoundError, match=r"no file .*tokens.safetensors"):
+        generate_dataset(recipe, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_coco_reads_the_export(fires, tmp_path):

@@ -1,5 +1,7 @@
 """Text-image scores: a random small CLIP model against its own logits, and the filter that uses them."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -80,3 +82,15 @@ def test_what_is_wrong_is_said_before_anything_is_made(tmp_path):
     with pytest.raises(FileNotFoundError, match="no CLIP model 'nowhere': name a folder"):
         generate_dataset(replace(RECIPE, filters=Filters(similarity=0.2, clip="nowhere")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_model_is_none(clip, tmp_path):
+    cut, other, pickled = (shutil.copytree(clip, tmp_path / name) for name in ("cut", "other", "pickled"))
+    (cut / "model.safetensors").write_bytes((clip / "model.safetensors").read_bytes()[:-100])
+    config = json.loads((clip / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"projection_dim": 8}))
+    torch.save(CLIPModel.from_pretrained(clip).state_dict(), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    for folder in (cut, other, pickled):
+        with pytest.raises(FileNotFoundError, match="no CLIP model"):
+            Similarity(folder)

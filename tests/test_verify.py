@@ -126,13 +126,13 @@ def test_an_altered_line_is_listed(kind, request, tmp_path, change, said):
         assert any(said in problem for problem in verify_dataset(folder))
 
 
-def bomb(path):
-    """Write a PNG of a few kilobytes that is 30,000 pixels square."""
+def bomb(path, side):
+    """Write a PNG of a few kilobytes that says it has many pixels."""
 
     def chunk(kind, data):
         return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
 
-    header = (30_000).to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])
+    header = side.to_bytes(4) * 2 + bytes([1, 0, 0, 0, 0])
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))))
 
 
@@ -155,7 +155,8 @@ def bomb(path):
         (lambda x: (x / "bad.json").write_text("[[]]"), "bad.json is no list of file names"),
         (lambda x: (x / "bad.json").write_text('["0.png"]'), "bad.json names '0.png', which is no image"),
         (lambda x: (x / "SHA256SUMS").write_text("nothing\n"), "is missing"),
-        (lambda x: bomb(next((x / "images").iterdir())), "cut short or no image: Image size (900000000 pixels)"),
+        (lambda x: bomb(next((x / "images").iterdir()), 30_000), "no image: Image size (900000000 pixels) exceeds"),
+        (lambda x: bomb(next((x / "masks").iterdir()), 11_000), "no image: Image size (121000000 pixels) exceeds"),
         (lambda x: next((x / "images").iterdir()).write_bytes(b"GIF89a" + bytes(99)), "cut short or no image"),
         (lambda x: next((x / "masks").iterdir()).write_bytes(b""), "cut short or no image"),
         (lambda x: next((x / "rejected").iterdir()).unlink(), "is missing"),

@@ -66,16 +66,16 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
     out = Path(out)
     if type(workers) is not int or workers < 1:
         raise ValueError(f"workers={workers!r}: 1 makes everything in this process")
-    if _is_new(out, recipe):
-        _check_words(recipe)
-        try:
+    try:
+        if _is_new(out, recipe):
+            _check_words(recipe)
             client.submit(_try, recipe, pure=False).result() if client else _try(recipe)
-        finally:
-            _forget(keep=workers == 1 and client is None)
-    if not _is_finished(out):
-        with _claimed(out, recipe):
-            if not _is_finished(out):
-                _make(recipe, out, workers, client)
+        if not _is_finished(out):
+            with _claimed(out, recipe):
+                if not _is_finished(out):
+                    _make(recipe, out, workers, client)
+    finally:
+        _forget()
     (out / _LOCK).unlink(missing_ok=True)
     return Dataset(out)
 
@@ -91,28 +91,26 @@ def _make(recipe, out, workers, client):
             if client is not None:
                 _with_client(client, recipe, out, missing, progress)
             elif workers > 1:
+                _forget()  # the workers have their own
                 _with_processes(workers, recipe, out, missing, progress)
             else:
                 for number in missing:
                     make_shard(recipe, out, number, progress.update)
+            _finish(out, recipe)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             hint = f"the disk is full; what is finished is kept, free some space and run again: {out}"
             raise OSError(error.errno, hint) from error
-        finally:
-            _forget()
-    _finish(out, recipe)
 
 
 def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], object] = lambda count: None) -> int:
     """Write one shard into out/.parts/; return how many records it has."""
     final = _shard(out, number)
-    work = final.with_name(f"{final.name}.partial-{uuid4().hex}")
-    for folder in ("images", "masks"):
-        (work / folder).mkdir(parents=True)
-    lines = []
+    work, lines = final.with_name(f"{final.name}.partial-{uuid4().hex}"), []
     with _MODEL, _threads(recipe.threads):
+        for folder in ("images", "masks"):
+            (work / folder).mkdir(parents=True)
         for batch in recipe.batches(number):
             for index, image, labeling in _make_batch(recipe, batch):
                 lines.append(write_record(work, recipe, index, image, labeling))
@@ -153,13 +151,11 @@ def _loaded(model: str, scheduler: str | None, tokens: str | None):
 _similarity = lru_cache(maxsize=1)(Similarity)
 
 
-def _forget(keep=False):
-    """Let go of the models, unless they are needed at once."""
-    if not keep:
-        _loaded.cache_clear()
-        _similarity.cache_clear()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # for the processes to come
+def _forget():
+    """Let go of the models, and of their place on a GPU."""
+    _loaded.cache_clear()
+    _similarity.cache_clear()
+    torch.cuda.empty_cache()
 
 
 def _check_words(recipe):
@@ -203,14 +199,10 @@ def _is_new(out, recipe):
         return False
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: name a new or empty folder")
-    if any(not _is_left(file) for file in (out.iterdir() if out.exists() else ())):
+    left = (_LOCK, ".recipe.yaml.part-")  # by a maker that was killed as it began
+    if out.exists() and not all(path.name.startswith(left) for path in out.iterdir()):
         raise ValueError(f"{out} has other files: name a new or empty folder")
     return True
-
-
-def _is_left(path):
-    """Whether a maker that was killed as it began has left this."""
-    return path.name == _LOCK or path.name.startswith(".recipe.yaml.part-")
 
 
 def _is_finished(out):
@@ -232,7 +224,7 @@ def _claimed(out: Path, recipe: Recipe) -> Iterator[None]:
         if _is_new(out, recipe):
             recipe.save(out / "recipe.yaml")
         for stale in [*out.glob(f"{SHARDS}/*.partial-*"), *out.glob(f"{SHARDS}-old"), *out.glob(".*.part-*")]:
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)  # a dead maker's Dask task may still write there
         yield
     finally:
         lock.release()

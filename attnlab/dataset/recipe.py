@@ -268,7 +268,7 @@ def _problems(r):
     least = {"images": 1, "seed": 0, "steps": 1, "batch": 1, "threads": 1, "shard": 1, "propagate": 0, "attention": 1}
     most = {name: {"seed": _MAX_SEED, "threads": 1024, "propagate": 1000}.get(name, _MAX_RECORDS) for name in least}
     is_size = r.size is None or _is_pair(r.size, lambda n: _is_whole(n, 8, _MAX_SIDE) and n % 8 == 0)
-    is_tokens = r.tokens is None or (r.map == "linear" and Path(str(r.tokens)).is_file())
+    is_tokens = r.tokens is None or (r.map == "linear" and _is_text(r.tokens))
     rows = [
         (n, _is_whole(getattr(r, n), least[n], most[n]), f"it is a whole number from {least[n]} to {most[n]}")
         for n in least

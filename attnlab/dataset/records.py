@@ -1,7 +1,8 @@
 """Read and check the files of a labeled data set, and write a record.
 
 A folder is a Hugging Face `imagefolder`: images/, masks/ (palette PNG of class numbers), metadata.jsonl, README.md and
-contact_sheet.png. Beside them lie recipe.yaml, and in rejected.jsonl and rejected/ what the filters refused and why.
+contact_sheet.png. Beside them lie recipe.yaml, and in rejected.jsonl and rejected/ what the filters refused and why;
+SHA256SUMS is for `sha256sum --check` and `verify_dataset`.
 """
 
 import hashlib

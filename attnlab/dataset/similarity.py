@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 __all__ = ["Similarity"]
@@ -24,7 +25,7 @@ class Similarity:
             self.model = CLIPModel.from_pretrained(source, use_safetensors=True).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             self.processor = CLIPImageProcessorPil.from_pretrained(source)  # the other one wants torchvision
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise FileNotFoundError(message) from error
 
     @torch.no_grad()
