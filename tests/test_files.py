@@ -269,6 +269,15 @@ def test_headers_that_are_none_of_ours(kind, written, tmp_path):
         getattr(al, kind).load(tmp_path / "file")
 
 
+def test_other_types_and_shapes_of_the_same_bytes_are_seen(written, tmp_path):
+    tensors, header = load_file(written["LinearMap"]), storage._open(written["LinearMap"])[1]
+    half, turned = tensors["matrix"].view(torch.bfloat16), tensors["matrix"].reshape(tensors["matrix"].T.shape)
+    for other in (half, turned):
+        save_file(tensors | {"matrix": other.contiguous()}, tmp_path / "file", header)
+        with pytest.raises(ValueError, match="the values of matrix are not those that were written"):
+            al.LinearMap.load(tmp_path / "file")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tensors_that_do_not_fit_or_hold_nan(kind, written):
     for name, tensor in load_file(written[kind]).items():
