@@ -13,7 +13,7 @@ shape. IoU is a fraction in 0..1; published tables usually print it times 100.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -332,8 +332,8 @@ def _check_thresholds(thresholds: np.ndarray) -> None:
 
 def _check_bootstrap(level: float, resamples: int) -> None:
     check_counts(resamples=resamples)
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}: give a number between 0 and 1, such as 0.95")
+    if not isinstance(level, Real) or not 0 < level < 1:
+        raise ValueError(f"level={level!r}: give a number between 0 and 1, such as 0.95")
 
 
 def _as_floats(values: ArrayLike, name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -38,11 +39,11 @@ class Schedule:
     def __post_init__(self):
         check_counts(steps=self.steps, cycles=self.cycles, warmup=self.warmup, checkpoint=self.checkpoint)
         check_counts(0, seed=self.seed)
-        limits = {"lr": self.lr > 0, "clip": self.clip > 0, "weight_decay": self.weight_decay >= 0}
-        limits |= {"ema": 0 <= self.ema < 1, "seed": self.seed < 10**12}
-        if wrong := [name for name, right in limits.items() if not right or not math.isfinite(getattr(self, name))]:
-            shown = ", ".join(f"{name}={getattr(self, name)}" for name in wrong)
-            raise ValueError(f"{shown}: lr and clip are above 0, weight_decay is 0 or more, ema from 0 to below 1")
+        tiny, limits = 1e-30, {"lr": math.inf, "clip": math.inf, "weight_decay": math.inf, "ema": 1, "seed": 10**12}
+        for name, limit in limits.items():
+            value, least = getattr(self, name), tiny if name in ("lr", "clip") else 0
+            if not isinstance(value, Real) or not least <= value < limit:
+                raise ValueError(f"{name}={value!r}: give a number {'above' if least else 'from'} 0, below {limit}")
 
     def factor(self, step: int) -> float:
         """Return the learning rate at a step as a fraction of the highest one."""

@@ -194,6 +194,7 @@ def test_bootstrap_has_the_width_of_the_standard_error_and_covers_the_known_mean
     ("options", "message"),
     [
         ({"level": 95}, "0.95"),
+        ({"level": "95 %"}, "level='95 %': give a number between 0 and 1"),
         ({"resamples": 0}, "resamples=0: give a whole number, 1 or more"),
         ({"resamples": 20.0}, "resamples=20.0: give a whole number"),
         ({"resamples": True}, "resamples=True: give a whole number"),

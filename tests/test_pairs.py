@@ -267,7 +267,7 @@ def test_bad_input(tmp_path):
         pairs[1]
     with pytest.raises(ValueError, match="no patch of 64 x 64 in 1 images"):
         patches([(photo(), np.zeros((6, 8), np.uint8))], 64)
-    for wrong in ({"size": 0}, {"size": 2.5}, {"stride": 0}, {"valid": 50}):
+    for wrong in ({"size": 0}, {"size": 2.5}, {"stride": 0}, {"valid": 50}, {"valid": "half"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*: give a "):
             patches([(photo(), np.zeros((6, 8), np.uint8))], **{"size": 4} | wrong)
 

@@ -140,6 +140,7 @@ def test_pairs_have_to_fit():
         ({"batch": 2.5}, "batch=2.5"),
         ({"lr": 0}, "lr=0: give a number above 0"),
         ({"lr": np.nan}, "lr=nan"),
+        ({"lr": "1e-3"}, "lr='1e-3': give a number above 0"),
         ({"classes": ("a", "a", "b")}, "classes are 1 to 255 different names"),
         ({"extra": oblong}, r"images are \(32, 32\), those of extra \(16, 32\): give them one size"),
         ({"images": oblong[0], "labels": oblong[1], "augmentations": ["rotate90"]}, "rotate90 is for squares"),

@@ -11,7 +11,7 @@ Labels are 0, 1, ... in the order of the classes, and 255 where a pixel is ignor
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from numbers import Integral
+from numbers import Integral, Real
 from os.path import relpath
 from pathlib import Path
 
@@ -258,8 +258,8 @@ def patches(pairs: Iterable, size: int, *, stride: int | None = None, valid: flo
     """
     stride = size if stride is None else stride
     check_counts(size=size, stride=stride)
-    if not 0 <= valid <= 1:
-        raise ValueError(f"valid={valid}: give a fraction, 0 to 1")
+    if not isinstance(valid, Real) or not 0 <= valid <= 1:
+        raise ValueError(f"valid={valid!r}: give a fraction, 0 to 1")
     images, labels, seen = [], [], 0
     for image, one in tqdm(pairs, desc="patches", leave=False, delay=1):
         seen += 1

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -67,8 +68,8 @@ def train_segmenter(
     if mix not in MIXES:
         raise ValueError(f"mix={mix!r}: choose one of {', '.join(MIXES)}")
     check_counts(steps=steps, batch=batch)
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr={lr}: give a number above 0")
+    if not isinstance(lr, Real) or not 0 < lr < math.inf:
+        raise ValueError(f"lr={lr!r}: give a number above 0")
     segmenter, rng = Segmenter.new(classes, architecture, seed), np.random.default_rng(seed)
     sources = [checked(*pairs, len(classes)) for pairs in ((images, labels), extra) if pairs is not None]
     if len({x.shape[1:3] for x, _ in sources}) > 1:

@@ -46,7 +46,7 @@ class UNet(UNet2DModel):
         ValueError where there are no classes, or channels are no multiples of 8.
         """
         check_counts(num_classes=num_classes, shuffle=shuffle, levels=len(channels))
-        if any(width < 8 or width % 8 for width in channels):
+        if any(width not in range(8, 1 << 16, 8) for width in channels):
             raise ValueError(f"channels={tuple(channels)}: give multiples of 8")
         return cls(
             sample_size=size,
