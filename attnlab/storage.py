@@ -35,7 +35,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{path.name}.part-", dir=path.parent) as folder:
-        part = Path(folder, path.name)  # writers look at the suffix, and torch.save keeps the name in the file
+        part = Path(folder, path.name)  # writers look at the suffix
         yield part
         part.replace(path)
 

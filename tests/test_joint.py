@@ -1,5 +1,6 @@
 """Joint diffusion of images and labels: a world small enough to be learned in seconds, and the arithmetic by hand."""
 
+import errno
 import json
 import os
 import signal
@@ -341,9 +342,18 @@ def test_weights_are_read_from_whole_safetensors_alone(tmp_path):
         JointDiffusion.from_pretrained(tmp_path)
 
 
-def test_killed_while_its_settings_are_written(tmp_path):
-    """SIGKILL between writing model.json and giving it its name: the same call begins anew."""
+def test_killed_or_full_while_its_settings_are_written(tmp_path, monkeypatch):
+    """A full disk, then SIGKILL between writing model.json and giving it its name: the same call begins anew."""
     model, pairs, schedule = new(), world(40), Schedule(steps=1, lr=1e-3)
+
+    def full(*names):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            model.fit(*pairs, tmp_path, schedule)
+    assert not list(tmp_path.iterdir())
     if not (child := os.fork()):
         try:
             Path.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
