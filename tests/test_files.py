@@ -132,11 +132,14 @@ def test_a_fresh_process_answers_for_a_new_word(recording, path):
     code = (
         "import sys, numpy as np, attnlab as al; from diffusers import UNet2DConditionModel\n"
         "UNet2DConditionModel.__init__ = None\n"
-        "np.save(sys.argv[1], al.ovam(al.Recording.load(sys.argv[2]), 'a river')['river'])"
+        "out, recording, linear = sys.argv[1:]; softmax = al.ovam(al.Recording.load(recording), 'a river')['river']\n"
+        "np.savez(out, softmax=softmax, linear=al.LinearMap.load(linear)['river'])"
     )
-    out = path.parent / "river.npy"
-    subprocess.run([sys.executable, "-c", code, str(out), str(path)], check=True)
-    np.testing.assert_array_equal(np.load(out), al.ovam(recording, "a river")["river"])
+    out, linear = path.parent / "river.npz", al.linear_daam(recording).save(path.parent / "linear")
+    subprocess.run([sys.executable, "-c", code, str(out), str(path), str(linear)], check=True)
+    found, expected = np.load(out), al.linear_daam(recording)["river"]
+    np.testing.assert_array_equal(found["softmax"], al.ovam(recording, "a river")["river"])
+    assert abs(found["linear"] - expected).max() <= 2e-3 * abs(expected).max()  # kept in half precision
 
 
 @pytest.mark.parametrize("kind", ["Recording", "LinearMap"])
