@@ -121,6 +121,17 @@ def test_every_run_of_the_study_is_trained_on_what_it_says(tmp_path, monkeypatch
     np.testing.assert_array_equal(seen[1][1]["extra"][0], further)
 
 
+def test_mixes_and_augmentations_are_chosen_on_validation_scenes():
+    """By the mean over seeds; on the test scenes others would be the best."""
+    study = joint_pairs.JointPairsStudy((3,), tried=3, tries=2)
+    right, wrong = [[5, 0], [0, 5]], [[1, 4], [4, 1]]
+    found = {job: {"validation": wrong, "test": right} for job in study.trials()}
+    for job in found:
+        if job[3:5] == ("pool", joint_pairs.TRIAL_AUGMENTATION) or (job[1] == "" and job[4] == "CutMix"):
+            found[job] = {"validation": right, "test": wrong}
+    assert study.choose(found) == ("pool", "CutMix")
+
+
 def test_the_ignore_band_leaves_out_what_is_undecided(tmp_path):
     (tmp_path / "study").mkdir()
     labels, margins = np.full((4, 2, 2), 3, np.uint8), np.full((4, 2, 2), 0.95, np.float32)
