@@ -132,14 +132,13 @@ class TextEncoder:
 
     def lost(self, text: str) -> list[str]:
         """List the words of a text that would fall outside the window, in order."""
-        every = (_expanded(tokenizer, text)[1] for tokenizer in self._parts[0])
-        return max((self._outside(*pair) for pair in zip(self._parts[0], every, strict=True)), key=len)
+        return max((self._outside(one, _expanded(one, text)[1]) for one in self._parts[0]), key=len)
 
     def check_reading(self, ids: list[int], second: list[int] | None = None) -> None:
-        """Warn where a model read other than a prompt's words alone, by the token ids that its encoders were given.
+        """Warn where a model read less than a prompt, or another text beside it, by the token ids of its encoders.
 
-        That is where the window is full, so that more may have been cut off, and where a second encoder read a text of
-        its own (`prompt_2`): its words stand at the same places, so that each map is of both.
+        Less, where the window is full, so that more may have been cut off. Another text, where the second encoder had
+        one of its own (`prompt_2`): its words stand at the same places, so that each map is of both.
         """
         found = words.split(self.tokenizer, ids)
         _check_vectors(self.tokenizer, found)
