@@ -86,6 +86,7 @@ class Notebook:
         self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
         ready = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
         self.page.wait_for_selector(ready, timeout=120_000, state="attached")
+        self.page.wait_for_load_state("networkidle")  # widgets that come before their manager is loaded are lost
 
     def save(self):
         self.page.keyboard.press("Control+s")
