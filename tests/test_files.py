@@ -272,6 +272,17 @@ def test_headers_that_are_none_of_ours(kind, written, tmp_path):
         getattr(al, kind).load(tmp_path / "file")
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "1", None])
+def test_scales_are_finite(scale, written):
+    def of_layer(metadata):
+        next(iter(metadata["traces"][0]["layers"].values()))["scale"] = scale
+
+    with pytest.raises(ValueError, match="is damaged: its layers do not fit the rest"):
+        al.Recording.load(rewritten(written["Recording"], of_layer))
+    with pytest.raises(ValueError, match="is damaged: its scale is"):
+        al.LinearMap.load(rewritten(written["LinearMap"], lambda metadata: metadata.update(scale=scale)))
+
+
 def test_other_types_and_shapes_of_the_same_bytes_are_seen(written, tmp_path):
     tensors, header = load_file(written["LinearMap"]), storage._open(written["LinearMap"])[1]
     half, turned = tensors["matrix"].view(torch.bfloat16), tensors["matrix"].reshape(tensors["matrix"].T.shape)
