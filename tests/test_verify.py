@@ -257,5 +257,6 @@ def test_records_from_a_million_on(tmp_path):
 def test_an_older_data_set_has_no_sums(tmp_path):
     folder = shutil.copytree(OLD / "dataset_masks", tmp_path / "old")
     assert verify_dataset(folder) == []
-    edit(folder, "metadata.jsonl", 0, areas={"smoke": 0.9, "burning thing": 0.1699})
-    assert verify_dataset(folder) == ["images/000000.png: the area of smoke is 0.9, by its mask 0.3425"]
+    for area in (0.9, 0.001):
+        edit(folder, "metadata.jsonl", 0, areas={"smoke": area, "burning thing": 0.1699})
+        assert verify_dataset(folder) == [f"images/000000.png: the area of smoke is {area}, by its mask 0.3425"]
