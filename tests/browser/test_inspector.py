@@ -89,8 +89,14 @@ class Notebook:
         self.page.wait_for_load_state("networkidle")  # widgets that come before their manager is loaded are lost
 
     def save(self):
+        path = self.lab[2] / self.name
+        before = path.stat().st_mtime_ns
         self.page.keyboard.press("Control+s")
-        self.page.wait_for_selector(".jp-mod-dirty", state="detached")
+        for _ in range(100):
+            if path.stat().st_mtime_ns != before:
+                return self.page.wait_for_timeout(500)  # JupyterLab writes, then signs
+            self.page.wait_for_timeout(200)
+        raise AssertionError("the notebook was not saved")
 
     def end_kernels(self):
         address, token, _ = self.lab
