@@ -65,7 +65,8 @@ def test_tokens_are_learned_from_the_given_pairs_alone():
     assert not np.allclose(generated_pairs.learn_tokens(pipe, (images, other))["fire"].value, tokens["fire"].value)
 
 
-def test_a_small_study_runs_and_goes_on(tmp_path):
+def test_a_small_study_runs_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(generated_pairs, "_LISTS", {"thing": ("house", "tree"), "when": ("at night", "at dusk")})
     small = generated_pairs.GeneratedPairsStudy(sizes=(3,), seeds=1, images=1, denoising=2, steps=1, tests=4)
     record = small.run(tmp_path, workers=1)
     assert len(record["arms"]) == len(small.jobs()) == 7 + 5
