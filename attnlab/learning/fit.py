@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike
 
 from ..maps.heatmaps import resize
 from ..maps.linear import Images, LinearMap, linear_daam, linear_maps
-from ..recording.layers import exact
 from ..tokens import MAP_SETTINGS, Token, TokenLibrary, same_model
 from . import targets
 from .logistic import Cells, cross_validate, solve
@@ -44,7 +43,6 @@ class Whitening:
     model: str | None = None  # what the images were recorded from, where that is known
 
     @classmethod
-    @exact()
     def of(cls, recordings: Images) -> "Whitening":
         """Measure it on recordings or LinearMaps, one at a time; ValueError where there are none."""
         count, total, square, models = 0, 0, 0, set()
@@ -168,7 +166,6 @@ def fit_tokens(
     return _fit(stack, checked, init, unlabeled, ridge, folds, band, "fit_tokens")
 
 
-@exact()
 def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibrary:
     started = time.perf_counter()
     ridges = _ridges(ridge, folds, stack.size[0])
