@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 
 import diffusers
@@ -174,8 +175,13 @@ def load_parts(name: str | Path, parts: Sequence[str]) -> dict[str, object]:
 
 
 def seed(number: int) -> torch.Generator:
-    """Return a seeded generator, on the CPU so that every device draws the same: `pipe(..., generator=seed(7))`."""
-    return torch.Generator().manual_seed(number)
+    """Return a seeded generator, on the CPU so that every device draws the same: `pipe(..., generator=seed(7))`.
+
+    ValueError for what is no whole number of 64 bits.
+    """
+    if not isinstance(number, Integral) or not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed({number!r}): give a whole number from 0 to 2**64 - 1")
+    return torch.Generator().manual_seed(int(number))
 
 
 def best_device() -> str:

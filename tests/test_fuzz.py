@@ -107,6 +107,7 @@ def test_parameters_of_maps(pipe, recording):
         (al.ovam, {"recording": recording, "text": "a tree"}, [*common, "text", "context", "padded", "per"]),
         (al.linear_daam, {"recording": recording}, [*common, "scaled"]),
         (maps.upscale, {"size": 8}, ["size", "mode"]),
+        (al.seed, {"number": 7}, ["number"]),
         (maps.__getitem__, {"query": 1}, ["query"]),
         (recording.encode, {"text": "x"}, ["text"]),
         (al.propagate, {"maps": maps, "self_attention": torch.eye(4), "size": (2, 2)}, ["size", "power"]),
