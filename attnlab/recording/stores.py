@@ -178,7 +178,8 @@ class Stores:
             raise ValueError("texts= needs a pipeline with a text encoder")
         if not all(isinstance(height, Integral) and height > 0 for height in heights):
             raise ValueError(f"self_attention={self_attention!r}: give heights of maps, for example 16 or [16, 32]")
-        streamed = [None] * (keep == "maps") + [encoder(text) for text in texts]
+        encoded = {text.text: text for text in map(encoder, texts)}  # each once
+        streamed = [None] * (keep == "maps") + list(encoded.values())
         self.maps = MapStore(streamed, device)
         self.self_attention = SelfAttentionStore(heights, device)
         self._stores = [self.maps] if streamed else []
