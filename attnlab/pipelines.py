@@ -18,10 +18,10 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["BUNDLED", "best_device", "bundled", "load_parts", "load_pipeline", "seed"]
+__all__ = ["BUNDLED", "DTYPES", "best_device", "bundled", "load_parts", "load_pipeline", "seed"]
 
 BUNDLED = Path(__file__).parent / "models"
-_DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16")  # of weights, by name
 _MISFITS = (LookupError, ValueError, RuntimeError, TypeError, AttributeError, SingleFileComponentError)
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _CONVERT_FILE = (
@@ -102,9 +102,9 @@ def _device(device) -> torch.device:
 def _dtype(dtype) -> torch.dtype | None:
     """Return a type of weights by itself or by its name; ValueError for what is none."""
     if isinstance(dtype, str) and dtype:
-        dtype = getattr(torch, dtype) if dtype in _DTYPES else dtype
+        dtype = getattr(torch, dtype) if dtype in DTYPES else dtype
     if dtype and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(_DTYPES)}")
+        raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     return dtype or None
 
 

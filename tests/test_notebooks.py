@@ -197,8 +197,7 @@ def saved(pipe, folder):
 @pytest.mark.parametrize(("name", "stem"), [("sdxl", "01_generate_and_record"), *(("sd15", stem) for stem in FOREIGN)])
 def test_runs_on_a_model_that_is_not_bundled(name, stem, foreign, tmp_path, monkeypatch):
     """Nothing of it is judged by what only knows the bundled models' images, and no scene of theirs is shown to it."""
-    values = {"model": foreign[name], "size": 64, **FOREIGN[stem]}
-    values |= {} if stem.startswith("05") else {"dtype": "bfloat16"}
+    values = {"model": foreign[name], "size": 64, "dtype": "bfloat16", **FOREIGN[stem]}
     run_whole(FOLDER / f"{stem}.ipynb", values, tmp_path, monkeypatch)
 
 

@@ -57,6 +57,9 @@ def test_recipes_are_yaml(tmp_path):
     path = FIRE.save(tmp_path / "fire.yaml")
     assert Recipe.load(path) == FIRE or Recipe.load(path).digest == FIRE.digest
     assert replace(FIRE, steps=3).digest != FIRE.digest
+    assert "dtype" not in FIRE.as_dict(), "recipes that were written before there was a dtype stay the same"
+    typed = replace(FIRE, dtype="bfloat16")
+    assert Recipe.load(typed.save(tmp_path / "typed.yaml")).dtype == "bfloat16" and typed.digest != FIRE.digest
     text = path.read_text()
     for change, message in [
         (text.replace("images: 1", "image: 5"), "did you mean images?"),
@@ -285,3 +288,12 @@ def test_a_record_depends_on_its_index_alone(tmp_path, scheduler):
         assert one.metadata["seed"] == other.metadata["seed"]
         difference = np.abs(np.asarray(one.image, int) - np.asarray(other.image, int))
         assert difference.max() <= 2 and np.asarray(one.image).std() > 5
+
+
+def test_the_model_computes_in_the_recipes_dtype(tmp_path):
+    folders = [tmp_path / name for name in ("float32", "bfloat16")]
+    pairs = [generate_dataset(replace(FIRE, dtype=folder.name, steps=1), folder)[0] for folder in folders]
+    full, half = (np.asarray(pair.image, float) for pair in pairs)
+    assert 0 < abs(full - half).mean() < 5
+    with pytest.raises(ValueError, match="dtype is 'float61': choose one of float32, float16, bfloat16"):
+        replace(FIRE, dtype="float61")

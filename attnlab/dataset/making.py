@@ -137,9 +137,9 @@ def _threads(count):
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str, scheduler: str | None, tokens: str | None):
+def _loaded(model: str, dtype: str | None, scheduler: str | None, tokens: str | None):
     """Load pipeline and tokens; they are kept from shard to shard."""
-    pipe = load_pipeline(model)
+    pipe = load_pipeline(model, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
     if scheduler:
         import diffusers  # late: by its name
@@ -172,7 +172,7 @@ def _try(recipe):
     with _MODEL:
         if recipe.filters.clip:
             _similarity(recipe.filters.clip)
-        pipe, _ = _loaded(recipe.model, recipe.scheduler, recipe.tokens)
+        pipe, _ = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
         trained = pipe.scheduler.config.get("num_train_timesteps", recipe.steps)
         if recipe.steps > trained:
             raise ValueError(f"steps is {recipe.steps}: the model was trained with {trained}, and has no more")
@@ -304,7 +304,7 @@ def _patient_threads():
 @torch.no_grad()
 def _make_batch(recipe, batch, **call):
     """Generate and label a batch: yield (index, image, labeling) of each record."""
-    pipe, tokens = _loaded(recipe.model, recipe.scheduler, recipe.tokens)
+    pipe, tokens = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
     call |= {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
     if recipe.size:
         call["height"], call["width"] = recipe.size

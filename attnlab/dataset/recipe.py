@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from ..masks import check_mask
+from ..pipelines import DTYPES
 from ..recording.words import matches, split
 from ..storage import write_text
 
@@ -73,6 +74,8 @@ class Recipe:
     size, scheduler : tuple of two int, str
         (height, width) in pixels, and the name of a diffusers scheduler. Default: the model's own. LCMScheduler is for
         models distilled for it: 4 to 8 steps, guidance 1 to 2.
+    dtype : str, optional
+        "float32", "float16" or "bfloat16", which the model computes in. Default: float16 on a GPU, float32 on the CPU.
     batch, threads, shard : int
         Images per call of the model, threads of torch per process (rounding depends on both), and batches per shard,
         which is made again if it was interrupted.
@@ -114,6 +117,7 @@ class Recipe:
     band: float = 0.0
     labels: bool = True
     filters: Filters = field(default_factory=Filters)
+    dtype: str | None = None
 
     def __post_init__(self):
         for name in ("prompts", "size"):
@@ -161,8 +165,9 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict:
-        """Return the settings as JSON types."""
-        return json.loads(json.dumps({"format": RECIPE_FORMAT, **asdict(self)}, default=dict))
+        """Return the settings as JSON types; `dtype` where it is given, as recipes before it have none."""
+        values = {name: value for name, value in asdict(self).items() if (name, value) != ("dtype", None)}
+        return json.loads(json.dumps({"format": RECIPE_FORMAT, **values}, default=dict))
 
     def check(self, tokenizer) -> None:
         """Raise ValueError where "daam" is to label by a word that is in no prompt, or twice in one, or is cut off.
@@ -285,6 +290,7 @@ def _problems(r):
         ("context", r.map != "ovam" or str(r.context).count("{}") == 1, "write {} once, where the text stands"),
         ("tokens", is_tokens, "name a file of learned tokens, and map: linear"),
         ("scheduler", r.scheduler in (None, *SCHEDULERS), f"choose one of {', '.join(SCHEDULERS)}, or leave it out"),
+        ("dtype", r.dtype in (None, *DTYPES), f"choose one of {', '.join(DTYPES)}, or leave it out"),
     ]
     found = [f"{name} is {_SHORT.repr(getattr(r, name))}: {right}" for name, is_right, right in rows if not is_right]
     found += [*_wrong_prompts(r), *_wrong_classes(r), *_wrong_mask(r), *_wrong_filters(r.filters)]
