@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPT
+from conftest import PROMPT, PlainAttention
 from diffusers import (
     DDIMScheduler,
     StableDiffusionImg2ImgPipeline,
@@ -106,6 +106,24 @@ def test_images_of_a_loop_are_told_apart(own):
     assert torch.equal(recording.traces[1].text, texts[trees][0])
 
 
+def test_a_negative_text_of_its_own_at_every_step_begins_no_image(own):
+    """As null-text inversion finds one; the words of the recorded part stay the same."""
+    text, negative = own.encode_prompt(PROMPT, own.device, 1, True)
+    for branch, images in (("conditional", 1), ("negative", 3)):
+        with torch.no_grad(), al.record(own, parts=("negative", "conditional"), branch=branch) as recording:
+            for k, t in enumerate((700, 500, 300)):
+                own.unet(torch.zeros(2, 4, 16, 16), t, torch.cat([negative + k, text]))
+        assert len(recording) == images
+
+
+def test_noise_that_overflowed_is_named_as_what_it_is(own, generate):
+    """NaN differs from itself, yet both parts of the batch are the same image."""
+    with al.record(own) as recording:
+        generate(pipe=own, steps=1, latents=torch.full((1, 4, 16, 16), torch.nan))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        al.daam(recording)
+
+
 def test_a_callback_may_not_call_the_denoiser(own, generate):
     def look(pipe, step, timestep, kwargs):
         pipe.unet(torch.zeros(2, 4, 16, 16), timestep, torch.zeros(2, 32, 128))
@@ -183,6 +201,26 @@ class TestKeys:
         own.unet.up_blocks[2].attentions[0].transformer_blocks[0].attn2.set_processor(Other())
         with pytest.raises(RuntimeError, match=r"1 of 7 cross-attentions .* up_blocks\.2"), al.record(own):
             generate(pipe=own)
+
+    def test_a_processor_may_ask_keys_first(self, own, generate):
+        class KeysFirst(PlainAttention):
+            def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+                text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+                k, v, q = attn.to_k(text), attn.to_v(text), attn.to_q(hidden_states)
+                q, k, v = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).double() for x in (q, k, v))
+                self.store.append((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1))
+                mixed = (self.store[-1] @ v).transpose(1, 2).flatten(2).to(hidden_states.dtype)
+                return attn.to_out[1](attn.to_out[0](mixed))
+
+        block = own.unet.up_blocks[2].attentions[0].transformer_blocks[0]
+        stores = [], []
+        for attention, store in zip((block.attn1, block.attn2), stores, strict=True):
+            attention.set_processor(KeysFirst(store))
+        with al.record(own, layers=["up_blocks.2"], self_attention=16) as recording:
+            generate(pipe=own, steps=2)
+        found = torch.from_numpy(al.daam(recording, layers=["up_blocks.2.attentions.0"]).values).flatten(1).T.double()
+        expected = sum(p[1] for p in stores[1]).mean(0) / 2
+        torch.testing.assert_close(found, expected[:, : found.shape[1]], atol=1e-5, rtol=0)
 
     def test_self_attention_to_other_images_is_refused(self, own, generate):
         """Processors that share keys between images, for consistent characters for example."""

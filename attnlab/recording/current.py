@@ -38,10 +38,11 @@ class CurrentGeneration:
         self.sizes: dict[str, tuple[int, int]] = {}
         self.chosen: list[str] | None = None  # names of the layers to keep, known after the first recorded step
 
-    def goes_on(self, scheduler, call: DenoiserCall, own: bool) -> bool:
+    def goes_on(self, scheduler, call: DenoiserCall, rows, own: bool) -> bool:
         """Return whether a call belongs to this generation: a pipeline sets its timesteps anew for every one.
 
         A loop of the user's (not `own`) need not: there another text or batch begins another, and its first timestep.
+        Of the text, what is recorded counts: null-text inversion has a negative one of its own at every step.
         ValueError where timesteps are set anew in the middle, as where an image is drawn in several views.
         """
         if scheduler.timesteps is not self.schedule:
@@ -54,7 +55,9 @@ class CurrentGeneration:
         if own:
             return call.latents.shape[1:] == self.shape[1:]
         returned = call.timestep == self.first != self.step.timestep
-        return call.latents.shape == self.shape and alike(call.text, self.text) and not returned
+        if call.latents.shape != self.shape or returned:
+            return False
+        return call.text is self.text or all(alike(call.text[row], self.text[row]) for _, row in rows)
 
     def _is_continued(self, timesteps, call):
         """Whether another copy of the same timesteps stands where this generation's next step would."""

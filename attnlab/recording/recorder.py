@@ -166,7 +166,7 @@ class Recorder:
         call = self.adapter.read(args, kwargs)
         rows = self._batch.rows(call)  # of every image to keep; none where guidance, and so a branch, has ended
         own = self._batch.named is None
-        if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, own):
+        if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, rows, own):
             self._begin(call, rows)
         generation = self._generation
         active = bool(rows) and (self._steps is None or generation.calls in self._steps)

@@ -58,17 +58,21 @@ class UNetAdapter(Adapter):
         return next((_BATCH_PARTS[name] for name in classes if name in _BATCH_PARTS), ("negative", "conditional"))
 
     def tap(self, attention: Attention, receive: Callable[[AttentionCall], None]) -> list[RemovableHandle]:
-        """Hand on what `to_q` gives, once `to_k` has given the keys that go with it."""
-        waiting = {}  # the query whose key is to come
+        """Hand on what `to_q` and `to_k` give in one call of the attention, whichever a processor asks first."""
+        waiting = {}  # the query whose key is to come, or the key whose query is
 
-        def on_query(module, args, query):
-            waiting.update(query=query, hidden=args[0])
+        def keep(**found):
+            waiting.update(found)
+            if {"query", "key"} <= set(waiting):
+                call = AttentionCall(**waiting)
+                waiting.clear()
+                receive(call)
 
-        def on_key(module, args, key):
-            if waiting:  # else these keys have no query of to_q
-                receive(AttentionCall(waiting.pop("query"), key, hidden=waiting.pop("hidden"), context=args[0]))
-
-        return [attention.to_q.register_forward_hook(on_query), attention.to_k.register_forward_hook(on_key)]
+        return [
+            attention.register_forward_pre_hook(lambda module, args: waiting.clear()),
+            attention.to_q.register_forward_hook(lambda module, args, query: keep(query=query, hidden=args[0])),
+            attention.to_k.register_forward_hook(lambda module, args, key: keep(key=key, context=args[0])),
+        ]
 
     def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
         """Return a layer's (height, width) by halving the latent's."""
