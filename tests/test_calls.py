@@ -222,6 +222,22 @@ class TestKeys:
         expected = sum(p[1] for p in stores[1]).mean(0) / 2
         torch.testing.assert_close(found, expected[:, : found.shape[1]], atol=1e-5, rtol=0)
 
+    def test_weights_that_change_during_a_generation(self, own, generate):
+        """As a LoRA that a callback switches: what was copied of the first step is wrong for the later ones."""
+        attention = own.unet.up_blocks[2].attentions[0].transformer_blocks[0].attn2
+
+        def switch(pipe, step, timestep, kwargs):
+            if step == 1:
+                attention.to_k.weight.data *= 1.5
+            return kwargs
+
+        before = attention.to_k.weight.clone()
+        with pytest.raises(RuntimeError, match=r"up_blocks\.2.*change at step 2.*steps=range\(2\)"), al.record(own):
+            generate(pipe=own, callback_on_step_end=switch)
+        attention.to_k.weight.data.copy_(before)
+        with al.record(own, steps=range(2)):
+            generate(pipe=own, callback_on_step_end=switch)
+
     def test_self_attention_to_other_images_is_refused(self, own, generate):
         """Processors that share keys between images, for consistent characters for example."""
 

@@ -11,6 +11,8 @@ from .trace import Trace
 
 __all__ = ["CurrentGeneration", "CurrentStep", "check_seen"]
 
+_ALIKE = 5e-3  # relative distance up to which keys are those of the same weights: half precision rounds
+
 
 @dataclass
 class CurrentStep:
@@ -36,6 +38,7 @@ class CurrentGeneration:
         self.known = known  # layers of the generation before, most of which have the same weights still
         self.layers: dict[str, Layer] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
+        self.keys: dict[str, torch.Tensor] = {}  # that each layer first had of the first image's text
         self.chosen: list[str] | None = None  # names of the layers to keep, known after the first recorded step
 
     def goes_on(self, scheduler, call: DenoiserCall, rows, own: bool) -> bool:
@@ -68,7 +71,7 @@ class CurrentGeneration:
 
     def end(self):
         """Hold on to nothing of the generation but its layers and how many calls it had."""
-        self.schedule, self.text, self.step, self.traces = None, None, None, []
+        self.schedule, self.text, self.step, self.traces, self.keys = None, None, None, [], {}
 
     def meet(self, name, call, adapter) -> Layer:
         """Return a layer, which is copied when it is first met: only inside its forward does a LoRA have its scale."""
@@ -77,6 +80,16 @@ class CurrentGeneration:
             self.layers[name] = known if layer.same(known) else layer
             self.sizes[name] = adapter.grid(call.query.shape[1], tuple(self.shape[-2:]))
         return self.layers[name]
+
+    def check_key(self, name, call, row):
+        """RuntimeError where a layer has other keys of the same text than at first: maps are of one set of weights."""
+        key = call.key[row].detach()
+        first = self.keys.setdefault(name, key.clone()).to(key)
+        if first.shape != key.shape or (first - key).norm() > _ALIKE * first.norm():
+            raise RuntimeError(
+                f"the keys of {name} change at step {self.calls}, as where a LoRA is switched on or off or has another "
+                f"scale: maps are of one set of weights; record the steps before it alone, steps=range({self.calls})"
+            )
 
     def choose(self, wanted, adapter, step):
         """Choose the layers to keep, once the first step has shown their sizes."""
