@@ -48,7 +48,7 @@ def test_image_is_bit_exact(pipe, generate, guidance, prompts):
 
 def test_hooks_exist_only_inside_the_block(pipe, generate):
     with al.record(pipe):
-        assert count_hooks(pipe) == 2 + 2 * (LAYERS + 1) + 1  # denoiser, its cross-attentions, text encoder
+        assert count_hooks(pipe) == 2 + 3 * (LAYERS + 1) + 1  # denoiser, its cross-attentions, text encoder
         generate()
     assert count_hooks(pipe) == 0
 

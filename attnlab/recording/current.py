@@ -79,11 +79,12 @@ class CurrentGeneration:
             layer, known = adapter.layer(name, call.query.dtype), self.known.get(name)
             self.layers[name] = known if layer.same(known) else layer
             self.sizes[name] = adapter.grid(call.query.shape[1], tuple(self.shape[-2:]))
+        if self.step.rows and self.traces[0].generation.changed is None:
+            self._check_key(name, call.key[self.step.rows[0][1]].detach())
         return self.layers[name]
 
-    def check_key(self, name, call, row):
+    def _check_key(self, name, key):
         """RuntimeError where a layer has other keys of the same text than at first: maps are of one set of weights."""
-        key = call.key[row].detach()
         first = self.keys.setdefault(name, key.clone()).to(key)
         if first.shape != key.shape or (first - key).norm() > _ALIKE * first.norm():
             raise RuntimeError(

@@ -93,8 +93,8 @@ def record(
         For an unknown layer, step, branch, keep or dtype, an empty text or one beyond the encoder's window, a negative
         branch asked for without guidance, or calls of the denoiser whose batches have unknown parts.
     RuntimeError
-        If the pipeline is being recorded already, an attention's queries or keys cannot be seen, its weights change during
-        a generation, or, at the end of the block, nothing was recorded; the message says why.
+        If the pipeline is being recorded already, an attention's queries or keys cannot be seen, its weights change
+        during a generation, or, at the end of the block, nothing was recorded; the message says why.
 
     Warns
     -----
@@ -234,8 +234,6 @@ class Recorder:
             if not (first or (step.active and name in generation.chosen)) or not alike(call.context, step.text):
                 return
             layer = generation.meet(name, call, self.adapter)
-            if step.rows and generation.traces[0].generation.changed is None:
-                generation.check_key(name, call, step.rows[0][1])
             step.taken[name] = [
                 self._stores.take(trace, layer, call.query[row].detach())
                 for (_, row), trace in zip(step.rows if step.active else (), generation.traces, strict=step.active)
