@@ -76,9 +76,12 @@ def test_noise_is_drawn_anew_at_every_timestep(pipe, image):
 def test_all_forms_of_a_picture(pipe, image):
     bytes_ = (image * 255).round().astype(np.uint8)
     forms = [bytes_, bytes_ / np.float32(255), Image.fromarray(bytes_), Image.fromarray(bytes_).convert("RGBA")]
+    forms += [torch.from_numpy(bytes_), torch.from_numpy(bytes_ / np.float32(255)).requires_grad_()]
     maps = [al.daam(al.record_image(pipe, form, "a car", generator=al.seed(0)))["car"] for form in forms]
     for other in maps[1:]:
         np.testing.assert_allclose(other, maps[0], atol=1e-5 * maps[0].max())
+    rough = al.record_image(pipe, torch.from_numpy(image).bfloat16(), "a car", generator=al.seed(0))
+    np.testing.assert_allclose(al.daam(rough)["car"], maps[0], atol=0.1 * maps[0].max())
 
 
 def test_a_picture_is_read_from_its_file(pipe, tmp_path):

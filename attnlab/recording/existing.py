@@ -162,6 +162,8 @@ def _encode_prompts(pipe, prompts, size):
 
 def _as_pixels(image):
     """Return a float array (row, column, rgb) in 0..1."""
+    if isinstance(image, torch.Tensor):  # NumPy knows no bfloat16, and none of another device
+        image = image.detach().cpu().float() if image.is_floating_point() else image.cpu()
     array = read_rgb(image) if isinstance(image, str | Path | Image.Image) else np.asarray(image)
     if array.dtype == np.uint8:
         array = array / np.float32(255)

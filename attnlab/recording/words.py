@@ -75,7 +75,7 @@ def find(words: Sequence[Word], query: Query) -> tuple[int, ...]:
         if not found:
             raise IndexError(f"there is no word {query}: the text has {len(words)} words, {_list(words)}")
         return found[0]
-    text, which = query if isinstance(query, tuple) else (query, None)
+    text, which = query if isinstance(query, tuple) and len(query) == 2 else (query, None)
     every = matches(words, text)
     if not every:
         raise KeyError(f"{text!r} is not in the text; its words are {_list(words)}")
@@ -91,7 +91,7 @@ def matches(words: Sequence[Word], query: Query) -> list[tuple[int, ...]]:
     """Find the token positions of everything in the text that a query could mean, none to several."""
     if isinstance(query, Integral):
         return [words[query].tokens] if -len(words) <= query < len(words) else []
-    if isinstance(query, tuple):
+    if isinstance(query, tuple) and len(query) == 2 and isinstance(query[1], Integral):
         text, which = query
         return matches(words, text)[which : which + 1] if which >= 0 else []
     if not isinstance(query, str):
