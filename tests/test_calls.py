@@ -162,6 +162,13 @@ def test_a_call_that_does_not_hold_what_guidance_says(own):
         sag("a red car", num_inference_steps=1)
 
 
+def test_parts_of_other_words_than_the_prompts(own, generate):
+    """As LEDITS++, whose parts behind the negative one are concepts to edit; three would look like two images."""
+    own.enabled_editing_prompts = 3
+    with pytest.raises(TypeError, match=r"record\(pipe, parts="), al.record(own):
+        generate(pipe=own, steps=1)
+
+
 def test_a_panorama_is_refused_at_its_second_step(own):
     panorama, calls = another(StableDiffusionPanoramaPipeline, own), []
     handle = panorama.unet.register_forward_hook(lambda *call: calls.append(1))

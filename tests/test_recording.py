@@ -2,6 +2,7 @@
 
 import contextlib
 import weakref
+from functools import partial
 
 import accelerate
 import numpy as np
@@ -575,14 +576,15 @@ class TestRefusals:
             generate()
 
 
-def test_quantized_weights():
-    """A layer that keeps integers and works in the type of its input."""
+@pytest.mark.parametrize("kept", [partial(torch.nn.Parameter, requires_grad=False), torch.nn.Buffer])
+def test_quantized_weights(kept):
+    """A layer that keeps integers and works in the type of its input; torch's own has no parameters."""
 
     class Quantized(torch.nn.Module):
         def __init__(self, weight):
             super().__init__()
             self.in_features, self.scale = weight.shape[1], weight.abs().max() / 127
-            self.weight = torch.nn.Parameter((weight / self.scale).round().to(torch.int8), requires_grad=False)
+            self.weight = kept((weight / self.scale).round().to(torch.int8))
 
         def forward(self, x):
             return (x.float() @ (self.weight.float() * self.scale).T).to(x.dtype)

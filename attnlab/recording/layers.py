@@ -161,7 +161,7 @@ def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     if type(module) is nn.Linear and module.weight.device.type != "meta":
         bias = module.bias
         return module.weight.detach().to("cpu", copy=True), None if bias is None else bias.detach().to("cpu", copy=True)
-    parameter = next(module.parameters())
+    parameter = next(module.parameters(), torch.empty(0))  # torch's own quantized layers have none
     dtype = parameter.dtype if parameter.is_floating_point() else dtype
     device = torch.device("cpu" if parameter.device.type == "meta" else parameter.device)
     inputs = torch.eye(module.in_features, dtype=dtype, device=device)

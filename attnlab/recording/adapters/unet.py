@@ -47,7 +47,8 @@ class UNetAdapter(Adapter):
     def parts(self, call: DenoiserCall) -> tuple[str, ...]:
         """Name the parts of a batch by what the pipeline says of its guidance, and by its class."""
         guided = getattr(self.pipe, "do_classifier_free_guidance", None)
-        if guided is None or getattr(self.pipe, "do_perturbed_attention_guidance", False):
+        others = ("do_perturbed_attention_guidance", "enabled_editing_prompts")  # parts beside the usual ones
+        if guided is None or any(getattr(self.pipe, name, False) for name in others):
             raise TypeError(
                 f"{type(self.pipe).__name__} does not say how it guides, so its images cannot be told from what "
                 f"guides them; {SUPPORTED}; or name the parts of its batches: record(pipe, parts=...)"
