@@ -212,7 +212,7 @@ def _source(name: str | Path) -> Path | str:
         if folder.suffix != ".safetensors":
             raise ValueError(f"{folder} is no .safetensors file of Stable Diffusion, and no folder with a pipeline")
         return folder
-    if isinstance(name, str) and text.count("/") == 1 and text[0] not in "./~":  # looks like a hub id
+    if isinstance(name, str) and text.count("/") == 1 and text[0] not in "./~" and text[-1] != "/":  # a hub id?
         return text
     raise FileNotFoundError(
         f"no model {text!r}: neither bundled ({', '.join(sorted(known)) or 'none found'}), nor a folder or file, "

@@ -225,10 +225,14 @@ def test_several_notebooks_the_ones_after_a_failure_run_too(project, capsys):
     assert "deep/results/03/03_works.ipynb" in out
 
 
-def test_runs_that_cannot_be_written_are_refused(project, capsys):
+def test_runs_that_cannot_be_written_are_refused(project, capsys, monkeypatch):
     (project / "file").write_text("")
     status, _, err = run(capsys, "run", "04", "--runs", "file")
     assert status == 2 and "cannot write results to file" in err
+    (project / "old").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path("old"))  # as on a read-only disk
+    status, out, err = run(capsys, "run", "04", "--runs", "old")
+    assert status == 2 and "cannot write results to old: it is read-only; name another" in err and not out
 
 
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("elsewhere")], ids=["file", "link"])

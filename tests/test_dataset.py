@@ -1,5 +1,6 @@
 """Labeled data sets: recipes that are checked, labels by hand, files that repeat to the byte whatever happens."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -146,9 +147,15 @@ def test_the_card_shows_pairs(fires):
     np.testing.assert_array_equal(right[labels == 0], left[labels == 0])
 
 
-def test_a_finished_data_set_is_left_as_it_is(fires):
+def test_a_finished_data_set_is_left_as_it_is(fires, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in fires.folder.rglob("*")}
-    assert len(generate_dataset(FIRES, fires.folder)) == 10
+
+    def read_only(self, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))  # which has no such file, either
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", read_only)
+        assert len(generate_dataset(FIRES, fires.folder)) == 10
     assert {path: path.stat().st_mtime_ns for path in fires.folder.rglob("*")} == before
     with pytest.raises(ValueError, match=r"holds a run with other settings .*recipe\.yaml"):
         generate_dataset(replace(FIRES, seed=1), fires.folder)

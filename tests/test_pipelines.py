@@ -33,8 +33,9 @@ def test_wrong_names(tmp_path):
         al.load_pipeline("tinny")
     with pytest.raises(FileNotFoundError, match=r"model_index\.json is missing"):
         al.load_pipeline(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no model"):
-        al.load_pipeline(tmp_path / "nowhere")
+    for name in (tmp_path / "nowhere", "tiny/"):
+        with pytest.raises(FileNotFoundError, match="no model"):
+            al.load_pipeline(name)
 
 
 @pytest.fixture

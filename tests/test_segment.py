@@ -117,7 +117,7 @@ def test_scores_are_scikit_learns():
         rng.integers(0, 3, (5, 16, 16), dtype=np.uint8),
     )
     truth[:, :2] = 255
-    segmenter = Segmenter.new("abcd", seed=0)
+    segmenter = Segmenter.new(tuple("abcd"), seed=0)
     confusion = segmenter.evaluate(images, truth)
     valid, found = truth != 255, segmenter.segment(images)
     assert confusion.sum() == valid.sum() and confusion.shape == (5, 4, 4)
@@ -138,6 +138,8 @@ def test_pairs_have_to_fit():
     for options, message in [
         ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
         ({"batch": 2.5}, "batch=2.5"),
+        ({"batch": 1, "extra": (images, labels)}, "batch=1: give a whole number, 2 or more"),
+        ({"seed": -1}, "seed=-1: give a whole number, 0 or more"),
         ({"lr": 0}, "lr=0: give a number above 0"),
         ({"lr": np.nan}, "lr=nan"),
         ({"lr": "1e-3"}, "lr='1e-3': give a number above 0"),
@@ -204,17 +206,17 @@ def test_ways_of_mixing(monkeypatch):
     monkeypatch.setattr(learn, "as_input", lambda x: seen.append(x[:, 0, 0, 0] > 0) or whole(x))
     options = {"extra": (white, labels), "steps": 4, "batch": 8, "progress": False}
     for mix in learn.MIXES:
-        train_segmenter(black[:10], labels[:10], "ab", mix=mix, **options)
+        train_segmenter(black[:10], labels[:10], tuple("ab"), mix=mix, **options)
     half, pool, pretrain = (np.stack(seen[i : i + 4]) for i in (0, 4, 8))
     assert (half.sum(1) == 4).all()
     assert 0.5 < pool.mean() < 0.95  # three of four pairs are white
     assert pretrain[:2].all() and not pretrain[2:].any()
     with pytest.raises(ValueError, match="mix='third': choose one of half, pool, pretrain"):
-        train_segmenter(black, labels, "ab", mix="third")
+        train_segmenter(black, labels, tuple("ab"), mix="third")
     with pytest.raises(ValueError, match="architecture='forest': choose one of segformer, unet"):
-        train_segmenter(black, labels, "ab", architecture="forest")
+        train_segmenter(black, labels, tuple("ab"), architecture="forest")
     with pytest.raises(ValueError, match="no augmentation 'blur'; there are flip, rotate90, crop"):
-        train_segmenter(black, labels, "ab", augmentations=["flip", "blur"])
+        train_segmenter(black, labels, tuple("ab"), augmentations=["flip", "blur"])
 
 
 def test_augmentations_are_applied_in_order(monkeypatch):

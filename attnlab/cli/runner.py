@@ -2,11 +2,13 @@
 
 import ast
 import difflib
+import errno
 import hashlib
 import itertools
 import json
 import logging
 import math
+import os
 import shlex
 import shutil
 import warnings
@@ -136,6 +138,8 @@ def result_folders(path: Path, values: dict[str, object], runs: Path) -> tuple[P
             raise ValueError(f"{folder} is a link or a file, and a folder goes there: move it, or use --runs FOLDER")
     try:
         runs.mkdir(parents=True, exist_ok=True)
+        if not os.access(runs, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
     except OSError as error:
         raise ValueError(f"cannot write results to {runs}: {error.strerror}; name another: --runs FOLDER") from None
     return work, runs / number

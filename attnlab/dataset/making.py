@@ -76,7 +76,8 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
                     _make(recipe, out, workers, client)
     finally:
         _forget()
-    (out / _LOCK).unlink(missing_ok=True)
+    if (out / _LOCK).exists():  # a finished data set may be where nobody can write
+        (out / _LOCK).unlink(missing_ok=True)
     return Dataset(out)
 
 

@@ -85,6 +85,8 @@ def checked(images: np.ndarray, labels: np.ndarray, num_classes: int) -> Pairs:
 
 def check_classes(classes: Sequence[str]) -> None:
     """Raise ValueError if there are no names of classes, too many for labels below 255, or one of them twice."""
+    if isinstance(classes, str):  # ("road") is one: its letters would be the classes
+        raise ValueError(f"classes={classes!r} is one text: give a tuple of names, such as ({classes!r},)")
     if not 0 < len(classes) <= IGNORE or len({*classes}) < len(classes) or not all(isinstance(c, str) for c in classes):
         raise ValueError(f"classes are 1 to {IGNORE} different names, not {len(classes)}: {list(classes)[:5]}")
 
@@ -120,7 +122,10 @@ class PairFolder(Sequence):
         _labels_of(layout)  # says what is wrong with it before anything is read
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no folder {self.folder}")
-        images = sorted(path for path in self.folder.glob(layout.images) if path.is_file())
+        try:
+            images = sorted(path for path in self.folder.glob(layout.images) if path.is_file())
+        except (NotImplementedError, ValueError) as error:  # of an absolute or empty pattern
+            raise ValueError(f"images={layout.images!r} is no pattern below {folder}: {error}") from error
         if not images:
             raise FileNotFoundError(f"{self.folder} has no {layout.images}: name the folder above, or another layout")
         above = [Path(relpath(path.parent.parent, self.folder)).as_posix() for path in images]

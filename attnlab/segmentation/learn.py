@@ -68,6 +68,9 @@ def train_segmenter(
     if mix not in MIXES:
         raise ValueError(f"mix={mix!r}: choose one of {', '.join(MIXES)}")
     check_counts(steps=steps, batch=batch)
+    check_counts(0, seed=seed)
+    if mix == "half" and extra is not None:
+        check_counts(2, batch=batch)  # of pairs from each source
     if not isinstance(lr, Real) or not 0 < lr < math.inf:
         raise ValueError(f"lr={lr!r}: give a number above 0")
     segmenter, rng = Segmenter.new(classes, architecture, seed), np.random.default_rng(seed)
