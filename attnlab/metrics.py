@@ -230,6 +230,7 @@ def mean_over_classes(
     _check_bootstrap(level, resamples)
     filled, rng = np.where(present, values, 0), np.random.default_rng(seed)
     drawn = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)  # how often each image
+    drawn = drawn[(drawn @ present).any(axis=1)]  # without draws of images alone that show no class
     counts = drawn @ present
     means = np.divide(drawn @ filled, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
     low, high = np.quantile(np.nanmean(means, axis=1), [(1 - level) / 2, (1 + level) / 2])

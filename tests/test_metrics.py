@@ -217,6 +217,7 @@ def test_mean_over_classes_weighs_classes_alike():
     alone = metrics.bootstrap_interval(values[:, 0])
     assert high - low == pytest.approx((alone[1] - alone[0]) / 2, rel=0.15)
     assert metrics.mean_over_classes(values) == (mean, low, high)
+    assert metrics.mean_over_classes([[np.nan], [0.5], [0.5]]) == (0.5, 0.5, 0.5)  # the first may be drawn alone
     for wrong in ([0.5], np.full((3, 2), np.nan), [[np.inf]]):
         with pytest.raises(ValueError, match=r"values must be \(image, class\)"):
             metrics.mean_over_classes(wrong)
