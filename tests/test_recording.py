@@ -378,6 +378,7 @@ def test_sums_of_a_prompt_that_changes(pipe, scheduled, keep):
         scheduled()
     with pytest.raises(ValueError, match="the prompt changes at step 2"):
         al.daam(recording)
+    assert None not in recording.trace.streamed, "sums of maps of several texts are no sum"
     np.testing.assert_allclose(al.ovam(recording, "a tree").values, al.ovam(queries, "a tree").values, atol=1e-5)
     if keep == "sum":
         found, expected = (al.linear_daam(one)["tree"] for one in (recording, queries))
