@@ -220,7 +220,10 @@ def _resume(folder, modules, optimizer, scheduler) -> int:
         compared.unlink(missing_ok=True)
         return 0
     metadata = load_checkpoint(path, modules, optimizer)
-    scheduler.load_state_dict(metadata["rate"])
+    wanted, rate = scheduler.base_lrs, metadata["rate"]
+    scheduler.load_state_dict(rate | {"base_lrs": wanted})  # the rate may have been lowered since
+    for group, new, old in zip(optimizer.param_groups, wanted, rate["base_lrs"], strict=True):
+        group["lr"] *= new / old
     _cut(curve, metadata["step"] - 1)
     _cut(compared, metadata["step"])
     return metadata["step"]

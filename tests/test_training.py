@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,12 @@ def test_resumed_training_is_the_same_training(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     losses = np.loadtxt(tmp_path / "whole/curve.csv", delimiter=",", skiprows=1)[:, 1]
     assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
+
+
+def test_a_rate_that_was_lowered_counts_from_the_next_step_on(tmp_path):
+    first = fit_line(tmp_path, schedule=replace(SCHEDULE, steps=10, ema=0)).weight.item()
+    slowly = fit_line(tmp_path, schedule=replace(SCHEDULE, steps=12, ema=0, lr=1e-6)).weight.item()
+    assert 0 < abs(slowly - first) < 4e-6  # a step of Adam is about as long as its rate
 
 
 def fit_blur(folder, stop_at=None, check=None):
