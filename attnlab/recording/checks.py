@@ -1,7 +1,6 @@
 """Check what a generation is asked for, before it starts."""
 
 import copy
-import math
 from collections.abc import Sequence
 
 from .adapters import adapter_of
@@ -47,8 +46,8 @@ def check_generation(
     """
     own = adapter_of(pipe).module.config.sample_size * pipe.vae_scale_factor
     problems = [*_wrong_words(pipe, prompt, words), *_wrong_steps(pipe.scheduler, steps)]
-    if not (type(guidance) in (int, float) and 0 <= guidance < math.inf):
-        problems.append(f"guidance is {guidance!r}: a number from 0 on; 1 turns guidance off")
+    if not (type(guidance) in (int, float) and 0 <= guidance <= 1000):
+        problems.append(f"guidance is {guidance!r}: a number from 0 to 1000; 1 turns guidance off")
     if not (_is_whole(seed, 0) and seed < 2**63):
         problems.append(f"seed is {seed!r}: a whole number from 0 to 2**63 - 1")
     if not (_is_whole(size, 0) and size % 8 == 0 and size <= LARGEST * own):
