@@ -18,7 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["BUNDLED", "DTYPES", "best_device", "bundled", "load_parts", "load_pipeline", "seed"]
+__all__ = ["BUNDLED", "DTYPES", "as_device", "best_device", "bundled", "load_parts", "load_pipeline", "seed"]
 
 BUNDLED = Path(__file__).parent / "models"
 DTYPES = ("float32", "float16", "bfloat16")  # of weights, by name
@@ -71,7 +71,7 @@ def load_pipeline(
         raise ValueError(f"dtype={named} and torch_dtype={dtype}: give one of them")
     if options.pop("use_safetensors", None) is False:
         raise ValueError("use_safetensors=False: weights are read from safetensors alone, as pickles can run any code")
-    device = _device(device or best_device())
+    device = as_device(device or best_device())
     dtype = _dtype(dtype) or (torch.float32 if device.type == "cpu" else torch.float16)
     source = _source(name)
     # a download takes long and shows its progress, a folder does not
@@ -89,8 +89,14 @@ def load_pipeline(
     return pipe.to(device)
 
 
-def _device(device) -> torch.device:
-    """Return a device that works here; ValueError for another."""
+def as_device(device: str | torch.device) -> torch.device:
+    """Return a device by its name; ValueError where it does not work here.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        "cpu", "cuda", "cuda:1", "mps", ...
+    """
     try:
         torch.empty(0, device=device)
         return torch.device(device)

@@ -5,8 +5,9 @@ import re
 import pytest
 from conftest import PROMPT
 from diffusers import LCMScheduler
+from test_recording import clone
 
-from attnlab.recording.checks import check_generation
+from attnlab.recording.checks import check_generation, own_size
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,14 @@ def test_the_scheduler_itself_says_how_many_steps_it_makes(pipe, monkeypatch):
 def test_a_pipeline_that_cannot_be_recorded_is_refused():
     with pytest.raises(TypeError, match="cannot be recorded"):
         check_generation(object(), PROMPT)
+
+
+@pytest.mark.parametrize(("known", "own"), [(16, 64), ((16, 24), 96), (None, 512)])
+def test_the_models_own_size_in_every_form(pipe, known, own):
+    """One number, height and width, or nothing, as in some of SDXL's configurations: then it is SDXL's 128."""
+    other = clone(pipe)
+    other.unet.register_to_config(sample_size=known)
+    assert own_size(other) == own
+    check_generation(other, PROMPT, size=4 * own)
+    with pytest.raises(ValueError, match=f"up to {4 * own}, or 0 for the model's own, {own}"):
+        check_generation(other, PROMPT, size=4 * own + 8)

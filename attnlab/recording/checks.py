@@ -4,10 +4,11 @@ import copy
 from collections.abc import Sequence
 
 from .adapters import adapter_of
+from .layers import as_list
 from .texts import TextEncoder
 from .words import Query, find
 
-__all__ = ["LARGEST", "check_generation"]
+__all__ = ["LARGEST", "check_generation", "own_size"]
 
 LARGEST = 4  # times the side of the images that a model was trained on: attention takes the fourth power in memory
 
@@ -44,7 +45,7 @@ def check_generation(
     TypeError
         For a pipeline that cannot be recorded.
     """
-    own = adapter_of(pipe).module.config.sample_size * pipe.vae_scale_factor
+    own = own_size(pipe)
     problems = [*_wrong_words(pipe, prompt, words), *_wrong_steps(pipe.scheduler, steps)]
     if not (type(guidance) in (int, float) and 0 <= guidance <= 1000):
         problems.append(f"guidance is {guidance!r}: a number from 0 to 1000; 1 turns guidance off")
@@ -54,6 +55,18 @@ def check_generation(
         problems.append(f"size is {size!r}: a multiple of 8 up to {LARGEST * own}, or 0 for the model's own, {own}")
     if problems:
         raise ValueError("this cannot be generated:" + "".join(f"\n- {problem}" for problem in problems))
+
+
+def own_size(pipe) -> int:
+    """Return the side in pixels, the longer one, of the images that a pipeline's denoiser was trained on.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        As for `record`.
+    """
+    known = adapter_of(pipe).module.config.sample_size or 128  # that of SDXL, which may not say it
+    return max(as_list(known)) * pipe.vae_scale_factor
 
 
 def _wrong_words(pipe, prompt, words):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..storage import read_rgb
-from .checks import LARGEST
+from .checks import LARGEST, own_size
 from .layers import Layers, as_list
 from .recorder import Recorder
 from .recording import Recording
@@ -126,7 +126,7 @@ def _check_denoiser(pipe):
 def _check_size(pipe, size):
     """ValueError for (height, width) that a model cannot take, or would take minutes for."""
     least = pipe.vae_scale_factor
-    own = max(as_list(pipe.unet.config.sample_size or 128)) * least  # 128 is that of SDXL
+    own = own_size(pipe)
     height, width = size
     if min(size) < least or max(size) > LARGEST * own:
         fitting = tuple(max(1, round(x * own / max(size) / least)) * least for x in (width, height))

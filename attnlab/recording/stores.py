@@ -11,6 +11,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from ..pipelines import as_device
 from .adapters import Adapter, AttentionCall
 from .layers import Layer, alike, as_list, attention, check_choice, exact, split_heads
 from .texts import Text, TextEncoder
@@ -166,11 +167,7 @@ class Stores:
     def __init__(self, encoder: TextEncoder | None, keep, texts, self_attention, dtype, device):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
-        try:
-            device = torch.device(device)
-            torch.empty(0, device=device)
-        except (RuntimeError, TypeError, AssertionError):
-            raise ValueError(f"device={device!r}: give 'cpu', 'cuda' or another device that torch has here") from None
+        device = as_device(device)
         if keep is not None:
             check_choice("keep", keep, KEEP)
         texts, heights = as_list(texts), as_list(self_attention)
