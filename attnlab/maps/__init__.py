@@ -1,7 +1,10 @@
-"""Maps of words from a recording: by softmax (`daam`, `ovam`) or linear in the text embedding (`linear_daam`)."""
+"""Maps of words: by softmax (`daam`, `ovam`), by what they add (`contributions`), linear (`linear_daam`)."""
 
+from .contributions import contributions
 from .heatmaps import HeatMaps, minmax, std, upscale
 from .linear import LinearMap, linear_daam
 from .softmax import daam, ovam, propagate
 
-__all__ = ["HeatMaps", "LinearMap", "daam", "linear_daam", "minmax", "ovam", "propagate", "std", "upscale"]
+__all__ = [
+    "HeatMaps", "LinearMap", "contributions", "daam", "linear_daam", "minmax", "ovam", "propagate", "std", "upscale",
+]  # fmt: skip

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 
 from ..recording import Recording, words
-from ..recording.layers import Layers, attention, choose_heads, exact
+from ..recording.layers import Layers, attention, choose_heads, contributed, exact
 from ..recording.trace import Trace
 from ..tokens import Token
 from .heatmaps import MODES, HeatMaps, as_size, resize
 
-__all__ = ["MAX_POWER", "daam", "ovam", "propagate"]
+__all__ = ["MAX_POWER", "choose_text", "daam", "heat_maps", "ovam", "prompt_text", "propagate"]
 
 MAX_POWER = 1000  # times that maps are propagated, by then as flat as they get
 _NOT_STREAMED = ""  # key for texts whose maps were not accumulated while recording
@@ -58,15 +58,7 @@ def daam(
         Several images, a prompt that was given as embeddings or changed on the way, an unknown layer, step, head,
         `per` or `mode`.
     """
-    trace, prompt_words = recording.trace, recording.words
-    changed = trace.generation.changed
-    if changed is not None and not (trace.queries and max(recording.choose_steps(steps)) < changed):
-        raise ValueError(
-            f"the prompt changes at step {changed}, and DAAM is of one text: give steps= before it, or ask by "
-            "ovam(recording, text)"
-        )
-    text = _Text(trace.text, trace.attention_mask, list(range(trace.length)), prompt_words, streamed=None)
-    return _heat_maps(recording, text, layers, steps, heads, per, mode)
+    return heat_maps(recording, prompt_text(recording, steps), layers, steps, heads, per, mode)
 
 
 def ovam(
@@ -109,17 +101,8 @@ def ovam(
     ValueError
         As `daam`; an empty or too long text, no {} in `context`, embeddings of another width, padded without special.
     """
-    if padded and not special:
-        raise ValueError("padding stands behind the end token: padded=True needs special=True")
-    if isinstance(text, str):
-        chosen = _of_text(recording, text, context, padded, special)
-    elif padded or context != "{}" or not special:
-        raise ValueError("padded, context and special are about text: embeddings and tokens are all that takes part")
-    elif isinstance(text, Token) or not hasattr(text, "shape"):
-        chosen = _of_tokens(recording, text)
-    else:
-        chosen = _of_embedding(recording, torch.as_tensor(text))
-    return _heat_maps(recording, chosen, layers, steps, heads, per, mode, special)
+    chosen = choose_text(recording, text, context, padded, special)
+    return heat_maps(recording, chosen, layers, steps, heads, per, mode, special)
 
 
 class _Text(NamedTuple):
@@ -130,6 +113,31 @@ class _Text(NamedTuple):
     tokens: list[int]  # those whose maps are returned
     words: list[words.Word]  # with positions on the axis of these tokens
     streamed: str | None  # key of its maps where they were accumulated while recording; None for the prompt
+
+
+def prompt_text(recording: Recording, steps: int | Collection[int] | None) -> _Text:
+    """Return the prompt as the model saw it in some steps; ValueError where it is unknown, or changes among them."""
+    trace, prompt_words = recording.trace, recording.words
+    changed = trace.generation.changed
+    if changed is not None and not (trace.queries and max(recording.choose_steps(steps)) < changed):
+        raise ValueError(
+            f"the prompt changes at step {changed}, and its maps are of one text: give steps= before it, or ask by "
+            "ovam(recording, text)"
+        )
+    return _Text(trace.text, trace.attention_mask, list(range(trace.length)), prompt_words, streamed=None)
+
+
+def choose_text(recording: Recording, text, context: str, padded: bool, special: bool) -> _Text:
+    """Return what the queries meet in place of the prompt; arguments and errors are those of `ovam`."""
+    if padded and not special:
+        raise ValueError("padding stands behind the end token: padded=True needs special=True")
+    if isinstance(text, str):
+        return _of_text(recording, text, context, padded, special)
+    if padded or context != "{}" or not special:
+        raise ValueError("padded, context and special are about text: embeddings and tokens are all that takes part")
+    if isinstance(text, Token) or not hasattr(text, "shape"):
+        return _of_tokens(recording, text)
+    return _of_embedding(recording, torch.as_tensor(text))
 
 
 def _of_text(recording, text, context, padded, special) -> _Text:
@@ -186,12 +194,19 @@ def _of_tokens(recording, tokens) -> _Text:
 
 
 @exact()
-def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=True):
-    """Return the heat maps of a text: the mean over everything but tokens and what `per` names."""
+def heat_maps(
+    recording: Recording, text: _Text, layers, steps, heads, per, mode, special: bool = True, kind: str | None = None
+) -> HeatMaps | dict[object, HeatMaps]:
+    """Return the heat maps of a text: the mean over everything but tokens and what `per` names.
+
+    Of attention, or of contributions of some `kind`, which are summed over heads. Errors are those of `daam`.
+    """
     trace = recording.trace
-    if not trace.queries and text.streamed not in trace.streamed:
-        kept = ["its prompt (daam)" if name is None else repr(name) for name in trace.streamed]
-        kept = f"maps of {', '.join(kept)} alone" if kept else "the sum of its queries alone, for linear_daam"
+    known = trace.streamed if trace.contributed == (kind is not None) else {}
+    if not trace.queries and text.streamed not in known:
+        what, prompt = ("contributions", "prompt") if trace.contributed else ("maps", "prompt (daam)")
+        kept = [f"its {prompt}" if name is None else repr(name) for name in trace.streamed]
+        kept = f"{what} of {', '.join(kept)} alone" if kept else "the sum of its queries alone, for linear_daam"
         raise ValueError(f"this recording kept {kept}: record with keep='queries' for maps of any text, padded or not")
     if per not in (None, "step", "layer", "head") or mode not in MODES:
         raise ValueError(f"per={per!r}, mode={mode!r}: per is 'step', 'layer' or 'head', mode one of {MODES}")
@@ -201,13 +216,13 @@ def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=
     largest = max((trace.sizes[name] for name in names), key=math.prod)
 
     def of_layer(name, steps, summed=False):
-        """Return the chosen heads' numbers, and their maps (head, token, row, column); `summed` may add them up."""
-        probabilities = _mean_probabilities(trace, name, steps, text)
-        numbers = choose_heads(heads, len(probabilities), name)
-        probabilities = probabilities[numbers]
+        """Return groups of chosen heads, and their maps (group, token, row, column); `summed` may add them up."""
+        numbers = choose_heads(heads, trace.layers[name].heads, name)
+        groups = [numbers] if kind and per != "head" else [[head] for head in numbers]
+        values = _mean_over_steps(trace, name, steps, text, kind, groups)
         if summed and mode == "bilinear":  # resizing is linear, so once is enough; bicubic maps are clamped each
-            probabilities = probabilities.sum(0, keepdim=True)
-        return numbers, resize(probabilities.unflatten(-1, trace.sizes[name]), largest, mode)
+            values = values.sum(0, keepdim=True)
+        return groups, resize(values.unflatten(-1, trace.sizes[name]), largest, mode, clamp=kind is None)
 
     def checked(values):
         if not values.isfinite().all():
@@ -217,8 +232,8 @@ def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=
     def mean(names, steps):
         total, count = 0, 0
         for name in names:
-            numbers, maps = of_layer(name, steps, summed=True)
-            total, count = total + maps.sum(0), count + len(numbers)
+            groups, maps = of_layer(name, steps, summed=True)
+            total, count = total + maps.sum(0), count + len(groups)
         return checked(total / count)
 
     if per is None:
@@ -228,15 +243,19 @@ def _heat_maps(recording, text: _Text, layers, steps, heads, per, mode, special=
     if per == "layer":
         return {name: mean([name], steps) for name in names}
     by_layer = ((name, zip(*of_layer(name, steps), strict=True)) for name in names)
-    return {(name, head): checked(values) for name, found in by_layer for head, values in found}
+    return {(name, head): checked(values) for name, found in by_layer for (head,), values in found}
 
 
-def _mean_probabilities(trace: Trace, name: str, steps, text: _Text) -> torch.Tensor:
-    """Return the attention probabilities of a layer, mean over steps: float32 (head, token, pixel), row-major."""
+def _mean_over_steps(trace: Trace, name: str, steps, text: _Text, kind: str | None, groups) -> torch.Tensor:
+    """Return a layer's maps for groups of heads, mean over steps: float32 (group, token, pixel), row-major.
+
+    Groups are of one head each where the maps are attention (`kind` None).
+    """
     if not trace.queries:
-        return trace.streamed[text.streamed][name].cpu() / len(trace.steps)
+        return _of_sum(trace.streamed[text.streamed][name].cpu(), kind, groups) / len(trace.steps)
     layer, recorded = trace.layers[name], trace.queries[name]
     keys = layer.keys(text.embedding) * layer.scale  # (head, token, width)
+    outputs = layer.outputs(text.embedding) if kind else None
     index = [trace.steps.index(step) for step in steps]
     scores, channels = len(keys) * keys.shape[1], len(layer.weight)  # per pixel and step
     group = max(1, _SCORES_AT_ONCE // (max(scores, channels) * math.prod(trace.sizes[name])))
@@ -244,10 +263,22 @@ def _mean_probabilities(trace: Trace, name: str, steps, text: _Text) -> torch.Te
     for i in range(0, len(index), group):
         queries = [recorded[k] for k in index[i : i + group]]
         queries = torch.stack(queries) if len(queries) > 1 else queries[0][None]  # one step needs no copy
-        probabilities = attention(layer.queries(queries.cpu()), keys, text.attention_mask)  # (step, head, token, pixel)
-        summed = probabilities.sum(0) if len(probabilities) > 1 else probabilities[0]
+        found = attention(layer.queries(queries.cpu()), keys, text.attention_mask)  # (step, head, token, pixel)
+        if kind:
+            found = contributed(found, outputs, kind, groups)
+        summed = found.sum(0) if len(found) > 1 else found[0]
         total = summed if total is None else total.add_(summed)
-    return total[:, text.tokens] / len(index)
+    chosen = total if kind else total[[head for (head,) in groups]]
+    return chosen[:, text.tokens] / len(index)
+
+
+def _of_sum(total, kind, groups):
+    """Choose groups of heads of what a store summed up, (head, token, pixel); contributions have the norm behind."""
+    if kind != "norm":
+        return torch.stack([total[heads].sum(0) for heads in groups])
+    if groups != [list(range(len(total) - 1))]:
+        raise ValueError("this recording kept norms of all heads together: record with keep='queries' to choose heads")
+    return total[-1:]
 
 
 @exact()

@@ -73,10 +73,10 @@ class CurrentGeneration:
         """Hold on to nothing of the generation but its layers and how many calls it had."""
         self.schedule, self.text, self.step, self.traces, self.keys = None, None, None, [], {}
 
-    def meet(self, name, call, adapter) -> Layer:
+    def meet(self, name, call, adapter, values: bool) -> Layer:
         """Return a layer, which is copied when it is first met: only inside its forward does a LoRA have its scale."""
         if name not in self.layers:
-            layer, known = adapter.layer(name, call.query.dtype), self.known.get(name)
+            layer, known = adapter.layer(name, call.query.dtype, values), self.known.get(name)
             self.layers[name] = known if layer.same(known) else layer
             self.sizes[name] = adapter.grid(call.query.shape[1], tuple(self.shape[-2:]))
         if self.step.rows and self.traces[0].generation.changed is None:

@@ -50,9 +50,7 @@ def _pack_layer(name, layer, tensors, keys):
     if layer.norm_q is not None or layer.norm_k is not None:
         raise ValueError(f"{name} normalizes its queries or keys: a recording of this model cannot be saved")
     number = keys.setdefault(id(layer), len(keys))
-    tensors[f"keys.{number}.weight"] = layer.weight
-    if layer.bias is not None:
-        tensors[f"keys.{number}.bias"] = layer.bias
+    tensors |= {f"keys.{number}.{part}": weights for part, weights in layer.weights.items()}
     return {"keys": number, "heads": layer.heads, "scale": layer.scale}
 
 
@@ -69,8 +67,9 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
     for name, layer in entry["layers"].items():
         number = layer["keys"]
         if number not in keys:
-            weight, bias = (optional(f"keys.{number}.{part}") for part in ("weight", "bias"))
-            keys[number] = Layer(name, layer["heads"], layer["scale"], weight, bias, None, None)
+            parts = ("weight", "bias", "value", "value_bias", "out")
+            weights = {part: optional(f"keys.{number}.{part}") for part in parts}
+            keys[number] = Layer(name, layer["heads"], layer["scale"], norm_q=None, norm_k=None, **weights)
     streamed = {
         text: {name: file.read(tensor) for name, tensor in tensors_of(f"maps.{i}").items()}
         for i, text in enumerate(entry["streamed"])
@@ -116,15 +115,20 @@ def _check(trace: Trace) -> None:
         "words": all(isinstance(w.text, str) and w.tokens and set(w.tokens) <= set(range(tokens)) for w in words),
         "attention mask": trace.attention_mask is None or trace.attention_mask.shape == (tokens,),
         "layers": set(trace.sizes) <= set(layers)
-        and all(
-            x.weight.shape == (channels[name], width) and channels[name] % x.heads == 0 for name, x in layers.items()
-        )
-        and all(x.bias is None or x.bias.shape == (channels[name],) for name, x in layers.items())
+        and all(_weights_fit(x, width) for x in layers.values())
         and all(type(x.scale) is float and math.isfinite(x.scale) for x in layers.values()),
         "queries": all(q.shape == [len(trace.steps), pixels[n], channels[n]] for n, q in trace.queries.items()),
         "sums": all(x.shape == (pixels[name], channels[name]) for name, x in trace.sums.items()),
-        "maps": all(x[:, 0].shape == (layers[name].heads, pixels[name]) for name, x in maps),
+        "maps": all(x[:, 0].shape == (layers[name].heads + trace.contributed, pixels[name]) for name, x in maps),
         "self-attention": all(x.total.shape == (n, n) for n, x in sums),
     }
     if wrong := [name for name, right in fits.items() if not right]:
         raise ValueError(f"its {', '.join(wrong)} do not fit the rest")
+
+
+def _weights_fit(layer, width):
+    """Whether a layer's weights fit one another and texts of some width; in a U-Net it gives what it takes, in size."""
+    channels = len(layer.weight)
+    shapes = dict.fromkeys(("weight", "value"), (channels, width)) | dict.fromkeys(("bias", "value_bias"), (channels,))
+    shapes["out"] = (channels, channels)
+    return channels % layer.heads == 0 and all(x.shape == shapes[part] for part, x in layer.weights.items())

@@ -1,6 +1,6 @@
-"""The layers of a denoiser: which are chosen, and what turns a layer's queries and a text into scores.
+"""The layers of a denoiser: which are chosen, what scores a layer gives a text, and what each token adds to a pixel.
 
-Axes: head, pixel (row-major), token, width (channels of one head, or of the text).
+Axes: head, pixel (row-major), token, width (channels of one head, or of the text), channel (of the layer's output).
 """
 
 import copy
@@ -13,17 +13,19 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 __all__ = [
-    "Layer", "Layers", "alike", "as_list", "attention", "check_choice", "choose_heads", "choose_layers", "exact",
-    "split_heads",
+    "KINDS", "Layer", "Layers", "alike", "as_list", "attention", "check_choice", "choose_heads", "choose_layers",
+    "contributed", "exact", "split_heads",
 ]  # fmt: skip
 
 Layers = str | int | Collection[str | int] | None
 """Layers by name, beginning of a name ("up_blocks.1") or map height (16), one or several; None for the usual ones."""
 
+KINDS = ("projection", "norm")  # how what a token adds to a pixel is measured, see `contributions`
+
 
 @dataclass(frozen=True)
 class Layer:
-    """What turns one layer's queries and a text into scores: copies of its key weights, and how it uses them."""
+    """What one layer makes of queries and a text: copies of its weights, and how it uses them."""
 
     name: str  # the denoiser's own dotted name
     heads: int
@@ -32,27 +34,36 @@ class Layer:
     bias: torch.Tensor | None  # (head x width,)
     norm_q: nn.Module | None
     norm_k: nn.Module | None
+    # for contributions; None where they were not kept
+    value: torch.Tensor | None = None  # (head x width, text width)
+    value_bias: torch.Tensor | None = None  # (head x width,), None also where the model has none
+    out: torch.Tensor | None = None  # (channel, head x width)
 
     @classmethod
-    def of(cls, name: str, attention: Attention, dtype: torch.dtype = torch.float32) -> "Layer":
-        """Copy the keys' half of a diffusers attention; `dtype` is that of its queries."""
+    def of(cls, name: str, attention: Attention, dtype: torch.dtype = torch.float32, values: bool = False) -> "Layer":
+        """Copy the keys' half of a diffusers attention, and the `values`; `dtype` is that of its queries."""
         weight, bias = _linear_map(attention.to_k, dtype)
         norms = copy.deepcopy((attention.norm_q, attention.norm_k))
-        return cls(name, attention.heads, attention.scale, weight, bias, *norms)
+        added = (*_linear_map(attention.to_v, dtype), _linear_map(attention.to_out[0], dtype)[0]) if values else ()
+        return cls(name, attention.heads, attention.scale, weight, bias, *norms, *added)
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The tensors that are there, by the names of their attributes."""
+        found = {name: getattr(self, name) for name in ("weight", "bias", "value", "value_bias", "out")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the key weights."""
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        """Bytes of the weights."""
+        return sum(tensor.nbytes for tensor in self.weights.values())
 
     def same(self, other: "Layer | None") -> bool:
-        """Return whether both layers give the same keys."""
+        """Return whether both layers have the same weights; False where a module normalizes keys."""
         if other is None or self.norm_k is not None:
             return False
-        biases = (self.bias is None, other.bias is None)
-        return torch.equal(self.weight, other.weight) and (
-            all(biases) or (not any(biases) and torch.equal(self.bias, other.bias))
-        )
+        own, others = self.weights, other.weights
+        return own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
 
     def queries(self, recorded: torch.Tensor) -> torch.Tensor:
         """Split recorded queries (..., pixel, head x width) into float32 (..., head, pixel, width), normalized."""
@@ -60,8 +71,21 @@ class Layer:
 
     def keys(self, text: torch.Tensor) -> torch.Tensor:
         """Project a text (token, text width) to float32 keys (head, token, width)."""
-        bias = None if self.bias is None else self.bias.float()
-        return split_heads(nn.functional.linear(text.float(), self.weight.float(), bias), self.heads, self.norm_k)
+        return split_heads(_product(text, self.weight, self.bias), self.heads, self.norm_k)
+
+    def outputs(self, text: torch.Tensor) -> torch.Tensor:
+        """Compute what each token of a text (token, text width) adds to a pixel whose attention is all on it.
+
+        float32 (head, token, channel): the token's value, through the layer's output weights. Times the attention, and
+        summed over heads and tokens, it is the layer's output without its bias.
+        """
+        if self.value is None or self.out is None:
+            raise ValueError(
+                f"this recording has no values of {self.name}, which contributions need: record again with "
+                "keep='queries' or keep='contributions'; files of earlier versions have none"
+            )
+        values = split_heads(_product(text, self.value, self.value_bias), self.heads, None)
+        return values @ self.out.float().T.unflatten(0, (self.heads, -1))
 
 
 @contextmanager
@@ -105,6 +129,31 @@ def attention(queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.T
     if attention_mask is not None:
         scores.masked_fill_(~attention_mask[:, None], -torch.inf)
     return scores.softmax(-2)
+
+
+def contributed(
+    probabilities: torch.Tensor, outputs: torch.Tensor, kind: str, groups: Collection[list[int]]
+) -> torch.Tensor:
+    """Measure what each token adds to each pixel through groups of heads: float32 (..., group, token, pixel).
+
+    Of `probabilities` (..., head, token, pixel) and a layer's `outputs` (head, token, channel); `kind` is one of KINDS,
+    see `contributions`. Divided by the length of what the whole layer adds, mean over pixels.
+    """
+    total = outputs.flatten(0, 1).T @ probabilities.flatten(-3, -2)  # (..., channel, pixel)
+    length = total.norm(dim=-2, keepdim=True).clamp_min_(torch.finfo(total.dtype).tiny)
+    if kind == "norm":
+        found = [_norms(probabilities[..., heads, :, :], outputs[heads]) for heads in groups]
+    else:
+        along = (outputs.flatten(0, 1) @ (total / length)).view_as(probabilities) * probabilities
+        found = [along[..., heads, :, :].sum(-3) for heads in groups]
+    return torch.stack(found, -3) / length.mean(-1, keepdim=True).unsqueeze(-3)
+
+
+def _norms(probabilities, outputs):
+    """Length of the sum over heads of probability times output, (..., token, pixel), by products of heads' outputs."""
+    outputs, weights = outputs.transpose(0, 1), probabilities.transpose(-3, -2)  # tokens first
+    squares = (outputs @ outputs.mT @ weights * weights).sum(-2)
+    return squares.clamp_min_(0).sqrt_()  # rounding may leave a square below 0
 
 
 def as_list(choice) -> list:
@@ -151,6 +200,10 @@ def choose_heads(heads: int | Collection[int] | None, count: int, name: str) -> 
     if unknown or not chosen:
         raise ValueError(f"heads={unknown or []} cannot be chosen: {name} has {count}, numbered from 0")
     return chosen
+
+
+def _product(x, weight, bias):
+    return nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
 def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:

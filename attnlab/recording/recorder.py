@@ -65,12 +65,13 @@ def record(
         Names of the equal parts of a batch in their order, ("negative", "conditional") or ("conditional",), where
         something else than `pipe` itself calls its denoiser: a loop of your own over `pipe.unet`, or a pipeline that
         shares it. There another text, or the first timestep once more, begins another image.
-    keep : {"queries", "sum", "maps"}, optional
+    keep : {"queries", "sum", "maps", "contributions"}, optional
         "queries", the default unless texts are given: for maps of any text and step afterwards, in memory that grows
-        with the steps. What does not grow: "sum", of the queries, all that `linear_daam` needs; "maps", of the
-        prompt, for `daam`.
+        with the steps. What does not grow: "sum", of the queries, all that `linear_daam` needs; of the prompt, "maps"
+        for `daam`, or "contributions".
     texts : str or sequence of str
         Texts whose softmax maps are summed up while generating, for `ovam` afterwards; no queries are kept for them.
+        With keep="contributions", what is summed up is theirs.
     self_attention : int or several
         Map heights whose mean self-attention is kept, for `propagate`. A size of h x w takes 4 (h w)^2 bytes, and time.
     dtype : torch.dtype, optional
@@ -202,8 +203,8 @@ class Recorder:
         ids, second = self._texts[0].token_ids(text), self._texts[1].token_ids(text, second=True)
         if ids is None and None in self._stores.maps.texts and branch == "conditional":
             raise ValueError(
-                "keep='maps' is of the prompt's words, which embeddings lack: give the prompt as text, or its words to "
-                "record(pipe, texts=...)"
+                "keep='maps' and 'contributions' are of the prompt's words, which embeddings lack: give the prompt as "
+                "text, or its words to record(pipe, texts=...)"
             )
         words = None if ids is None else split(self.recording.encoder.tokenizer, ids)
         if words:
@@ -233,7 +234,7 @@ class Recorder:
             first = generation.chosen is None
             if not (first or (step.active and name in generation.chosen)) or not alike(call.context, step.text):
                 return
-            layer = generation.meet(name, call, self.adapter)
+            layer = generation.meet(name, call, self.adapter, self._stores.values)
             step.taken[name] = [
                 self._stores.take(trace, layer, call.query[row].detach())
                 for (_, row), trace in zip(step.rows if step.active else (), generation.traces, strict=step.active)

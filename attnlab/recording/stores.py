@@ -13,13 +13,13 @@ from torch import nn
 
 from ..pipelines import as_device
 from .adapters import Adapter, AttentionCall
-from .layers import Layer, alike, as_list, attention, check_choice, exact, split_heads
+from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact, split_heads
 from .texts import Text, TextEncoder
 from .trace import SelfAttentionSum, Trace
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 
-KEEP = ("queries", "sum", "maps")  # what `record(keep=...)` may be
+KEEP = ("queries", "sum", "maps", "contributions")  # what `record(keep=...)` may be
 
 
 class QueryStore:
@@ -57,42 +57,49 @@ class QuerySum:
 
 
 class MapStore:
-    """The sum of all steps' softmax maps of some texts, or of each image's prompt.
+    """The sum of all steps' softmax maps of some texts, or of each image's prompt, or of their contributions.
 
     `texts` has None for the prompt, as the model sees it; others have start and end token and no padding, as in `ovam`.
     """
 
-    def __init__(self, texts: Sequence[Text | None], device):
-        self.texts, self.device = list(texts), device
-        self._keys: dict[tuple, torch.Tensor] = {}
+    def __init__(self, texts: Sequence[Text | None], device, contributions: bool = False):
+        self.texts, self.device, self.contributions = list(texts), device, contributions
+        self._keys: dict[tuple, list[torch.Tensor]] = {}  # of a text in a layer; behind them, its outputs
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list[tuple[str | None, torch.Tensor]]:
-        """Compute each text's attention probabilities (head, token, pixel) from a layer's queries of one image."""
+        """Compute each text's maps (head, token, pixel) from a layer's queries of one image."""
         heads = layer.queries(queries)
         # a negative prompt may be no text at all, and one that changes has no sum
         shown = [text for text in self.texts if text or (trace.length and trace.generation.changed is None)]
-        return [(text and text.text, self._probability(trace, layer, heads, text).to(self.device)) for text in shown]
+        return [(text and text.text, self._map(trace, layer, heads, text).to(self.device)) for text in shown]
 
     def put(self, trace: Trace, name: str, taken: list[tuple[str | None, torch.Tensor]]) -> None:
         """Add a step's maps to a trace."""
-        for text, probability in taken:
+        for text, found in taken:
             sums = trace.streamed.setdefault(text, {})
-            sums[name] = sums[name].add_(probability) if name in sums else probability
+            sums[name] = sums[name].add_(found) if name in sums else found
 
     def forget(self) -> None:
         """Drop the keys of an earlier generation: layers and traces may come to lie at the same address."""
         self._keys.clear()
 
-    def _probability(self, trace, layer, queries, text):
-        """Probabilities of the tokens up to the first end token; a prompt's padding takes part in the softmax."""
+    def _map(self, trace, layer, queries, text):
+        """Compute the maps of tokens up to the first end token; a prompt's padding takes part in the softmax."""
         of = (id(trace) if text is None else id(text), id(layer))
         if of not in self._keys:
             embedding = trace.text if text is None else text.embedding[: text.length]
-            self._keys[of] = (layer.keys(embedding) * layer.scale).to(queries.device)
+            found = [layer.keys(embedding) * layer.scale]
+            found += [layer.outputs(embedding)] if self.contributions else []
+            self._keys[of] = [x.to(queries.device) for x in found]
         mask = trace.attention_mask if text is None else None
         mask = None if mask is None else mask.to(queries.device)
         length = text.length if text else trace.length
-        return attention(queries, self._keys[of], mask)[:, :length].contiguous()
+        found = attention(queries, self._keys[of][0], mask)
+        if self.contributions:  # projections of each head, and behind them the norm of all heads together
+            every = list(range(layer.heads))
+            groups = zip(KINDS, ([[head] for head in every], [every]), strict=True)
+            found = torch.cat([contributed(found, self._keys[of][1], *group) for group in groups])
+        return found[:, :length].contiguous()
 
 
 class SelfAttentionStore:
@@ -176,14 +183,15 @@ class Stores:
         if not all(isinstance(height, Integral) and height > 0 for height in heights):
             raise ValueError(f"self_attention={self_attention!r}: give heights of maps, for example 16 or [16, 32]")
         encoded = {text.text: text for text in map(encoder, texts)}  # each once
-        streamed = [None] * (keep == "maps") + list(encoded.values())
-        self.maps = MapStore(streamed, device)
+        streamed = [None] * (keep in ("maps", "contributions")) + list(encoded.values())
+        self.maps = MapStore(streamed, device, keep == "contributions")
         self.self_attention = SelfAttentionStore(heights, device)
         self._stores = [self.maps] if streamed else []
         if keep == "sum":
             self._stores.insert(0, QuerySum(device))
-        if keep == "queries" or (keep is None and not texts):
+        if queries := keep == "queries" or (keep is None and not texts):
             self._stores.insert(0, QueryStore(dtype, device))
+        self.values = queries or keep == "contributions"  # whether layers are kept with their values
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list:
         """Take of a layer's queries (pixel, head x width) of one image what each store wants."""

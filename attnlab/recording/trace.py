@@ -48,7 +48,7 @@ class Trace:
     # per layer, the sum of the steps' queries, float32 (pixel, head x width), normalized where the model does
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     # per text (None: the prompt) and layer, the sum of the steps' softmax maps, float32 (head, token, pixel), tokens up
-    # to the first end token
+    # to the first end token; or of contributions: projections of each head, and behind them the norm of all together
     streamed: dict[str | None, dict[str, torch.Tensor]] = field(default_factory=dict)
     self_attention: dict[tuple[int, int], SelfAttentionSum] = field(default_factory=dict)  # by (height, width)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (height, width) of each layer's maps
@@ -62,6 +62,11 @@ class Trace:
         if self.words is None:
             return None
         return max((p for word in self.words for p in word.tokens), default=0) + 2
+
+    @property
+    def contributed(self) -> bool:
+        """Whether streamed sums are of contributions, told by one map more than heads."""
+        return any(len(x) > self.layers[name].heads for sums in self.streamed.values() for name, x in sums.items())
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Give what is held in memory of this image alone."""

@@ -66,9 +66,9 @@ class Adapter(ABC):
     def self_attentions(self) -> list[nn.Module]:
         """List the attentions of the image to itself."""
 
-    def layer(self, name: str, dtype: torch.dtype) -> Layer:
-        """Copy what makes a text's keys in a layer whose keys depend on the text alone.
+    def layer(self, name: str, dtype: torch.dtype, values: bool) -> Layer:
+        """Copy what makes a text's keys, and its `values`, in a layer where these depend on the text alone.
 
         Called while the layer runs: only there does a LoRA have its scale.
         """
-        return Layer.of(name, self.attentions[name], dtype)
+        return Layer.of(name, self.attentions[name], dtype, values)
