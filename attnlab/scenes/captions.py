@@ -59,7 +59,7 @@ _SKYLINE = 200  # the instance of "building" that stands for all far ones
 _ROOM = MAX_TOKENS - 7  # for phrases: without the longest opening and the longest end
 _STYLES = {  # of captions: how often colors are said, and relations; sky and ground; how many phrases they have
     "full": (0.92, 1, 0.9, (99,)),
-    "short": (0.5, 1, 0.6, (1, 1, 2, 3)),
+    "short": (0.35, 1, 0.6, (1, 1, 2, 3)),
     "bare": (0, 0, 0.2, (1,)),  # a noun or a number of things
     "sparse": (0.45, 1, 0.3, (1, 2, 3, 4, 5)),
 }

@@ -1,8 +1,8 @@
 """Render streets, countryside and disasters: `street.render(seed)` gives a `Scene` with exact masks.
 
     from attnlab.scenes import street
-    scene = street.render(2121)
-    scene.caption                    # 'a burning gray house with flames and smoke and grass'
+    scene = street.render(3321)
+    scene.caption                    # 'houses, a burning green car and smoke in a neighbourhood'
     scene.mask("smoke")              # bool (row, column)
 
 Seeds below `HELD_OUT` are for training, those from there on for evaluation.
