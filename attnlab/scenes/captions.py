@@ -112,7 +112,7 @@ def write_caption(
     Dense: most captions name all objects with their colors and what is behind them, as far as `MAX_TOKENS` words and
     commas go; the others one to three things, or a single bare noun. Not dense: one to five things, half without color.
     """
-    style = str(rng.choice(("full", "short", "bare"), p=(0.58, 0.3, 0.12))) if dense else "sparse"
+    style = str(rng.choice(("full", "short", "bare"), p=(0.7, 0.22, 0.08))) if dense else "sparse"
     *chances, lengths = _STYLES[style]
     burning = {fire.on for fire in world.fires if fire.instance in seen.get("fire", ())}
     phrases = _phrases(_Facts(rng, world, seen, burning, *chances))[: rng.choice(lengths)]

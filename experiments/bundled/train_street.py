@@ -44,6 +44,7 @@ class StreetPreset:
     scenes: int
     settings: TextToImageSettings
     vae: training.Schedule
+    vae_batch: int
     denoiser: training.Schedule
     segmenter: training.Schedule
 
@@ -53,13 +54,15 @@ STREET_PRESETS = {
         scenes=48_000,
         settings=TextToImageSettings(batch=32),
         vae=training.Schedule(steps=3_500, lr=2e-3, weight_decay=0.0),
+        vae_batch=16,
         denoiser=training.Schedule(steps=10_000, lr=1e-3, ema=0.9985),
         segmenter=training.Schedule(steps=1_200, lr=2e-3),
     ),
     "gpu": StreetPreset(
-        scenes=60_000,
+        scenes=48_000,
         settings=TextToImageSettings(batch=128),
-        vae=training.Schedule(steps=3_500, lr=2e-3, weight_decay=0.0, checkpoint=1_000),
+        vae=training.Schedule(steps=2_500, lr=2e-3, weight_decay=0.0, checkpoint=500),
+        vae_batch=64,
         denoiser=training.Schedule(steps=8_000, lr=1e-3, ema=0.998),
         segmenter=training.Schedule(steps=1_500, lr=2e-3, checkpoint=500),
     ),
@@ -88,7 +91,7 @@ class StreetTraining:
 
     def vae(self) -> None:
         """Train the autoencoder."""
-        model = vae.train_vae(self.scenes, self.preset.vae, self.work / "vae", self.device)
+        model = vae.train_vae(self.scenes, self.preset.vae, self.work / "vae", self.device, self.preset.vae_batch)
         model.save_pretrained(self.work / "vae" / "model")
         (self.work / "latents.safetensors").unlink(missing_ok=True)  # those of an earlier autoencoder
 

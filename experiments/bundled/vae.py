@@ -33,7 +33,7 @@ def _new_vae(size: int) -> AutoencoderKL:
 
 
 def train_vae(
-    scenes: Scenes, schedule: training.Schedule, folder: Path, device: torch.device, batch: int = 16
+    scenes: Scenes, schedule: training.Schedule, folder: Path, device: torch.device, batch: int
 ) -> AutoencoderKL:
     """Minimize weighted L1 and L2 of pixels, L1 of their differences (edges), and a little KL of the latents.
 
