@@ -1,6 +1,7 @@
 """Contribution maps: against attention, values and outputs written out in float64, in real U-Nets of each family."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -202,8 +203,10 @@ def test_are_propagated_and_upscaled(recording):
 
 
 def test_bicubic_projections_keep_their_sign(recording):
-    maps = al.contributions(recording, kind="projection", mode="bicubic")
-    assert maps.values.min() < 0
+    """Also where a layer's maps are enlarged, which clamps those of attention."""
+    layers = al.contributions(recording, kind="projection", mode="bicubic", per="layer")
+    sizes = recording.trace.sizes
+    assert {sizes[name][0] for name, maps in layers.items() if maps.values.min() < 0} == {16, 8}
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +347,12 @@ def test_other_values_are_other_layers(pipe, generate):
     torch.testing.assert_close(2 * first.value, second.value)
     pairs = zip(*(trace.layers.values() for trace in recording.traces), strict=True)
     assert sum(one is not other for one, other in pairs) == 1
+
+
+def test_a_layer_without_values_is_another(recording):
+    layer = recording.trace.layers[LAYER]
+    less = replace(layer, value=None, value_bias=None, out=None)
+    assert layer.same(layer) and less.same(less) and not layer.same(less) and not less.same(layer)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Recording(Sequence):
         return f"<Recording of {text}: {size}{state}>"
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to a safetensors file: queries, texts, key weights, and how the images came about.
+        """Write everything to a safetensors file: queries, texts, weights of layers, and how the images came about.
 
         ValueError where the model normalizes its queries or keys by modules, which cannot be written.
         """
@@ -119,7 +119,7 @@ class Recording(Sequence):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: all but what is still in a file; key weights once where images share them."""
+        """Bytes held: all but what is still in a file; weights of layers once where images share them."""
         layers = {id(layer): layer.nbytes for t in self.traces for layer in t.layers.values()}
         return sum(x.nbytes for t in self.traces for x in t.tensors()) + sum(layers.values())
 
