@@ -39,7 +39,17 @@ QUICK = {
     "07_thesis_figures": {"images": 3, "epochs": 10, "steps": 3, "training": [1]},
     "08_benchmarks": {"geometry": "tiny", "size": 64, "recorded": 8, "pairs": 1},
     "09_maps_and_masks": {"scenes": 6, "shown": 4, "shots": 2},
-    "10_few_shot_tokens": {"scenes": 30, "tests": 2, "training": 14, "shots": [1], "published": [], "compared": 20},
+    "10_few_shot_tokens": {"scenes": 30, "tests": 2, "training": 14, "shots": [1], "draws": [1], "published": []},
+    "11_reach_of_tokens": {
+        "images": 4,
+        "steps": 6,
+        "scenes": 30,
+        "tests": 2,
+        "training": 14,
+        "many": 14,
+        "shots": 1,
+        "compared": 20,
+    },
 }
 # The same for models that attnlab does not bundle: Stable Diffusion 1.5 and XL of random weights
 FOREIGN = {
@@ -64,7 +74,8 @@ REFUSED = [
     ("07", {"training": [0]}, "training=[0]"),
     ("08", {"dtype": "float61"}, "float32, float16 or bfloat16"),
     ("09", {"word": "zebra"}, "the rendered scenes show"),
-    ("10", {"shots": [40], "training": 20}, "40 are wanted"),
+    ("10", {"shots": [40], "draws": [1], "training": 20}, "40 are wanted"),
+    ("11", {"word": "zebra"}, "the reference segmenter knows sky"),
 ]
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
