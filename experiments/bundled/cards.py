@@ -82,7 +82,10 @@ def _prompt_tables(found):
         markdown_table(["prompt", "both right", "exchanged"], [*rows[1], ["mean", means[1], ""]]),
         f"Numbers: {next(iter(numbers.values()))['of']} images of each prompt; things are connected regions that the "
         "segmenter sees.",
-        markdown_table(["prompt", "this number", "mean number", own], [*rows[2], ["mean", means[2], "", ""]]),
+        markdown_table(
+            ["prompt", "this number", "mean number", "counted rightly in rendered scenes"],
+            [*rows[2], ["mean", means[2], "", ""]],
+        ),
         f"Fréchet distance of {quality['images']} images with captions of held-out scenes to as many other held-out "
         f"scenes, by features of the segmenter's encoder: {quality['drawn']:.3f}; of those scenes themselves "
         f"{quality['restored']:.3f} as the autoencoder restores them, {quality['rendered']:.3f} as rendered. Images of "

@@ -43,13 +43,13 @@ def _measure_pipeline(name: str, scenes: int, images: int) -> dict:
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     held_out = _rendered(street.HELD_OUT, size, 2 * scenes)
     tests = restore_seen(pipe.vae, segmenter, held_out)
-    tuning = restore_seen(pipe.vae, segmenter, _rendered(TUNING, size, 4 * scenes))
+    tuning = restore_seen(pipe.vae, segmenter, _rendered(TUNING, size, 2 * scenes))
     return {
         "maps": localization(pipe, scenes),
         "steering": steering(pipe, segmenter, images, scenes),
         "colors": color_rates(pipe, segmenter, tuning, tests, images),
         "numbers": number_rates(pipe, segmenter, tests, images),
-        "quality": image_quality(pipe, segmenter, held_out[: 12 * images]),
+        "quality": image_quality(pipe, segmenter, held_out[: 8 * images]),
         "copies": noise_copies(pipe),
         "PSNR": vae.psnr(pipe.vae, np.stack([s.image for s in held_out[:scenes]])),
         "seconds an image": _seconds(pipe),

@@ -31,7 +31,7 @@ def image_quality(pipe, segmenter: Segmenter, scenes: Sequence[Scene], **call) -
     return {"images": half} | {kind: frechet_distance(features(segmenter, x), to) for kind, x in sets.items()}
 
 
-def noise_copies(pipe, seeds: int = 10, **call) -> dict:
+def noise_copies(pipe, seeds: int = 5, **call) -> dict:
     """Return the PSNR in dB of images of prompts for different things, to each other: of the same noise, and of other.
 
     The higher that of the same noise, the more it is noise that decides what is drawn. It is of the mean error over
