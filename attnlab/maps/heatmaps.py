@@ -17,9 +17,7 @@ _LARGEST = 2**15  # side of a map, in pixels
 
 
 class HeatMaps:
-    """The heat maps of a text: `maps["smoke"]` is float32 (row, column), an attention probability in 0..1.
-
-    Those of `contributions` are shares instead, which may be negative.
+    """The heat maps of a text: `maps["smoke"]` is float32 (row, column), attention in 0..1 or a contribution.
 
     A word is asked for by name, `maps["red car"]` by phrase, `maps["car", 1]` as the second "car", `maps[3]` as the
     fourth word; each is the mean over its tokens. Iterating gives the words.

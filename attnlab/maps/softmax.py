@@ -247,10 +247,7 @@ def heat_maps(
 
 
 def _mean_over_steps(trace: Trace, name: str, steps, text: _Text, kind: str | None, groups) -> torch.Tensor:
-    """Return a layer's maps for groups of heads, mean over steps: float32 (group, token, pixel), row-major.
-
-    Groups are of one head each where the maps are attention (`kind` None).
-    """
+    """Return a layer's maps for groups of heads, mean over steps: float32 (group, token, pixel), row-major."""
     if not trace.queries:
         return _of_sum(trace.streamed[text.streamed][name].cpu(), kind, groups) / len(trace.steps)
     layer, recorded = trace.layers[name], trace.queries[name]
@@ -268,7 +265,7 @@ def _mean_over_steps(trace: Trace, name: str, steps, text: _Text, kind: str | No
             found = contributed(found, outputs, kind, groups)
         summed = found.sum(0) if len(found) > 1 else found[0]
         total = summed if total is None else total.add_(summed)
-    chosen = total if kind else total[[head for (head,) in groups]]
+    chosen = total if kind else total[[head for (head,) in groups]]  # maps of attention are of one head each
     return chosen[:, text.tokens] / len(index)
 
 
