@@ -30,9 +30,9 @@ def contributions(
     """Compute contribution maps: how much of what attention adds to a pixel comes from each token.
 
     For each token a head adds its attention times the token's value, through the layer's output weights. The sum over
-    heads is the token's vector o(token); the sum over tokens is o, the layer's output without its bias. So a token that
-    is looked at, but adds little, counts little. All is divided by the mean length of o over pixels, by layer and step:
-    some layers have longer vectors than others, and all count the same.
+    heads is the token's vector o(token); the sum over tokens is o, all that the layer adds for the text, but its bias.
+    So a token that is looked at, but adds little, counts little. All is divided by the mean length of o over pixels, by
+    layer and step: some layers have longer vectors than others, and all count the same.
 
     Parameters
     ----------
