@@ -134,7 +134,7 @@ def test_models_that_obey_exchange_and_ignore_colors():
 
     found = rates(street.colors_said)
     assert {(row["rate"], row["unasked"], row["of"]) for row in found["one"].values()} == {(1, 0, 4)}
-    assert {(row["rate"], row["exchanged"], row["of"]) for row in found["two"].values()} == {(1, 0, 4)}
+    assert {(row["rate"], row["exchanged"], row["of"]) for row in found["two"].values()} == {(1, 0, 2)}
     assert found["one"]["a red car"]["scenes"] == rate([True] * 4) and len(found["one"]) == 12
 
     def exchanged(prompt):

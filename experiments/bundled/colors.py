@@ -118,7 +118,7 @@ def color_rates(pipe, segmenter: Segmenter, tuning: Seen, scenes: Seen, images: 
         hits, exchanged = [], []
         for colors in ([a, b], [b, a]):
             things = list(zip((first, second), colors, strict=True))
-            read = _read(pipe, segmenter, reader, things, -(-images // 2), call)
+            read = _read(pipe, segmenter, reader, things, -(-images // 4), call)
             hits += [answer == colors for answer in read]
             exchanged += [answer == colors[::-1] for answer in read]
         two[color_prompt((first, a), (second, b))] = rate(hits) | {"exchanged": float(np.mean(exchanged))}
