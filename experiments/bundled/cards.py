@@ -77,8 +77,8 @@ def _prompt_tables(found):
         "reference segmenter sees; what colors look like was learned from other rendered scenes as the autoencoder "
         "restores them. 95% Wilson intervals. Unasked: in the images of the prompts with other colors of this class.",
         markdown_table(["prompt", "in this color", "unasked", own], [*rows[0], ["mean", means[0], "", ""]]),
-        f"Two colors: {next(iter(colors['two'].values()))['of']} images a row, half of them of the prompt with its colors "
-        "exchanged. Exchanged: each thing has the color of the other.",
+        f"Two colors: {next(iter(colors['two'].values()))['of']} images a row, half of them with the colors "
+        "exchanged in the prompt. Exchanged: each thing has the color of the other.",
         markdown_table(["prompt", "both right", "exchanged"], [*rows[1], ["mean", means[1], ""]]),
         f"Numbers: {next(iter(numbers.values()))['of']} images of each prompt; things are connected regions that the "
         "segmenter sees.",
