@@ -324,6 +324,16 @@ def test_roads_carry_what_stands_on_them():
             assert (abs(x - 0.5) <= half) == (place == "road") and abs(x - 0.5) <= half + ahead.walk * depth + 0.01
 
 
+def test_where_things_may_stand():
+    """Not in a river, nor cut by the upper border; houses of a flood in the water."""
+    rng = np.random.default_rng(0)
+    dry, flood = a_world(river=(0.6, 0.8), zoom=1.3), a_world(shore=0.65)
+    riders = [spot for _ in range(200) if (spot := street._spot(rng, dry, "rider"))]
+    assert len(riders) > 10 and all(spot.y > 0.8 and spot.box[1] >= 0 for spot in riders)
+    houses = [spot for _ in range(200) if (spot := street._spot(rng, flood, "house"))]
+    assert len(houses) > 20 and all(spot.y > 0.65 for spot in houses)
+
+
 def test_water_hides_the_feet_of_things_in_a_flood():
     canvas, rng = Canvas(64), np.random.default_rng(0)
     here = a_world(shore=0.5)
