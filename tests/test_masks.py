@@ -12,6 +12,7 @@ from sklearn.cluster import DBSCAN
 
 from attnlab import masks
 from attnlab.masks import dbscan_clusters, dbscan_mask, otsu_mask, random_walker_mask, threshold_mask
+from experiments.studies import mask_settings
 
 ALL = [threshold_mask, otsu_mask, dbscan_clusters, dbscan_mask, lambda heat: random_walker_mask(heat, RED_LEFT)]
 RED_LEFT = np.zeros((12, 20, 3))  # an image whose one edge runs between columns 9 and 10
@@ -312,3 +313,22 @@ def test_a_mask_by_settings_is_that_of_the_function(two_blobs, ramp):
         assert not masks.mask_by({"method": "otsu"}, np.ones((3, 4))).any()
     with pytest.raises(ValueError, match="method: one of threshold, otsu, dbscan, random_walker, zero"):
         masks.mask_by({"method": "vote"}, ramp)
+
+
+def test_a_sweep_tries_every_combination_on_every_map(two_blobs):
+    """On two maps whose best settings are known: both blobs at their level, in one map twice as bright."""
+    truth = (two_blobs > 0) & (two_blobs < 1)
+    cases = [mask_settings.MaskCase(scale * two_blobs, np.zeros((20, 30, 3)), truth) for scale in (1, 2)]
+    grid = {"method": ("dbscan",), "level": (0.5, 0.8), "keep": (None, 0.5)}
+    found = mask_settings.sweep(cases, grid)
+    assert [(one["level"], one["keep"]) for one, _ in found] == [(0.5, None), (0.5, 0.5), (0.8, None), (0.8, 0.5)]
+    np.testing.assert_allclose([iou for _, iou in found], [9 / 39, 1, 9 / 39, 9 / 39])
+    empty = {"method": ("dbscan",), "min_samples": (99,)}
+    assert [iou for _, iou in mask_settings.sweep(cases, empty)] == [0]
+
+
+def test_grids_are_of_settings_that_masks_take():
+    for grid in mask_settings.GRIDS.values():
+        for name, values in grid.items():
+            for value in values:
+                masks.check_mask({"method": grid["method"][0]} | {name: value})
