@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if wrong := [word for word in args.words if word not in street.WORDS]:
         parser.error(f"no caption says {', '.join(wrong)}; words that name a class: {', '.join(street.WORDS)}")
-    tables = {recipe: [] for recipe in GRIDS}  # of each word and model: mean IoU of every setting
+    tables = {recipe: [] for recipe in GRIDS}  # of each word and model: mean IoU of every setting, then of the defaults
     for model in args.models:
         pipe = al.load_pipeline(model)
         for word in args.words:
@@ -94,11 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{model:11} {word:6} {recipe:17} {best:.3f} (defaults {default:.3f})  {_said(settings)}",
                     flush=True,
                 )
-                tables[recipe].append([iou for _, iou in found])
+                tables[recipe].append([*(iou for _, iou in found), default])
     for recipe, rows in tables.items():
-        means = np.mean(rows, axis=0)
-        settings = _combinations(GRIDS[recipe])[int(means.argmax())]
-        print(f"all {len(rows)} {recipe:17} {means.max():.3f}  {_said(settings)}")
+        *means, default = np.mean(rows, axis=0)
+        settings = _combinations(GRIDS[recipe])[int(np.argmax(means))]
+        print(f"all {len(rows)} {recipe:17} {max(means):.3f} (defaults {default:.3f})  {_said(settings)}")
 
 
 if __name__ == "__main__":
