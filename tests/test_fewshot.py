@@ -128,6 +128,8 @@ def test_intervals_of_differences_and_of_single_sets():
     mean, low, high = few_shot.interval_over_draws(better, scenes)
     expected = np.nanmean(better, axis=(0, 1)).mean() - np.nanmean(scenes, axis=(0, 1)).mean()
     assert mean == pytest.approx(expected) and 0.07 < low < mean < high < 0.13  # scenes are paired
+    alike = few_shot.interval_over_draws(better, better - 0.1)  # training sets are paired as well
+    np.testing.assert_allclose(alike, 0.1)
     one, over_scenes = few_shot.interval_over_draws(scenes), metrics.mean_over_classes(scenes[0])
     np.testing.assert_allclose(one, over_scenes, atol=0.005)
 

@@ -107,10 +107,12 @@ def interval_over_draws(
     values : (draw, scene, class) array
         One number per training set and class of each scene, NaN where the scene is no test example of the class.
     minus : (draw, scene, class) array, optional
-        Another row of the same scenes, to be subtracted; it may have another number of training sets.
+        Another row of the same scenes, to be subtracted. Training sets are drawn in pairs where both have as many.
     resamples : int
         Number of means drawn.
     """
+    if minus is not None and minus.shape == values.shape:
+        values, minus = values - minus, None
     rng, (_, scenes, _) = np.random.default_rng(0), values.shape
     chosen = rng.multinomial(scenes, np.full(scenes, 1 / scenes), resamples)  # how often each scene
     found, means = 0.0, 0.0
