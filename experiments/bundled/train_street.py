@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
-from transformers import CLIPTokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from attnlab import training
 from attnlab.scenes import street
@@ -66,6 +66,14 @@ STREET_PRESETS = {
         denoiser=training.Schedule(steps=8_000, lr=1e-3, ema=0.998),
         segmenter=training.Schedule(steps=1_500, lr=2e-3, checkpoint=500),
     ),
+    "finish": StreetPreset(
+        scenes=24_000,
+        settings=TextToImageSettings(batch=32),
+        vae=training.Schedule(steps=3_500, lr=1e-3, weight_decay=0.0),
+        vae_batch=16,
+        denoiser=training.Schedule(steps=5_000, lr=6e-4, ema=0.998, seed=1),
+        segmenter=training.Schedule(steps=1_200, lr=1e-3),
+    ),
 }
 SIZE = 64  # side of a scene in pixels
 
@@ -78,6 +86,7 @@ class StreetTraining:
     work: Path  # folder of scenes, checkpoints and curves
     models: Path  # folder of exported models
     device: torch.device
+    start: Path | None = None  # folder of exported models whose autoencoder is kept and whose denoisers go on
 
     @property
     def scenes(self) -> data.Scenes:
@@ -87,7 +96,8 @@ class StreetTraining:
     @property
     def autoencoder(self) -> AutoencoderKL:
         """The trained autoencoder."""
-        return AutoencoderKL.from_pretrained(self.work / "vae" / "model").to(self.device)
+        folder = self.start / DENOISERS["denoiser"] / "vae" if self.start else self.work / "vae" / "model"
+        return AutoencoderKL.from_pretrained(folder, dtype=torch.float32).to(self.device)
 
     def vae(self) -> None:
         """Train the autoencoder."""
@@ -106,20 +116,32 @@ class StreetTraining:
     def train_denoisers(self, stages: Sequence[str], deadline: float = float("inf")) -> None:
         """Train denoisers and their text encoders; the plain one differs by the weight of grounding alone."""
         scenes, preset = self.scenes, self.preset
-        tokenizer = text.train_tokenizer(scenes.captions, self.work / "tokenizer")
+        tokenizer = self._tokenizer(scenes.captions)
         captions = list(zip(scenes.captions, scenes.words, strict=True))
         examples = Examples.of(self.latents(), captions, tokenizer, scenes.labels).to(self.device)
         runs = []
         for stage in stages:
             settings = preset.settings if stage == "denoiser" else replace(preset.settings, grounding=0.0)
             with training.seeded(preset.denoiser.seed):
-                model = TextToLatent.new(tokenizer)
+                model = self._exported(stage) if self.start else TextToLatent.new(tokenizer)
             path = self.work / stage / "checkpoint.safetensors"
             path.parent.mkdir(exist_ok=True)
             runs.append(DenoiserTraining(model, examples, settings, preset.denoiser, path, self.device))
         train_together(runs, deadline)
         for run in runs:
             run.write_curve(run.path.parent / "curve.csv")
+
+    def _tokenizer(self, captions: Sequence[str]) -> CLIPTokenizer:
+        if not self.start:
+            return text.train_tokenizer(captions, self.work / "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(self.start / DENOISERS["denoiser"] / "tokenizer")
+        tokenizer.save_pretrained(self.work / "tokenizer")
+        return tokenizer
+
+    def _exported(self, stage: str) -> TextToLatent:
+        folder = self.start / DENOISERS[stage]
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        return TextToLatent(text_encoder, UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32))
 
     def segmenter(self) -> None:
         """Train the reference segmenter."""
@@ -171,11 +193,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", choices=STREET_PRESETS, default="gpu" if on_gpu else "cpu")
     parser.add_argument("--work", type=Path, help="scenes, checkpoints and curves go here; default runs/tiny-PRESET")
     parser.add_argument("--out", type=Path, help="exported models go here; default: models in the folder of --work")
+    parser.add_argument("--start", type=Path, help="folder of exported models from which the denoisers go on")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work = given.work or Path("runs") / f"tiny-{given.preset}"
-    run = StreetTraining(STREET_PRESETS[given.preset], work, given.out or work / "models", torch.device(given.device))
+    places = work, given.out or work / "models", torch.device(given.device), given.start
+    run = StreetTraining(STREET_PRESETS[given.preset], *places)
     for stage in ("vae", "denoisers", "segmenter", "export"):
         if stage == "denoisers" and (stages := [one for one in DENOISERS if one in given.stages]):
             run.train_denoisers(stages)
