@@ -64,8 +64,8 @@ _THEMES = {
     ),
 }  # fmt: skip
 _BOXES = {  # width and height of an object at scale 1, and of a fire
-    "house": (0.5, 0.42), "block": (0.4, 0.6), "tree": (0.33, 0.54), "car": (0.48, 0.25), "person": (0.32, 0.5),
-    "rider": (0.54, 0.64), "bicycle": (0.54, 0.36), "pole": (0.36, 0.64), "traffic light": (0.18, 0.74),
+    "house": (0.5, 0.42), "block": (0.4, 0.6), "tree": (0.33, 0.54), "car": (0.48, 0.25), "person": (0.26, 0.5),
+    "rider": (0.54, 0.62), "bicycle": (0.54, 0.36), "pole": (0.36, 0.64), "traffic light": (0.18, 0.74),
     "fire": (0.4, 0.3),
 }  # fmt: skip
 _LIMITED = ("block", "pole", "traffic light", "fire")  # are drawn lower where they would leave the image
