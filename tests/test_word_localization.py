@@ -1,6 +1,7 @@
 """The study of what makes words localize: its captions, its texts, its loop of training, its maps, the whole of it."""
 
 import copy
+import hashlib
 import json
 from dataclasses import replace
 from itertools import count, pairwise
@@ -23,6 +24,7 @@ from experiments.studies.word_localization import WordLocalizationStudy, token_m
 from experiments.studies.word_training import VARIANTS, Variant, new_model, start_training
 
 CPU = torch.device("cpu")
+USUAL = "972673eec13e3cfd887e43b8c22a825ce97fd437eb55ee04b8885a9f567883ed"  # of captions before there were dense ones
 TEXTS = ["a red car with a house and smoke", "a house", "", "smoke, a blue house, a red car and a tree"]
 
 
@@ -31,12 +33,18 @@ def study(tmp_path_factory):
     return WordLocalizationStudy(tmp_path_factory.mktemp("study"), CPU, steps=4, batch=4, scenes=40, tuning=8, tests=12)
 
 
+def test_usual_captions_are_what_they_were():
+    scenes = [street.render(s) for s in range(200)]
+    told = json.dumps([[scene.caption, scene.words] for scene in scenes])
+    assert hashlib.sha256(told.encode()).hexdigest() == USUAL
+
+
 def test_dense_captions():
     """Of the same scene, true, and longer: three of four name every visible object, most of them with a color."""
     named, colored, cars = [], 0, 0
     for s in range(street.HELD_OUT, street.HELD_OUT + 150):
         usual, dense = street.render_both(s)
-        for scene, again in ((usual, street.render(s, dense=False)), (dense, street.render(s))):
+        for scene, again in ((usual, street.render(s)), (dense, street.render(s, dense=True))):
             assert (scene.image == again.image).all() and (scene.labels == again.labels).all()
             assert (scene.caption, scene.words) == (again.caption, again.words)
         assert all(dense.mask(word).mean() >= 0.006 for word in dense.words)
