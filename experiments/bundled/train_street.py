@@ -71,7 +71,7 @@ STREET_PRESETS = {
         settings=TextToImageSettings(batch=32),
         vae=training.Schedule(steps=3_500, lr=1e-3, weight_decay=0.0),
         vae_batch=16,
-        denoiser=training.Schedule(steps=5_000, lr=6e-4, ema=0.998, seed=1),
+        denoiser=training.Schedule(steps=4_000, lr=6e-4, ema=0.998, seed=1),
         segmenter=training.Schedule(steps=1_200, lr=1e-3),
     ),
 }
