@@ -15,13 +15,11 @@ import torch.nn.functional as F
 import attnlab as al
 from attnlab import training
 from attnlab.scenes import street
-from experiments.bundled import denoiser_training
-from experiments.bundled.denoiser_training import DenoiserTraining, tokenize
 from experiments.bundled.localize import TIMESTEPS
 from experiments.bundled.text_to_image import TextToLatent
 from experiments.studies import word_localization
 from experiments.studies.word_localization import WordLocalizationStudy, token_maps, variants_table
-from experiments.studies.word_training import VARIANTS, Variant, new_model, start_training
+from experiments.studies.word_training import VARIANTS, Variant, VariantTraining, new_model, tokenize
 
 CPU = torch.device("cpu")
 USUAL = "972673eec13e3cfd887e43b8c22a825ce97fd437eb55ee04b8885a9f567883ed"  # of captions before there were dense ones
@@ -76,32 +74,29 @@ def test_registers_stand_from_the_end_token_on(study, layers):
 @pytest.mark.parametrize(("padding", "fraction"), [("visible", 0), ("registers", 0), ("half", 0.5), ("hidden", 1)])
 def test_what_is_hidden_in_training(study, padding, fraction):
     """Exactly the positions from the end token on, in that fraction of the samples; one of ten has no text."""
-    run = start(study, Variant("sparse", 0, padding, keywords=0.15, window=32), batch=400)
-    drawn = run.draw()
-    ids, timestep = drawn["ids"], drawn["timestep"]
-    attention_mask = drawn.get("attention_mask", torch.ones_like(ids, dtype=torch.bool))
-    words = torch.arange(32) < (ids != run.examples.end).sum(1, keepdim=True)
+    run = start(study, Variant("sparse", 0, padding, 0.15, 32), batch=400)
+    _, ids, attention_mask, timestep, _ = run.draw()
+    words = torch.arange(32) < (ids != run.end).sum(1, keepdim=True)
     hidden = (~attention_mask).any(1)
     assert torch.equal(attention_mask[hidden], words[hidden]) and attention_mask[~hidden].all()
     assert abs(hidden.float().mean() - fraction) < 0.1
     assert 0.05 < (words.sum(1) == 1).float().mean() < 0.16
     assert timestep.float().histc(10, 0, 1000).tolist() == [40] * 10
     run.done = 1
-    assert not torch.equal(run.draw()["ids"], ids)
+    assert not torch.equal(run.draw()[1], ids)
 
 
 def test_keywords(study):
     """Captions cut to keywords hold class words of their own scene alone, and only where they are asked for."""
     scenes = study.captioned(0, study.scenes)
-    variant = Variant("sparse", 0, "visible", keywords=0.15, window=32)
-    ids, without = (start(study, one).examples.ids for one in (variant, VARIANTS["dense-0-visible"]))
-    assert (len(ids), len(without)) == (5 * 40 + 1, 41)
-    tokenizer = study.tokenizer(variant)
+    run, without = start(study, Variant("sparse", 0, "visible", 0.15, 32)), start(study, VARIANTS["dense-0-visible"])
+    assert (len(run.ids), len(without.ids)) == (5 * 40 + 1, 41)
+    tokenizer = study.tokenizer(run.variant)
     for k in range(40, 200):
         caption, words = scenes["sparse"][k % 40]
-        told = tokenizer.decode(ids[k], skip_special_tokens=True).split()
+        told = tokenizer.decode(run.ids[k], skip_special_tokens=True).split()
         assert (0 < len(told) <= 3 and set(told) <= set(words)) if words else told == caption.split()
-    assert (ids[-1, 1:] == tokenizer.eos_token_id).all()
+    assert (run.ids[-1, 1:] == run.end).all()
 
 
 def test_words_without_context(study):
@@ -118,7 +113,7 @@ def start(study, variant, batch=4, steps=4, path=None):
     tokenizer, scenes = study.tokenizer(variant), study.captioned(0, study.scenes)
     path = path or study.work / "none.checkpoint"
     schedule = training.Schedule(steps, lr=1e-3, ema=0.9, warmup=2, seed=3)
-    return start_training(variant, schedule, scenes["latents"], scenes[variant.captions], tokenizer, path, CPU, batch)
+    return VariantTraining(variant, schedule, scenes["latents"], scenes[variant.captions], tokenizer, path, CPU, batch)
 
 
 def test_the_loop_is_that_of_training(study, tmp_path):
@@ -138,16 +133,16 @@ def test_the_loop_is_that_of_training(study, tmp_path):
 
     def loss(model, generator):
         drawn.done = int(generator.initial_seed()) - 3 * 1_000_003
-        latents, ids, timestep, noise = drawn.draw().values()
+        latents, ids, mask, timestep, noise = drawn.draw()
         noisy = drawn.scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
         goal = drawn.scheduler.get_velocity(latents, noise, timestep)
-        return {"loss": F.mse_loss(model(noisy, timestep, ids).float(), goal)}
+        return {"loss": F.mse_loss(model(noisy, timestep, ids, mask).float(), goal)}
 
     drawn = start(study, variant)
     average = training.run_training(drawn.model, loss, drawn.schedule, tmp_path / "reference")
     for weights in zip(*(one.state_dict().values() for one in (average, whole.average, rest.average)), strict=True):
         assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
-    whole.terms = {"loss": torch.tensor(torch.nan)}
+    whole.loss = torch.tensor(torch.nan)
     with pytest.raises(FloatingPointError, match="at step 4"):
         whole.save(0)
 
@@ -174,7 +169,7 @@ def test_a_killed_group_goes_on_to_the_same_results(study, monkeypatch):
     for one in (study, other):
         one.work.mkdir()
     other.train_group(jobs)
-    advance = DenoiserTraining.advance
+    advance = VariantTraining.advance
 
     def killed(run):
         if run.done == 2:
@@ -182,16 +177,14 @@ def test_a_killed_group_goes_on_to_the_same_results(study, monkeypatch):
         advance(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DenoiserTraining, "advance", killed)
+        patch.setattr(VariantTraining, "advance", killed)
         with pytest.raises(KeyboardInterrupt):
             study.train_group(jobs, interval=0)
     assert study.results(jobs) == [] and len(list(study.work.glob("*.checkpoint"))) == 2
     with (
         monkeypatch.context() as patch
     ):  # a clock on which whatever is timed takes 2 s: 14.8 s are kept for measurements
-        clock = SimpleNamespace(time=count(0, 2).__next__)
-        patch.setattr(word_localization, "time", clock)
-        patch.setattr(denoiser_training, "time", clock)
+        patch.setattr(word_localization, "time", SimpleNamespace(time=count(0, 2).__next__))
         study.train_group(jobs, deadline=25)
     assert [found["steps"] for found in study.results(jobs)] == [3, 3] and study.results(jobs)[0]["of"] == 4
     study.train_group(jobs, deadline=word_localization.time.time() + 10)  # too late to begin

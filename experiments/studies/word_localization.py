@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from attnlab import load_segmenter, seed, training
@@ -35,13 +36,12 @@ from attnlab.pipelines import BUNDLED, best_device
 from attnlab.scenes import street
 from attnlab.storage import File, claim_folder, write, write_text
 
-from ..bundled.denoiser_training import tokenize, train_together
 from ..bundled.localize import TIMESTEPS, WordCase, summarize_cases
 from ..bundled.steer import prompt_of, shown_classes, shown_when_asked
 from ..bundled.text_encoder import train_tokenizer
 from ..bundled.text_to_image import TextToLatent, attention_scores, new_scheduler
 from ..bundled.vae import encode_images
-from .word_training import VARIANTS, Variant, start_training
+from .word_training import VARIANTS, Variant, VariantTraining, tokenize
 
 __all__ = ["FIRST_MEASURED_SEED", "FIRST_THRESHOLD_SEED", "WordLocalizationStudy", "main", "measure", "variants_table"]
 __all__ += ["token_maps"]
@@ -142,23 +142,41 @@ class WordLocalizationStudy:
         if deadline < float("inf"):  # a measurement of each is to be done by then, so one is timed
             for _ in range(1 + on_gpu):  # the first one on a GPU takes longer
                 start = time.time()
-                measure(self, runs[0].average, jobs[0][0])
+                measure(self, runs[0].average, runs[0].variant)
             deadline -= 10 + 1.2 * len(runs) * (time.time() - start)
-        train_together(runs, deadline, interval)
-        for variant, run in ((variant, run) for (variant, _), run in zip(jobs, runs, strict=True) if run.done):
+        bar = tqdm(total=len(runs) * self.steps, initial=sum(run.done for run in runs), mininterval=5)
+        saved = time.time()
+        while (left := [run for run in runs if run.done < self.steps]) and time.time() < deadline:
+            for run in left:
+                run.advance()
+            bar.update(len(left))
+            if on_gpu and left[0].done % 20 == 0:
+                torch.cuda.synchronize()  # Python is far ahead otherwise, and learns too late that time is up
+            if time.time() - saved >= interval:
+                saved = _save(runs, saved)
+        _save(runs, saved)
+        bar.close()
+        for run in (run for run in runs if run.done):
             start = time.time()
-            result = {"variant": variant.name, "seed": run.schedule.seed, "steps": run.done, "of": self.steps}
-            result |= measure(self, run.average, variant) | {"trained side by side": len(runs)}
+            result = {"variant": run.variant.name, "seed": run.schedule.seed, "steps": run.done, "of": self.steps}
+            result |= measure(self, run.average, run.variant) | {"trained side by side": len(runs)}
             result["device"] = torch.cuda.get_device_name() if on_gpu else "CPU"
             result["seconds"] = {"training": run.seconds, "measurement": time.time() - start}
-            write_text(self.file(variant, run.schedule.seed), json.dumps(result, indent=1) + "\n")
+            write_text(self.file(run.variant, run.schedule.seed), json.dumps(result, indent=1) + "\n")
             if run.done == self.steps:
                 run.path.unlink()
 
     def _start(self, scenes, variant, number):
         schedule, path = training.Schedule(self.steps, lr=1e-3, ema=0.997, seed=number), self.file(variant, number)
         given = (scenes["latents"], scenes[variant.captions], self.tokenizer(variant), path.with_suffix(".checkpoint"))
-        return start_training(variant, schedule, *given, self.device, self.batch)
+        return VariantTraining(variant, schedule, *given, self.device, self.batch)
+
+
+def _save(runs, since):
+    """Write the checkpoints of runs that went on since a time; return the time."""
+    for run in runs:
+        run.save(time.time() - since)
+    return time.time()
 
 
 @torch.no_grad()
