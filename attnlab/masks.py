@@ -41,8 +41,6 @@ METHODS = {  # of `mask_by`, and the settings of each
     "random_walker": ("low", "high", "beta"),
     "zero": (),
 }
-_LEVEL = 0.4  # of `threshold_mask` and DBSCAN
-_OPTIONAL = ("quantile", "level", "keep")  # settings of DBSCAN that may be None
 _TINY, _HUGE = sys.float_info.min, sys.float_info.max
 _RULES = {  # of the settings that are no fractions: kind, least and largest value, and what to say
     "eps": (Real, _TINY, _HUGE, "eps is a radius in pixels, a number above 0; 1.5 joins diagonal neighbors"),
@@ -52,7 +50,7 @@ _RULES = {  # of the settings that are no fractions: kind, least and largest val
 }
 
 
-def threshold_mask(heat: ArrayLike, level: float = _LEVEL) -> np.ndarray:
+def threshold_mask(heat: ArrayLike, level: float = 0.4) -> np.ndarray:
     """Return the pixels that reach a fraction of the map's maximum: ``heat >= level * heat.max()``.
 
     Parameters
@@ -82,7 +80,7 @@ def otsu_mask(heat: ArrayLike) -> np.ndarray:
 
 
 def dbscan_clusters(
-    heat: ArrayLike, quantile: float | None = None, level: float | None = None, eps: float = 1.5, min_samples: int = 5
+    heat: ArrayLike, quantile: float = 0.9, level: float | None = None, eps: float = 1.5, min_samples: int = 5
 ) -> np.ndarray:
     """Group the bright pixels of a map by where they are. `dbscan_mask` chooses from these clusters.
 
@@ -90,11 +88,10 @@ def dbscan_clusters(
     ----------
     heat : (row, column) array
         Heat map.
-    quantile : float in 0..1, optional
+    quantile : float in 0..1
         A pixel is bright from this quantile of the map on; 0.9 keeps the brightest tenth. Ignored if `level` is given.
     level : float in 0..1, optional
-        A pixel is bright from this fraction of the map's maximum on; 0.4 unless `quantile` is given. A level follows
-        the size of the object, a quantile has the same area in every map.
+        A pixel is bright from this fraction of the map's maximum on.
     eps : float
         Radius of a neighborhood, in pixels of the map: 1.0 joins pixels that share a side, 1.5 also diagonal ones.
     min_samples : int
@@ -113,9 +110,7 @@ def dbscan_clusters(
     0.9 quantile is zero too, and the background must not become a cluster. So a flat map has no bright pixel.
     """
     heat = _as_heat(heat)
-    level = _LEVEL if level is None and quantile is None else level
-    given = {"quantile": quantile, "level": level, "eps": eps, "min_samples": min_samples}
-    _check(**{name: value for name, value in given.items() if value is not None or name not in _OPTIONAL})
+    _check(quantile=quantile, level=0 if level is None else level, eps=eps, min_samples=min_samples)
     bright = heat >= np.quantile(heat, quantile) if level is None else _above(heat, level)
     bright &= heat > heat.min()
     clusters = np.zeros(heat.shape, int)
@@ -131,7 +126,7 @@ def dbscan_clusters(
 
 def dbscan_mask(
     heat: ArrayLike,
-    quantile: float | None = None,
+    quantile: float = 0.9,
     level: float | None = None,
     eps: float = 1.5,
     min_samples: int = 5,
@@ -297,7 +292,7 @@ def check_mask(settings: Mapping[str, object]) -> None:
     if unknown := sorted(map(str, settings.keys() - {*METHODS[method], "method"})):
         known = ", ".join(sorted(METHODS[method])) or "no settings"
         raise ValueError(f"mask method {method} has no {', '.join(unknown)}; it has {known}")
-    unset = [name for name in _OPTIONAL if method == "dbscan" and settings.get(name) is None]
+    unset = [name for name in ("level", "keep") if method == "dbscan" and settings.get(name) is None]
     _check(**{name: value for name, value in settings.items() if name not in ("method", *unset)})
 
 

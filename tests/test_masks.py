@@ -112,7 +112,6 @@ def test_level_is_a_fraction_of_the_maximum_and_quantile_one_of_the_pixels():
     np.testing.assert_array_equal(  # where level is given the quantile has no say
         dbscan_clusters(heat, quantile=0.99, level=0.25), dbscan_clusters(heat, quantile=0.1, level=0.25)
     )
-    np.testing.assert_array_equal(dbscan_clusters(heat) != 0, heat >= 0.4 * 99**2)  # where neither is given
 
 
 def test_eps_decides_whether_a_diagonal_joins():
@@ -128,7 +127,7 @@ def test_eps_decides_whether_a_diagonal_joins():
 def test_a_map_that_is_zero_nearly_everywhere_does_not_select_the_background():
     heat = np.zeros((10, 14))
     heat[4:6, 2:5] = 0.3  # 6 of 140 pixels: the 0.9 quantile is zero
-    np.testing.assert_array_equal(dbscan_mask(heat, quantile=0.9), heat > 0)
+    np.testing.assert_array_equal(dbscan_mask(heat), heat > 0)
 
 
 @pytest.mark.parametrize(
@@ -160,11 +159,11 @@ def test_an_empty_answer_says_why(two_blobs):
 
 
 def test_negative_maps_keep_their_best_cluster(two_blobs):
-    np.testing.assert_array_equal(dbscan_mask(two_blobs - 5, quantile=0.9, keep=0.9), two_blobs == 0.9)
+    np.testing.assert_array_equal(dbscan_mask(two_blobs - 5, keep=0.9), two_blobs == 0.9)
 
 
 WRONG = {  # values of each setting that are no answer to what it asks
-    "quantile": [90, -0.1, "x", True, float("nan"), [0.5]],
+    "quantile": [90, -0.1, "x", None, True, float("nan"), [0.5]],
     "level": [-0.1, 40, "0.5", True],
     "keep": [2, "all"],
     "low": [-1, None, "x"],
@@ -213,8 +212,7 @@ def test_settings_that_are_none_are_refused(settings, message):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": "dbscan", "level": None, "keep": None, "quantile": None},
-        {"method": "dbscan", "quantile": np.float32(0.5), "min_samples": np.int64(3)},
+        {"method": "dbscan", "level": None, "keep": None, "quantile": np.float32(0.5), "min_samples": np.int64(3)},
         {"method": "threshold", "level": 1},
         {"method": "random_walker", "low": 0, "high": 1, "beta": 1e-300},
         {"method": "dbscan", "min_area": 2.5, "eps": 3},

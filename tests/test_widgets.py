@@ -252,7 +252,7 @@ def test_the_mask_explorer_makes_the_masks_of_the_mask_functions(made):
     heat = al.daam(made[1]).upscale(64)["smoke"]
     truth = al.threshold_mask(heat, 0.5)
     explorer = widgets.explore_mask(heat, made[0], truth)
-    np.testing.assert_array_equal(explorer.mask, al.dbscan_mask(heat, quantile=0.9))
+    np.testing.assert_array_equal(explorer.mask, al.dbscan_mask(heat))
     explorer.sliders["quantile"].value = 0.8
     np.testing.assert_array_equal(explorer.mask, al.dbscan_mask(heat, quantile=0.8))
     explorer.method.value = "threshold"
