@@ -72,7 +72,7 @@ def run_training(
     """Train a model in place, or go on from the checkpoint in `folder`, and return its moving average.
 
     FloatingPointError where the loss, or the error of `check`, is not finite: the last checkpoint stays. ValueError
-    where the folder has a checkpoint of another model, or of more steps.
+    where the folder has a checkpoint of another model.
 
     Parameters
     ----------
@@ -96,8 +96,6 @@ def run_training(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
     modules = {"model": model, "average": average}
     first = _resume(folder, modules, optimizer, scheduler)
-    if first > schedule.steps:
-        raise ValueError(f"{folder} has a training of {first} steps, longer than steps={schedule.steps}: name another")
     model.train()
     device = next(model.parameters()).device
     bar = tqdm(range(first, schedule.steps), initial=first, total=schedule.steps, desc=folder.name)

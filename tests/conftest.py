@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 import attnlab as al
 
@@ -44,6 +45,18 @@ def recording(pipe, generate):
     with al.record(pipe) as recording:
         generate()
     return recording
+
+
+@pytest.fixture(scope="session")
+def levels(pipe):
+    """A pipeline like the bundled one, of random weights, which meets the text at 16, 8 and, in the middle, 4."""
+    cross = {"down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]}
+    cross |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]}
+    unet = UNet2DConditionModel.from_config(pipe.unet.config, mid_block_type="UNetMidBlock2DCrossAttn", **cross)
+    parts = {name: part for name, part in pipe.components.items() if name != "unet"}
+    other = type(pipe)(unet=unet.eval(), requires_safety_checker=False, **parts)
+    other.set_progress_bar_config(disable=True)
+    return other
 
 
 @pytest.fixture(autouse=True)

@@ -101,15 +101,6 @@ def sources(path):
     return [cell.source for cell in nbformat.read(path, 4).cells]
 
 
-def test_a_reader_that_has_enough():
-    """As in `attnlab list | head -1`: no word about it."""
-    lister = subprocess.Popen([*PROGRAM, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert lister.stdout.readline().startswith("00_train_tiny_model")
-    lister.stdout.close()
-    assert (lister.wait(60), lister.stderr.read()) == (141, "")
-    lister.stderr.close()
-
-
 @pytest.mark.parametrize(
     ("typed", "says"),
     [("list", "04_dbscan_masks  Where is the smoke?"), ("--version", f"attnlab {metadata.version('attnlab')}")],

@@ -82,9 +82,9 @@ def test_a_file_keeps_it(recording, tmp_path):
         bare["smoke"]
 
 
-def test_a_stack_is_its_parts(pipe, generate):
-    with al.record(pipe, keep="sum") as two:
-        generate(["a house", "a tree"], steps=2)
+def test_a_stack_is_its_parts(levels, generate):
+    with al.record(levels, keep="sum") as two:
+        generate(["a house", "a tree"], steps=2, pipe=levels)
     parts = [al.linear_daam(two[i]) for i in range(2)]
     stack = al.LinearMap.stack(parts)
     assert stack.size == (2, 16, 16)

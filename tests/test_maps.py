@@ -128,7 +128,9 @@ def test_parts_make_up_the_whole(recording):
     assert [key for key in al.daam(recording, per="head") if key[0] == name] == [(name, h) for h in range(4)]
 
 
-def test_selections(recording):
+def test_selections(levels, generate):
+    with al.record(levels) as recording:
+        generate(pipe=levels)
     per_layer = al.daam(recording, per="layer", mode="bilinear")
     small = [n for n, size in recording.trace.sizes.items() if size == (8, 8)]
     assert al.daam(recording, layers=8)["smoke"].shape == (8, 8)

@@ -48,22 +48,6 @@ def test_open_earth_map(tmp_path):
     ]  # fmt: skip
 
 
-def test_black_and_white_masks_have_to_say_what_white_is(tmp_path):
-    """0 and 255 with two classes: the second class, or ignored."""
-    write(tmp_path / "images/a.png", photo(2, 3))
-    mask = write(tmp_path / "masks/a.png", np.array([[0, 255, 0], [255, 255, 0]], np.uint8))
-    classes = ("land", "water")
-    with pytest.raises(ValueError, match=r"values=\{0: 'land', 255: 'water'\}; if it is ignored, ignore=\(255,\)"):
-        PairFolder(tmp_path, Layout(classes))[0]
-    white = PairFolder(tmp_path, Layout(classes, values={0: "land", 255: "water"}))[0][1]
-    np.testing.assert_array_equal(white, mask // 255)
-    np.testing.assert_array_equal(PairFolder(tmp_path, Layout(classes, ignore=(255,)))[0][1], mask)
-    np.testing.assert_array_equal(PairFolder(tmp_path, Layout((*classes, "rock")))[0][1], mask)
-    mask[0, 0] = 1
-    write(tmp_path / "masks/a.png", mask)
-    np.testing.assert_array_equal(PairFolder(tmp_path, Layout(classes))[0][1], mask)
-
-
 def test_isaid(tmp_path):
     write(tmp_path / "train/images/P0002.png", photo())
     mask = np.zeros((6, 8, 3), np.uint8)

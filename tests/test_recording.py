@@ -27,7 +27,7 @@ import attnlab as al
 from attnlab.recording.adapters.unet import map_size
 from attnlab.recording.layers import Layer, choose_layers
 
-LAYERS = 6  # cross-attention layers of the bundled model's down and up blocks
+LAYERS = 3  # cross-attention layers of the bundled model's down and up blocks
 
 
 def clone(pipe):
@@ -49,7 +49,7 @@ def test_image_is_bit_exact(pipe, generate, guidance, prompts):
 
 def test_hooks_exist_only_inside_the_block(pipe, generate):
     with al.record(pipe):
-        assert count_hooks(pipe) == 2 + 3 * (LAYERS + 1) + 1  # denoiser, its cross-attentions, text encoder
+        assert count_hooks(pipe) == 2 + 3 * LAYERS + 1  # denoiser, its cross-attentions, text encoder
         generate()
     assert count_hooks(pipe) == 0
 
@@ -175,16 +175,16 @@ def test_error_inside_a_step_leaves_no_half_step(pipe, generate):
     assert {len(steps) for steps in recording.trace.queries.values()} == {2}
 
 
-def test_selection(pipe, generate):
-    with al.record(pipe, layers=16, steps=[1, 3], dtype=torch.float16) as recording:
-        generate()
+def test_selection(levels, generate):
+    with al.record(levels, layers=16, steps=[1, 3], dtype=torch.float16) as recording:
+        generate(pipe=levels)
     assert set(recording.trace.sizes.values()) == {(16, 16)} and recording.trace.steps == [1, 3]
     assert {q.dtype for qs in recording.trace.queries.values() for q in qs} == {torch.float16}
-    with al.record(pipe, layers="all") as everything:
-        generate()
-    assert len(everything.trace.queries) == LAYERS + 1
-    with al.record(pipe, layers=["mid_block", "up_blocks.1"]) as some:
-        generate()
+    with al.record(levels) as usual, al.record(levels, layers="all") as everything:
+        generate(pipe=levels)
+    assert (len(usual.trace.queries), len(everything.trace.queries)) == (6, 7)
+    with al.record(levels, layers=["mid_block", "up_blocks.1"]) as some:
+        generate(pipe=levels)
     assert {name.split(".")[0] for name in some.trace.queries} == {"mid_block", "up_blocks"}
 
 

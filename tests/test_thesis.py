@@ -258,13 +258,13 @@ def test_margins_of_layers_by_steps(scenes):
 
 def test_resolutions_have_their_layers_alone(scenes, gallery):
     found = thesis.by_resolution(scenes)
-    assert list(found) == [8, 16]
-    heats = [al.daam(one, layers=8).upscale(64)["car"] for one in gallery.recordings(scenes)]
+    assert list(found) == [16]
+    heats = [al.daam(one, layers=16).upscale(64)["car"] for one in gallery.recordings(scenes)]
     expected = metrics.miou_curve(heats, [e.truth for e in scenes])
-    assert np.abs(found[8] - expected).mean() < 0.01
+    assert np.abs(found[16] - expected).mean() < 0.01
 
 
-@pytest.mark.parametrize(("per", "count"), [("layer", 6), ("step", 3)])
+@pytest.mark.parametrize(("per", "count"), [("layer", 3), ("step", 3)])
 def test_correlations(scenes, gallery, per, count):
     found = thesis.correlations(scenes, per)
     assert found.shape == (count, count)

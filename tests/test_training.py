@@ -79,13 +79,6 @@ def test_resumed_training_is_the_same_training(tmp_path):
     assert len(losses) == 30 and losses[-1] < 0.5 * losses[0]
 
 
-def test_a_longer_training_is_not_taken_for_a_shorter_one(tmp_path):
-    long = fit_line(tmp_path)
-    with pytest.raises(ValueError, match="has a training of 30 steps, longer than steps=29: name another"):
-        fit_line(tmp_path, schedule=replace(SCHEDULE, steps=29))
-    assert torch.equal(fit_line(tmp_path).weight, long.weight)
-
-
 def test_a_rate_that_was_lowered_counts_from_the_next_step_on(tmp_path):
     first = fit_line(tmp_path, schedule=replace(SCHEDULE, steps=10, ema=0)).weight.item()
     slowly = fit_line(tmp_path, schedule=replace(SCHEDULE, steps=12, ema=0, lr=1e-6)).weight.item()

@@ -6,7 +6,6 @@ attnlab check
 """
 
 import argparse
-import os
 import re
 import signal
 import subprocess
@@ -27,7 +26,7 @@ def _list(paths):
         widths = [min(max(len(row[column]) for row in rows), 44) for column in range(3)] if rows else []
         for *cells, text in rows:
             print(*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), text, sep="  ")
-        print(flush=True)
+        print()
     return 0
 
 
@@ -101,10 +100,7 @@ def _check(model):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line; return 0, 1 for a failed run or check, 2 for a line that cannot be run.
-
-    And as shells do, 130 on Ctrl-C, 141 where nobody reads on.
-    """
+    """Run a command line; return 0, 1 for a failed run or check, 2 for a line that cannot be run, 130 on Ctrl-C."""
     parser = argparse.ArgumentParser("attnlab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"attnlab {sys.modules['attnlab'].__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | run | check")
@@ -127,9 +123,6 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's way to say Ctrl-C: keep what ran so far
         chosen = found if args.notebook == ["all"] else [runner.pick_notebook(found, name) for name in args.notebook]
         return min(_run(chosen, args.p, args.runs), 1)
-    except BrokenPipeError:  # who read this, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would fail once more at its end
-        return 141
     except (ValueError, OSError, ImportError) as error:
         print(f"attnlab: {error}", file=sys.stderr)
         return 2

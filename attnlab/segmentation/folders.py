@@ -196,13 +196,6 @@ def _read_labels(path: Path, layout: Layout) -> np.ndarray:
     if other := [v for v in found.tolist() if v not in known]:  # 0.5 and NaN are in no class either
         shown = [tuple(v.to_bytes(3)) for v in other] if colored else other
         raise ValueError(f"{path} has {shown[:5]}, the values of no class: add them to the layout's values or ignore")
-    binary = len(layout.classes) == 2 and layout.values is None and layout.ignore is None
-    if binary and set(found.tolist()) in ({0, IGNORE}, {IGNORE}):  # as many tools write black and white masks
-        a, b = layout.classes
-        raise ValueError(
-            f"{path} has no 1, but {IGNORE}: if that is {b!r}, give the layout values={{0: {a!r}, {IGNORE}: {b!r}}}; "
-            f"if it is ignored, ignore=({IGNORE},)"
-        )
     labels = np.array([known[v] for v in found.tolist()], np.uint8)
     return labels[np.searchsorted(found, values)]
 
