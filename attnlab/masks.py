@@ -80,7 +80,7 @@ def otsu_mask(heat: ArrayLike) -> np.ndarray:
 
 
 def dbscan_clusters(
-    heat: ArrayLike, quantile: float = 0.9, level: float | None = None, eps: float = 1.5, min_samples: int = 5
+    heat: ArrayLike, quantile: float | None = None, level: float = 0.4, eps: float = 1.5, min_samples: int = 5
 ) -> np.ndarray:
     """Group the bright pixels of a map by where they are. `dbscan_mask` chooses from these clusters.
 
@@ -88,9 +88,10 @@ def dbscan_clusters(
     ----------
     heat : (row, column) array
         Heat map.
-    quantile : float in 0..1
-        A pixel is bright from this quantile of the map on; 0.9 keeps the brightest tenth. Ignored if `level` is given.
-    level : float in 0..1, optional
+    quantile : float in 0..1, optional
+        A pixel is bright from this quantile of the map on, and `level` is ignored: 0.9 keeps the brightest tenth, as in
+        the TEMA article. Its area is fixed then, which fits no thing that may be small or large.
+    level : float in 0..1
         A pixel is bright from this fraction of the map's maximum on.
     eps : float
         Radius of a neighborhood, in pixels of the map: 1.0 joins pixels that share a side, 1.5 also diagonal ones.
@@ -110,8 +111,8 @@ def dbscan_clusters(
     0.9 quantile is zero too, and the background must not become a cluster. So a flat map has no bright pixel.
     """
     heat = _as_heat(heat)
-    _check(quantile=quantile, level=0 if level is None else level, eps=eps, min_samples=min_samples)
-    bright = heat >= np.quantile(heat, quantile) if level is None else _above(heat, level)
+    _check(quantile=0 if quantile is None else quantile, level=level, eps=eps, min_samples=min_samples)
+    bright = _above(heat, level) if quantile is None else heat >= np.quantile(heat, quantile)
     bright &= heat > heat.min()
     clusters = np.zeros(heat.shape, int)
     if bright.any():
@@ -126,8 +127,8 @@ def dbscan_clusters(
 
 def dbscan_mask(
     heat: ArrayLike,
-    quantile: float = 0.9,
-    level: float | None = None,
+    quantile: float | None = None,
+    level: float = 0.4,
     eps: float = 1.5,
     min_samples: int = 5,
     keep: float | None = None,
@@ -168,7 +169,7 @@ def dbscan_mask(
     clusters = dbscan_clusters(heat, quantile, level, eps, min_samples)
     numbers = [n for n in range(1, clusters.max() + 1) if (clusters == n).sum() >= min_area]
     if not clusters.any():
-        _warn("no pixel of the heat map is bright (is it flat?)")
+        _warn("no pixel of the heat map is bright (is it flat, or nowhere positive? Then quantile=0.9 helps)")
     elif clusters.max() < 1:
         _warn(f"all bright pixels are noise; raise eps={eps} or lower min_samples={min_samples}")
     elif not numbers:
@@ -292,7 +293,7 @@ def check_mask(settings: Mapping[str, object]) -> None:
     if unknown := sorted(map(str, settings.keys() - {*METHODS[method], "method"})):
         known = ", ".join(sorted(METHODS[method])) or "no settings"
         raise ValueError(f"mask method {method} has no {', '.join(unknown)}; it has {known}")
-    unset = [name for name in ("level", "keep") if method == "dbscan" and settings.get(name) is None]
+    unset = [name for name in ("quantile", "keep") if method == "dbscan" and settings.get(name) is None]
     _check(**{name: value for name, value in settings.items() if name not in ("method", *unset)})
 
 

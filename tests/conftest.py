@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 import attnlab as al
 
@@ -44,6 +45,18 @@ def recording(pipe, generate):
     with al.record(pipe) as recording:
         generate()
     return recording
+
+
+@pytest.fixture(scope="session")
+def levels(pipe):
+    """A pipeline like the bundled one, of random weights, which meets the text at 16, 8 and, in the middle, 4."""
+    cross = {"down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]}
+    cross |= {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]}
+    unet = UNet2DConditionModel.from_config(pipe.unet.config, mid_block_type="UNetMidBlock2DCrossAttn", **cross)
+    parts = {name: part for name, part in pipe.components.items() if name != "unet"}
+    other = type(pipe)(unet=unet.eval(), requires_safety_checker=False, **parts)
+    other.set_progress_bar_config(disable=True)
+    return other
 
 
 @pytest.fixture(autouse=True)
@@ -85,16 +98,16 @@ class PlainAttention:
 
 
 @pytest.fixture
-def plain_attention(pipe):
-    """Swap PlainAttention into every cross-attention; gives {layer name: [probabilities of each step]}."""
-    layers = {n: m for n, m in pipe.unet.named_modules() if n.endswith("attn2")}
-    before = {n: m.processor for n, m in layers.items()}
-    stores = {n: [] for n in layers}
-    for name, module in layers.items():
+def plain_attention(pipe, levels):
+    """Swap PlainAttention into every cross-attention of both; gives {layer name: [probabilities of each step]}."""
+    layers = [(n, m) for one in (pipe, levels) for n, m in one.unet.named_modules() if n.endswith("attn2")]
+    before = [m.processor for _, m in layers]
+    stores = {n: [] for n, _ in layers}
+    for name, module in layers:
         module.set_processor(PlainAttention(stores[name]))
     yield stores
-    for name, module in layers.items():
-        module.set_processor(before[name])
+    for (_, module), processor in zip(layers, before, strict=True):
+        module.set_processor(processor)
 
 
 @pytest.fixture(autouse=True)

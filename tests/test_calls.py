@@ -21,6 +21,16 @@ import attnlab as al
 @pytest.fixture
 def own(pipe):
     """A pipeline with a denoiser and a scheduler of its own."""
+    return owned(pipe)
+
+
+@pytest.fixture
+def deep(levels):
+    """The same of one with attention in its middle block."""
+    return owned(levels)
+
+
+def owned(pipe):
     other = clone(pipe)
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading", clip_sample=False)
     other.set_progress_bar_config(disable=True)
@@ -126,7 +136,7 @@ def test_noise_that_overflowed_is_named_as_what_it_is(own, generate):
 
 def test_a_callback_may_not_call_the_denoiser(own, generate):
     def look(pipe, step, timestep, kwargs):
-        pipe.unet(torch.zeros(2, 4, 16, 16), timestep, torch.zeros(2, 32, 128))
+        pipe.unet(torch.zeros(2, 4, 16, 16), timestep, torch.zeros(2, 48, 128))
         return kwargs
 
     with pytest.raises(ValueError, match="called by something else"), al.record(own):
@@ -144,20 +154,20 @@ def test_a_subclass_of_the_users_is_the_pipeline_itself(own, generate):
     assert recording.prompt == PROMPT and recording.complete
 
 
-def test_a_call_that_does_not_hold_what_guidance_says(own):
+def test_a_call_that_does_not_hold_what_guidance_says(own, deep):
     """As self-attention guidance, which calls the denoiser once more without the conditional part."""
 
     class Guided(StableDiffusionPipeline):
         def __call__(self, prompt, **call):
             images = super().__call__(prompt, **call)
-            self.unet(torch.randn(len(prompt), 4, 16, 16), 1, torch.zeros(len(prompt), 32, 128))
+            self.unet(torch.randn(len(prompt), 4, 16, 16), 1, torch.zeros(len(prompt), 48, 128))
             return images
 
     guided = another(Guided, own)
     for prompts, refused in ((["a red car", "two trees"], "do not hold the same images"), (["smoke"], "not divide")):
         with pytest.raises(ValueError, match=refused), al.record(guided):
             guided(prompts, num_inference_steps=1, output_type="latent")
-    sag = another(StableDiffusionSAGPipeline, own)
+    sag = another(StableDiffusionSAGPipeline, deep)  # it guides by the middle block
     with pytest.raises(TypeError, match=r"does not say how it guides.* record\(pipe, parts="), al.record(sag):
         sag("a red car", num_inference_steps=1)
 
@@ -206,7 +216,7 @@ class TestKeys:
                 return hidden_states
 
         own.unet.up_blocks[2].attentions[0].transformer_blocks[0].attn2.set_processor(Other())
-        with pytest.raises(RuntimeError, match=r"1 of 7 cross-attentions .* up_blocks\.2"), al.record(own):
+        with pytest.raises(RuntimeError, match=r"1 of 3 cross-attentions .* up_blocks\.2"), al.record(own):
             generate(pipe=own)
 
     def test_a_processor_may_ask_keys_first(self, own, generate):
@@ -254,14 +264,14 @@ class TestKeys:
                 return hidden_states
 
         own.unet.up_blocks[2].attentions[0].transformer_blocks[0].attn1.set_processor(Shared())
-        with pytest.raises(RuntimeError, match="1 of 7 self-attentions"), al.record(own, self_attention=16):
+        with pytest.raises(RuntimeError, match="1 of 3 self-attentions"), al.record(own, self_attention=16):
             generate(pipe=own)
         with al.record(own):  # its cross-attention is as ever
             generate(pipe=own, steps=1)
 
-    def test_layers_that_are_left_out_on_the_way(self, own, generate):
+    def test_layers_that_are_left_out_on_the_way(self, deep, generate):
         """As DeepCache does: at some steps a block gives again what it gave before."""
-        block, kept = own.unet.mid_block, []
+        block, kept = deep.unet.mid_block, []
         forward = block.forward
 
         def cached(*args, **kwargs):
@@ -269,14 +279,14 @@ class TestKeys:
             return kept[-1]
 
         block.forward = cached
-        with pytest.raises(RuntimeError, match=r"1 of 7 .* mid_block.*DeepCache"), al.record(own, layers="all"):
-            generate(pipe=own)
+        with pytest.raises(RuntimeError, match=r"1 of 7 .* mid_block.*DeepCache"), al.record(deep, layers="all"):
+            generate(pipe=deep)
         kept.clear()
-        with pytest.raises(RuntimeError, match=r"1 of 7 self-attentions"), al.record(own, self_attention=16):
-            generate(pipe=own)
+        with pytest.raises(RuntimeError, match=r"1 of 7 self-attentions"), al.record(deep, self_attention=16):
+            generate(pipe=deep)
         kept.clear()
-        with al.record(own, layers="up_blocks") as recording:  # those layers ran
-            generate(pipe=own)
+        with al.record(deep, layers="up_blocks") as recording:  # those layers ran
+            generate(pipe=deep)
         assert recording.complete
 
     def test_fused_projections(self, own, generate):

@@ -14,7 +14,7 @@ from attnlab.recording.checks import check_generation, own_size
     ("asked", "says"),
     [
         ({"prompt": " "}, "prompt: text=' ': give at least one word"),
-        ({"prompt": "fire " * 40}, "would fall outside"),
+        ({"prompt": "fire " * 60}, "would fall outside"),
         ({"words": ["smoke", "zebra"]}, "word: 'zebra' is not in the text; its words are 'a', 'burning'"),
         ({"prompt": "a car and a car", "words": ["car"]}, "word: 'car' occurs 2 times"),
         ({"words": [2.5]}, "word: ask by word"),

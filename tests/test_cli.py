@@ -33,7 +33,7 @@ Path(out, "data/2.png").write_text("made")"""
 
 MAKE = """from pathlib import Path
 from attnlab.dataset import Filters, Recipe, generate_dataset
-own = {"steps": 2, "seed": seed, "batch": 1, "shard": 1, "threads": 1}
+own = {"steps": 20, "seed": seed, "batch": 1, "shard": 1, "threads": 1}
 all_of_them = Filters(area=None, flat=None, duplicates=None)
 recipe = Recipe(prompts=["a house"], classes={"house": "house"}, images=8, filters=all_of_them, **own)
 generate_dataset(recipe, Path(out) / "dataset")"""
@@ -278,11 +278,11 @@ def test_a_killed_run_goes_on_with_its_data_set_and_two_at_once_are_refused(proj
     write_notebook(project / "notebooks/04_dbscan_masks.ipynb", 'seed = 3  # seed\nout = "runs/04"  # out', MAKE)
     process = subprocess.Popen([*PROGRAM, "run", "04"])
     first = wait_for("runs/*/dataset/.parts/00000/images/000000.png")
+    made = first.stat().st_mtime_ns
     status, _, err = run(capsys, "run", "04", "-p", "seed", "4")
     assert status == 1 and "runs/04 is being made by another run" in err
     process.kill()
     process.wait()
-    made = first.stat().st_mtime_ns
     status, _, err = run(capsys, "run", "04")
     assert (status, folders()) == (0, ["04"]), err
     assert (project / "runs/04/dataset/images/000000.png").stat().st_mtime_ns == made

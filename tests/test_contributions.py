@@ -15,7 +15,7 @@ import attnlab as al
 from attnlab.recording.layers import Layer, attention, contributed
 
 FAMILIES = ["tiny", *KINDS]
-LAYER = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+LAYER = "up_blocks.2.attentions.0.transformer_blocks.0.attn2"
 
 
 class PlainContributions:
@@ -181,9 +181,18 @@ def test_the_padded_prompt_as_text_is_the_prompt(recording):
     np.testing.assert_array_equal(part["red house"], whole["red house"])
 
 
+@pytest.fixture(scope="module")
+def of_levels(levels, generate):
+    """A generation of PROMPT, whose maps are of two sizes."""
+    with al.record(levels) as recording:
+        generate(pipe=levels)
+    return recording
+
+
 @pytest.mark.parametrize("kind", ["norm", "projection"])
-def test_layers_and_steps_count_the_same(recording, kind):
+def test_layers_and_steps_count_the_same(of_levels, kind):
     """All is the mean of what `per` tells apart; projections add up over heads."""
+    recording = of_levels
     everything = al.contributions(recording, kind=kind).values
     for per in ("layer", "step"):
         parts = al.contributions(recording, kind=kind, per=per).values()
@@ -202,31 +211,31 @@ def test_are_propagated_and_upscaled(recording):
     assert maps.upscale(64)["smoke"].shape == (64, 64)
 
 
-def test_bicubic_projections_keep_their_sign(recording):
+def test_bicubic_projections_keep_their_sign(of_levels):
     """Also where a layer's maps are enlarged, which clamps those of attention."""
-    layers = al.contributions(recording, kind="projection", mode="bicubic", per="layer")
-    sizes = recording.trace.sizes
+    layers = al.contributions(of_levels, kind="projection", mode="bicubic", per="layer")
+    sizes = of_levels.trace.sizes
     assert {sizes[name][0] for name, maps in layers.items() if maps.values.min() < 0} == {16, 8}
 
 
 @pytest.fixture(scope="module")
-def streamed(pipe, generate):
-    with al.record(pipe, keep="contributions", texts="fire and a tree") as streamed:
-        generate()
+def streamed(levels, generate):
+    with al.record(levels, keep="contributions", texts="fire and a tree") as streamed:
+        generate(pipe=levels)
     return streamed
 
 
 @pytest.mark.parametrize("text", [None, "fire and a tree"])
-def test_streamed_are_those_of_kept_queries(recording, streamed, text, tmp_path):
+def test_streamed_are_those_of_kept_queries(of_levels, streamed, text, tmp_path):
     assert not streamed.trace.queries
-    for found in (streamed, al.Recording.load(streamed.save(tmp_path / "file"))):
+    for found in (streamed, al.Recording.load(streamed.save(tmp_path / "file"), streamed.encoder)):
         for choice in (
             {},
             {"kind": "projection"},
             {"kind": "projection", "heads": [1, 3], "layers": 8},
             {"per": "layer"},
         ):
-            expected = al.contributions(recording, text, **choice)
+            expected = al.contributions(of_levels, text, **choice)
             again = al.contributions(found, text, **choice)
             for a, b in zip(again.values(), expected.values(), strict=True) if "per" in choice else [(again, expected)]:
                 np.testing.assert_allclose(a.values, b.values, atol=2e-5 * np.abs(b.values).max())

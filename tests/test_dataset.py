@@ -31,6 +31,7 @@ from attnlab.dataset import (
     making,
     verify_dataset,
 )
+from attnlab.maps.heatmaps import upscale
 
 OPEN = Filters(area=None, flat=None, blank=None, duplicates=None)
 FIRES = Recipe(
@@ -114,14 +115,19 @@ def test_a_token_may_find_nothing():
     assert label({"fire": -1 - ramp()}, image, bounded).rejected == "mask too small"
 
 
+def drawn(pipe, recipe, records=(0, 1)):
+    """Images of these records, as the pipeline alone draws them."""
+    prompts, seeds = [recipe.prompt(i) for i in records], [al.seed(recipe.seed_of(i)) for i in records]
+    return pipe(prompts, generator=seeds, num_inference_steps=recipe.steps, guidance_scale=recipe.guidance).images
+
+
 def test_pairs_are_what_the_pipeline_draws_and_its_maps_say(fires, pipe):
     assert len(fires) == 10 and fires.rejected == [] and fires.classes == ["background", "fire", "smoke"]
     with al.record(pipe) as recording:
-        drawn = pipe([FIRES.prompt(i) for i in (4, 5)], generator=[al.seed(4), al.seed(5)],
-                     num_inference_steps=4, guidance_scale=4.0).images  # fmt: skip
+        images = drawn(pipe, FIRES, (4, 5))
     for k, i in enumerate((4, 5)):
         image, labels, line = fires[i]
-        assert np.abs(np.asarray(image, int) - np.asarray(drawn[k], int)).max() <= 1
+        assert np.abs(np.asarray(image, int) - np.asarray(images[k], int)).max() <= 1
         mask = al.otsu_mask(al.daam(recording[k]).upscale(64)["smoke"])
         assert al.metrics.iou(labels == 2, mask & (labels != 1)) > 0.98
         assert line["seed"] == i and line["areas"]["smoke"] == pytest.approx((labels == 2).mean(), abs=1e-4)
@@ -370,8 +376,20 @@ def test_a_mask_file_for_each_class(tmp_path):
 @pytest.mark.parametrize("change", [{"map": "ovam"}, {"map": "linear"}, {"propagate": 1}, {"negative": "night"}])
 def test_other_maps(tmp_path, fires, change):
     classes = {"fire": "flames"} if change.get("map") else {"fire": "fire"}
-    found = generate_dataset(replace(FIRES, images=1, attention=8, classes=classes, **change), tmp_path / "other")
+    found = generate_dataset(replace(FIRES, images=1, classes=classes, **change), tmp_path / "other")
     assert len(found) == 2 and 0 < (found[0].labels == 1).mean() < 0.9
+
+
+def test_the_self_attention_asked_for_propagates(tmp_path, levels):
+    """Of another height than the largest, and of a model in a folder."""
+    levels.save_pretrained(tmp_path / "model")
+    recipe = replace(FIRES, model=str(tmp_path / "model"), images=1, propagate=1, attention=8)
+    found = generate_dataset(recipe, tmp_path / "other")
+    with al.record(levels, self_attention=8) as recording:
+        drawn(levels, recipe)
+    maps = al.propagate(al.daam(recording[1]), *recording[1].self_attention(8))
+    mask = al.otsu_mask(upscale(maps["smoke"], (64, 64), "bicubic"))
+    assert al.metrics.iou(found[1].labels == 2, mask & (found[1].labels != 1)) > 0.98
 
 
 def test_learned_tokens_label(tmp_path):
@@ -384,7 +402,10 @@ def test_learned_tokens_label(tmp_path):
         FIRES, images=1, classes={"tree": "my tree"}, map="linear", tokens=str(path), mask={"method": "zero"}
     )
     found = generate_dataset(recipe, tmp_path / "trees")
-    assert (found[1].labels == 1).mean() > 0.02
+    with al.record(pipe, keep="sum") as recording:
+        drawn(pipe, recipe)
+    mask = upscale(al.linear_daam(recording[1])[token], (64, 64), "bilinear") > 0
+    assert mask.any() and al.metrics.iou(found[1].labels == 1, mask) > 0.98
     with pytest.raises(ValueError, match="has no token 'your tree'; it has my tree"):
         generate_dataset(replace(recipe, classes={"tree": "your tree"}), tmp_path / "other")
     path.unlink()

@@ -212,12 +212,12 @@ def test_wrong_input_is_named(pipe, image, arguments, message):
         al.record_image(pipe, **{"image": image, "prompt": "a car"} | arguments)
 
 
-def test_all_that_can_be_kept(pipe, image):
+def test_all_that_can_be_kept(levels, image):
     """Sums, streamed texts and self-attention of a picture, equal to what kept queries give."""
     call = {"timesteps": [100, 400], "generator": al.seed(3)}
-    whole = al.record_image(pipe, image, "a car", **call)
+    whole = al.record_image(levels, image, "a car", **call)
     kept = {"keep": "sum", "texts": "smoke", "self_attention": 8}
-    some = al.record_image(pipe, image, "a car", **{**call, "generator": al.seed(3)}, **kept)
+    some = al.record_image(levels, image, "a car", **{**call, "generator": al.seed(3)}, **kept)
     np.testing.assert_allclose(al.ovam(some, "smoke").values, al.ovam(whole, "smoke").values, atol=1e-5)
     np.testing.assert_allclose(al.linear_daam(some).matrix, al.linear_daam(whole).matrix, atol=1e-5)
     assert some.self_attention()[1] == (8, 8) and not some.trace.queries

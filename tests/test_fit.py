@@ -190,7 +190,7 @@ def test_a_fitted_token_finds_what_its_word_misses(pipe):
     """Windows, which no caption names: learned from two scenes, found in others."""
     from attnlab.scenes import street
 
-    scenes = [s for s in map(street.render, range(40)) if s.mask("roof").mean() > 0.03][:4]
+    scenes = [s for s in map(street.render, range(160)) if s.mask("roof").mean() > 0.03][:4]
     recording = al.record_image(pipe, [s.image for s in scenes], [s.caption for s in scenes], generator=al.seed(0))
     masks = [s.mask("roof") for s in scenes]
     token = al.fit_token(recording[:2], masks[:2], "house", name="roof")

@@ -283,7 +283,7 @@ def test_interrupts_are_passed_on(pipe, generate, number):
 
     handle = module.register_forward_hook(stop)
     try:
-        with al.record(pipe, keep="maps", texts=["a tree"], self_attention=8) as recording:
+        with al.record(pipe, keep="maps", texts=["a tree"], self_attention=16) as recording:
             generate(steps=4)
     except KeyboardInterrupt:
         assert not recording.traces or not recording.complete

@@ -31,6 +31,14 @@ def the_long_way(recording, x, layers=None, steps=None, heads=None, scaled=True)
     return (total / count).numpy()
 
 
+@pytest.fixture(scope="module")
+def recording(levels, generate):
+    """A generation whose maps are of two sizes."""
+    with al.record(levels) as recording:
+        generate(pipe=levels)
+    return recording
+
+
 @pytest.mark.parametrize("choice", [{}, {"scaled": False}, {"layers": 8, "steps": [0, 3], "heads": [1, 2]}])
 def test_equals_the_long_way(recording, choice):
     linear = al.linear_daam(recording, **choice)
@@ -82,9 +90,9 @@ def test_a_file_keeps_it(recording, tmp_path):
         bare["smoke"]
 
 
-def test_a_stack_is_its_parts(pipe, generate):
-    with al.record(pipe, keep="sum") as two:
-        generate(["a house", "a tree"], steps=2)
+def test_a_stack_is_its_parts(levels, generate):
+    with al.record(levels, keep="sum") as two:
+        generate(["a house", "a tree"], steps=2, pipe=levels)
     parts = [al.linear_daam(two[i]) for i in range(2)]
     stack = al.LinearMap.stack(parts)
     assert stack.size == (2, 16, 16)

@@ -35,9 +35,9 @@ def reference_daam(stores, sizes, largest, row=-1):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
-def test_daam_equals_the_models_own_attention(pipe, generate, plain_attention, size):
-    with al.record(pipe) as recording:
-        generate(height=size[0], width=size[1])
+def test_daam_equals_the_models_own_attention(levels, generate, plain_attention, size):
+    with al.record(levels) as recording:
+        generate(height=size[0], width=size[1], pipe=levels)
     sizes = recording.trace.sizes
     expected = reference_daam(plain_attention, sizes, (size[0] // 4, size[1] // 4))
     maps = al.daam(recording)
@@ -105,13 +105,14 @@ def test_hidden_tokens_take_no_attention(pipe, plain_attention):
     assert maps.end.max() == 0
 
 
-def test_probabilities_add_up_to_one(pipe, generate):
+def test_probabilities_add_up_to_one(levels, generate):
     """Rows of a softmax map add up to 1: exactly after bilinear resizing, at least 1 after bicubic and clamping."""
-    full = " ".join(["tree"] * 31)  # fills the window: every token is a row of the maps
-    with pytest.warns(UserWarning, match="fills the model's window"), al.record(pipe) as recording:
-        generate(full)
+    window = levels.tokenizer.model_max_length
+    full = " ".join(["tree"] * (window - 1))  # fills the window: every token is a row of the maps
+    with pytest.warns(UserWarning, match="fills the model's window"), al.record(levels) as recording:
+        generate(full, pipe=levels)
     bilinear = al.daam(recording, mode="bilinear").values
-    assert bilinear.shape[0] == pipe.tokenizer.model_max_length
+    assert bilinear.shape[0] == window
     np.testing.assert_allclose(bilinear.sum(0), 1, atol=1e-5)
     assert al.daam(recording).values.sum(0).min() >= 1 - 1e-5
     assert 0 <= bilinear.min() and bilinear.max() <= 1
@@ -128,7 +129,9 @@ def test_parts_make_up_the_whole(recording):
     assert [key for key in al.daam(recording, per="head") if key[0] == name] == [(name, h) for h in range(4)]
 
 
-def test_selections(recording):
+def test_selections(levels, generate):
+    with al.record(levels) as recording:
+        generate(pipe=levels)
     per_layer = al.daam(recording, per="layer", mode="bilinear")
     small = [n for n, size in recording.trace.sizes.items() if size == (8, 8)]
     assert al.daam(recording, layers=8)["smoke"].shape == (8, 8)

@@ -109,8 +109,9 @@ def test_level_is_a_fraction_of_the_maximum_and_quantile_one_of_the_pixels():
     assert (dbscan_clusters(heat, quantile=0.8, min_samples=1) != 0).sum() == 20
     assert (dbscan_clusters(heat[:1, :5], quantile=0.75, min_samples=1) != 0).sum() == 2  # the quantile itself is in
     np.testing.assert_array_equal(dbscan_clusters(heat, level=0.25, min_samples=1) != 0, heat >= 0.25 * 99**2)
-    np.testing.assert_array_equal(  # where level is given the quantile has no say
-        dbscan_clusters(heat, quantile=0.99, level=0.25), dbscan_clusters(heat, quantile=0.1, level=0.25)
+    np.testing.assert_array_equal(dbscan_clusters(heat, min_samples=1) != 0, heat >= 0.4 * 99**2)
+    np.testing.assert_array_equal(  # where a quantile is given the level has no say
+        dbscan_clusters(heat, quantile=0.8, level=0.25), dbscan_clusters(heat, quantile=0.8, level=0.9)
     )
 
 
@@ -127,7 +128,7 @@ def test_eps_decides_whether_a_diagonal_joins():
 def test_a_map_that_is_zero_nearly_everywhere_does_not_select_the_background():
     heat = np.zeros((10, 14))
     heat[4:6, 2:5] = 0.3  # 6 of 140 pixels: the 0.9 quantile is zero
-    np.testing.assert_array_equal(dbscan_mask(heat), heat > 0)
+    np.testing.assert_array_equal(dbscan_mask(heat, quantile=0.9), heat > 0)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_map_that_is_zero_nearly_everywhere_does_not_select_the_background():
 def test_clusters_are_those_of_scikit_learn(quantile, eps, min_samples):
     rng = np.random.default_rng(0)
     heat = rng.random((17, 31)) + 2 * (rng.random((17, 31)) > 0.97)
-    clusters = dbscan_clusters(heat, quantile, None, eps, min_samples)
+    clusters = dbscan_clusters(heat, quantile, eps=eps, min_samples=min_samples)
 
     bright = heat >= np.quantile(heat, quantile)
     labels = DBSCAN(eps=eps, min_samples=min_samples).fit(np.argwhere(bright)).labels_
@@ -146,7 +147,7 @@ def test_clusters_are_those_of_scikit_learn(quantile, eps, min_samples):
     assert len(pairs) == labels.max() + 1 == clusters.max() > 1  # one to one
     means = [heat[clusters == n].mean() for n in range(1, clusters.max() + 1)]
     assert means == sorted(means, reverse=True)
-    np.testing.assert_array_equal(dbscan_mask(heat, quantile, None, eps, min_samples), clusters == 1)
+    np.testing.assert_array_equal(dbscan_mask(heat, quantile, eps=eps, min_samples=min_samples), clusters == 1)
 
 
 def test_an_empty_answer_says_why(two_blobs):
@@ -159,12 +160,12 @@ def test_an_empty_answer_says_why(two_blobs):
 
 
 def test_negative_maps_keep_their_best_cluster(two_blobs):
-    np.testing.assert_array_equal(dbscan_mask(two_blobs - 5, keep=0.9), two_blobs == 0.9)
+    np.testing.assert_array_equal(dbscan_mask(two_blobs - 5, 0.9, keep=0.9), two_blobs == 0.9)
 
 
 WRONG = {  # values of each setting that are no answer to what it asks
-    "quantile": [90, -0.1, "x", None, True, float("nan"), [0.5]],
-    "level": [-0.1, 40, "0.5", True],
+    "quantile": [90, -0.1, "x", True, float("nan"), [0.5]],
+    "level": [-0.1, 40, "0.5", None, True],
     "keep": [2, "all"],
     "low": [-1, None, "x"],
     "high": [1.1, float("inf")],
@@ -212,7 +213,7 @@ def test_settings_that_are_none_are_refused(settings, message):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": "dbscan", "level": None, "keep": None, "quantile": np.float32(0.5), "min_samples": np.int64(3)},
+        {"method": "dbscan", "quantile": None, "keep": None, "level": np.float32(0.5), "min_samples": np.int64(3)},
         {"method": "threshold", "level": 1},
         {"method": "random_walker", "low": 0, "high": 1, "beta": 1e-300},
         {"method": "dbscan", "min_area": 2.5, "eps": 3},

@@ -1,14 +1,21 @@
-"""Files of an earlier version load, and answer as they did: `tests/data/commit_879ad02` was written by that commit."""
+"""Files of an earlier version load, and answer as they did: `tests/data/commit_879ad02` was written by that commit.
+
+`text` is the text encoder that the bundled models had then; they were trained anew since.
+"""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
 
 import attnlab as al
 from attnlab.dataset import Dataset, verify_dataset
 from attnlab.joint import JointDiffusion
+from attnlab.recording.texts import TextEncoder
 
 OLD = Path(__file__).parent / "data/commit_879ad02"
 ANSWERS = np.load(OLD / "answers.npz")
@@ -20,13 +27,34 @@ def near(values, name):
 
 
 @pytest.fixture(scope="module")
-def queries():
-    return al.Recording.load(OLD / "queries.safetensors")
+def encoder():
+    tokenizer = CLIPTokenizer.from_pretrained(OLD / "text/tokenizer")
+    model = CLIPTextModel.from_pretrained(OLD / "text/text_encoder", dtype=torch.float32)
+    return TextEncoder(lambda: {"tokenizer": tokenizer, "text_encoder": model}, "tiny")
 
 
 @pytest.fixture(scope="module")
-def sums():
-    return al.Recording.load(OLD / "sums.safetensors")
+def queries(encoder):
+    return al.Recording.load(OLD / "queries.safetensors", encoder)
+
+
+@pytest.fixture(scope="module")
+def sums(encoder):
+    return al.Recording.load(OLD / "sums.safetensors", encoder)
+
+
+def test_texts_of_a_model_that_was_trained_anew_are_refused():
+    """What the file holds is shown; another text would be read by weights that its queries never met."""
+    again = al.Recording.load(OLD / "queries.safetensors").branch("conditional")
+    near(al.daam(again).values, "daam")
+    for ask in (
+        lambda: al.ovam(again, "water"),
+        lambda: al.linear_daam(again)["tree"],
+        lambda: pickle.loads(pickle.dumps(again)).encode("tree"),
+        lambda: al.LinearMap.load(OLD / "linear.safetensors")["smoke"],
+    ):
+        with pytest.raises(ValueError, match="tiny reads texts otherwise than when this was recorded"):
+            ask()
 
 
 def test_a_recording_of_queries(queries):
@@ -55,7 +83,8 @@ def test_what_is_known_of_them(queries):
 
 
 def test_a_linear_map_and_tokens(queries):
-    linear, library = al.LinearMap.load(OLD / "linear.safetensors"), al.TokenLibrary.load(OLD / "tokens.safetensors")
+    linear = al.LinearMap.load(OLD / "linear.safetensors", queries.encoder)
+    library = al.TokenLibrary.load(OLD / "tokens.safetensors")
     near(linear["smoke"], "linear_file")
     shown = queries.branch("conditional")
     near(al.linear_daam(shown)[library["smoke"]], "token")

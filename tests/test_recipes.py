@@ -229,7 +229,8 @@ def test_every_text_survives_a_data_set(tmp_path):
     assert json.loads(export_coco(found, tmp_path / "a/b/coco.json").read_text())["images"] == []
 
 
-CUT = "a house " + "and a tree " * 9 + "with fire"  # 32 tokens, start and end among them, are read
+WINDOW = al.load_pipeline("tiny", device="cpu").tokenizer.model_max_length
+CUT = "a house " + "and a tree " * (WINDOW // 3 - 1) + "with fire"  # as many tokens, start and end among them, are read
 
 
 @pytest.mark.parametrize(
@@ -237,10 +238,10 @@ CUT = "a house " + "and a tree " * 9 + "with fire"  # 32 tokens, start and end a
     [
         ({"prompts": ("a {thing} with smoke",)}, "class 'fire': no prompt has the word 'fire'"),
         ({"prompts": ("a {thing} with fire and fire",)}, "'fire' is 2 times in 'a house with fire and fire'"),
-        ({"prompts": (CUT, "a {thing} with fire")}, "class 'fire': 'fire' lies outside the 32 tokens"),
-        ({"map": "ovam", "classes": {"fire": CUT}}, "the window 32"),
-        ({"map": "ovam", "context": CUT + " {}"}, "the window 32"),
-        ({"map": "linear", "classes": {"fire": CUT}}, "the window 32"),
+        ({"prompts": (CUT, "a {thing} with fire")}, f"class 'fire': 'fire' lies outside the {WINDOW} tokens"),
+        ({"map": "ovam", "classes": {"fire": CUT}}, f"the window {WINDOW}"),
+        ({"map": "ovam", "context": CUT + " {}"}, f"the window {WINDOW}"),
+        ({"map": "linear", "classes": {"fire": CUT}}, f"the window {WINDOW}"),
         ({"map": "ovam", "context": "x{}"}, "put spaces around {}"),
         ({"propagate": 1, "attention": 7}, "7"),
         ({"steps": 1001}, "steps is 1001: the model was trained with 1000"),
@@ -260,11 +261,11 @@ def test_what_cannot_be_made_is_refused_before_there_is_a_folder(tmp_path, chang
 
 @pytest.mark.filterwarnings("ignore:the prompt fills the model's window")
 def test_words_at_the_end_of_the_window_are_in_it(tmp_path):
-    prompt = "and " * 27 + "a house with"
-    assert len(al.load_pipeline("tiny", device="cpu").tokenizer(prompt).input_ids) == 32
+    prompt = "and " * (WINDOW - 5) + "a house with"
+    assert len(al.load_pipeline("tiny", device="cpu").tokenizer(prompt).input_ids) == WINDOW
     recipe = replace(FIRE, prompts=(prompt,), lists={}, classes={"house": "house"}, filters=OPEN)
     assert len(generate_dataset(recipe, tmp_path / "in")) == 1
-    with pytest.raises(ValueError, match="'house' lies outside the 32 tokens"):
+    with pytest.raises(ValueError, match=f"'house' lies outside the {WINDOW} tokens"):
         generate_dataset(replace(recipe, prompts=("and and " + prompt,)), tmp_path / "out")
 
 

@@ -1,14 +1,22 @@
 """Scenes repeat from their seed, say only what can be seen, and label every pixel."""
 
+import colorsys
+import re
+
 import numpy as np
 import pytest
+from scipy.ndimage import find_objects, label
 
 from attnlab.scenes import street, world
 from attnlab.scenes.canvas import Canvas, Thing, downsample
-from attnlab.scenes.captions import CLASS_OF, NEARBY, VISIBLE_AREA, count_visible, write_caption
+from attnlab.scenes.captions import CLASS_OF, MAX_TOKENS, NEARBY, VISIBLE_AREA, count_visible, write_caption
 from attnlab.scenes.world import Fire, Road, World
 
-SEEDS = range(street.HELD_OUT, street.HELD_OUT + 150)
+SEEDS = range(street.HELD_OUT, street.HELD_OUT + 400)
+BLAZE = Fire(0.5, 0.8, 0.3, 0.2, 0, ("tree", 0), True, (60, 60, 60), 0.0)
+HUES = {"red": (-25, 18), "yellow": (36, 65), "green": (100, 175), "blue": (200, 250)}  # degrees
+PLURALS = "(two|three) (?:[a-z]+ )?(cars|people|houses|buildings|trees|riders|bicycles|poles|traffic lights)"
+SINGULARS = {"people": "person", "houses": "building", "traffic lights": "traffic light"}
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +24,19 @@ def scenes():
     return [street.render(seed) for seed in SEEDS]
 
 
+def tokens(caption):
+    return caption.replace(",", " ,").split()
+
+
+def regions(mask):
+    """Height and width of each connected region that is large enough to be named."""
+    found = find_objects(label(mask, np.ones((3, 3)))[0])
+    return [mask[box].shape for box in found if mask[box].sum() >= 16]
+
+
 def test_the_example_of_the_docstring():
-    scene = street.render(2092)
-    assert scene.caption == "a street, a burning house, dirt and smoke" and scene.mask("smoke").any()
+    scene = street.render(3331)
+    assert scene.caption == "a house left of a burning house, sky, black smoke" and scene.mask("smoke").any()
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -62,9 +80,92 @@ def test_visible_is_counted_by_area():
     assert count_visible(ids, things) == {"sky": (0,), "car": (0, 1)}
 
 
-def say(world, seen, times=80):
+def test_a_number_of_things_is_that_of_connected_regions(scenes):
+    numbers = []
+    for scene in scenes:
+        for number, things in re.findall(PLURALS, scene.caption):
+            numbers.append(number)
+            name = SINGULARS.get(things, things[:-1])
+            assert len(regions(scene.mask(name))) == {"two": 2, "three": 3}[number], scene.caption
+    assert numbers.count("two") > 30 and numbers.count("three") > 10
+
+
+def test_colors_are_those_of_the_pixels(scenes):
+    """Where a caption names one thing of a class, most of its colored pixels have the hue; gray ones have none."""
+    right = {}
+    for scene in scenes:
+        said = street.colors_said(scene.caption)
+        for name, color in said:
+            if name not in ("building", "car", "person", "rider", "bicycle") or len(regions(scene.mask(name))) != 1:
+                continue
+            pixels = scene.image[scene.mask(name)] / 255
+            hsv = np.array([colorsys.rgb_to_hsv(*rgb) for rgb in pixels])
+            vivid = hsv[(hsv[:, 1] > 0.4) & (hsv[:, 2] > 0.2)]
+            if color in HUES:
+                low, high = HUES[color]
+                hues = (vivid[:, 0] * 360 + 60) % 360 - 60
+                right.setdefault(color, []).append(len(vivid) > 0 and np.mean((low < hues) & (hues < high)) > 0.5)
+            else:
+                right.setdefault("none", []).append(len(vivid) < 0.4 * len(hsv))
+    assert set(right) == {*HUES, "none"} and all(len(found) > 10 for found in right.values())
+    assert min(np.mean(found) for found in right.values()) > 0.9, {c: np.mean(found) for c, found in right.items()}
+
+
+def test_things_are_large_enough_for_a_small_model(scenes):
+    clear = [scene for scene in scenes if not {"fire", "smoke"} & {street.CLASSES[k] for k in np.unique(scene.labels)}]
+    dry = [scene for scene in clear if not scene.mask("water").any()]
+    widths = [width for scene in dry for _, width in regions(scene.mask("car"))]
+    heights = [height for scene in dry for height, _ in regions(scene.mask("person"))]
+    assert len(widths) > 50 and min(widths) >= 14
+    assert len(heights) > 50 and min(heights) >= 14
+
+
+def test_things_are_wholly_in_the_image(scenes):
+    """Nothing that stands apart touches the border, where it would be cut."""
+    for name in ("car", "person", "rider", "bicycle"):
+        masks = [scene.mask(name) for scene in scenes]
+        cut = [m[0].any() or m[-1].any() or m[:, 0].any() or m[:, -1].any() for m in masks]
+        assert sum(m.any() for m in masks) > 40 and np.mean(cut) < 0.01, name
+
+
+def test_a_flooded_neighbourhood_has_houses_in_water(scenes):
+    flooded, standing = [scene for scene in scenes if "flooded neighbourhood" in scene.caption], []
+    assert len(flooded) >= 8
+    for scene in flooded:
+        water, houses = scene.mask("water"), scene.mask("building")
+        assert len(regions(houses)) >= 2 and water.mean() > 0.2
+        below = np.roll(houses, 1, 0) & ~houses  # the pixels under houses, and under a skyline
+        standing.append(np.mean(water[below]))
+    assert np.median(standing) > 0.9
+
+
+def test_captions_fit_the_window_and_vary(scenes):
+    lengths = [len(tokens(scene.caption)) for scene in scenes]
+    assert max(lengths) <= MAX_TOKENS and min(lengths) <= 2 and max(lengths) > 35
+    assert 0.15 < np.mean(np.array(lengths) < 6) < 0.35
+    for name in ("sky", "ground"):
+        assert 0.6 < np.mean([name in scene.words.values() for scene in scenes if scene.mask(name).any()]) < 0.8
+    assert {"a car", "a tree", "smoke"} & {scene.caption for scene in scenes}
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("a red car and a blue house, smoke", [("car", "red"), ("building", "blue")]),
+        ("two people in red left of a rider in a white shirt", [("person", "red"), ("rider", "white")]),
+        ("a cyclist in green on a yellow bike", [("rider", "green"), ("bicycle", "yellow")]),
+        ("a burning white house with black smoke", [("building", "white"), ("smoke", "black")]),
+        ("a green traffic light and an orange sky", [("traffic light", "green"), ("sky", "orange")]),
+        ("a car on a road", []),
+    ],
+)
+def test_colors_said(caption, said):
+    assert street.colors_said(caption) == said
+
+
+def say(world, seen, times=80, dense=True):
     """What is said of the same scene in many ways."""
-    return [write_caption(np.random.default_rng(i), world, seen)[0] for i in range(times)]
+    return [write_caption(np.random.default_rng(i), world, seen, dense)[0] for i in range(times)]
 
 
 def a_world(**given):
@@ -72,10 +173,51 @@ def a_world(**given):
 
 
 def test_numbers_and_colors_are_true():
-    world = a_world(paint={("car", 0): "red", ("car", 1): "blue"})
-    one, two = say(world, {"car": (0,)}), say(world, {"car": (0, 1)})
+    paint = {("car", 0): "red", ("car", 1): "blue", ("car", 2): "red"}
+    one, two, alike = (say(a_world(paint=paint), {"car": cars}, 200) for cars in ((0,), (0, 1), (0, 2)))
     assert any("a red car" in c for c in one) and not any("cars" in c or "blue" in c for c in one)
-    assert any("two cars" in c for c in two) and all("cars" in c and "red" not in c for c in two)
+    assert any("two cars" in c for c in two) and any("a red car and a blue car" in c for c in two)
+    assert all("cars" in c or ("red car" in c and "blue car" in c) for c in two)
+    assert any("two red cars" in c for c in alike) and not any("a red car" in c for c in alike)
+
+
+@pytest.mark.parametrize("seen", [{"fire": (0,)}, {"smoke": (0,)}, {"car": (0, 1, 100)}])
+def test_no_number_where_others_of_the_class_or_smoke_disturb(seen):
+    said = say(a_world(fires=[BLAZE]), {"car": (0, 1)} | seen)
+    assert any("cars" in c for c in said) and not any("two" in c for c in said)
+
+
+def test_what_burns_keeps_its_color():
+    here = a_world(paint={("car", 0): "red"}, fires=[BLAZE._replace(on=("car", 0))])
+    said = " ".join(say(here, {"car": (0,), "fire": (0,), "smoke": (0,)}, 300))
+    for phrase in ("a burning red car", "a red car on fire", "a burning car", "a burning red car with fire and"):
+        assert phrase in said
+    assert "burning" not in " ".join(say(here, {"car": (0,)}))  # flames that nobody sees
+
+
+def test_clothes_and_bicycles_have_colors():
+    paint = {("person", 0): "red", ("rider", 0): "blue", ("bicycle", 100): "green"}
+    said = " ".join(say(a_world(paint=paint), {"person": (0,), "rider": (0,), "bicycle": (100,)}, 400))
+    for phrase in (
+        "a person in red",
+        "a person in a red shirt",
+        "a rider in blue",
+        "a cyclist in blue on a green bike",
+    ):
+        assert phrase in said
+
+
+def test_sparse_captions_say_less():
+    paint, sparse, dense = {("car", 0): "red", ("tree", 0): "green"}, [], []
+    names = ("car", "tree", "person", "rider", "pole", "building", "sky", "ground", "road", "mountain")
+    seen = {name: (0,) for name in names}
+    for kind, found in ((False, sparse), (True, dense)):
+        found += say(a_world(paint=paint), seen, 200, kind)
+    assert np.mean([len(tokens(c)) for c in sparse]) < 0.75 * np.mean([len(tokens(c)) for c in dense])
+    assert max(c.count(" a ") + c.count(",") for c in sparse) <= 12
+    usual, again = street.render_both(7)
+    assert usual.caption == street.render(7, dense=False).caption and again.caption == street.render(7).caption
+    assert (usual.image == again.image).all()
 
 
 def test_relations_are_true():
@@ -90,8 +232,8 @@ def test_relations_are_true():
 
 
 def test_the_color_of_smoke_is_true_of_all_smoke():
-    dark = Fire(0.5, 0.8, 0.3, 0.2, 0, ("tree", 0), True, (60, 60, 60), 0.0)
-    bright = dark._replace(smoke_color=(180, 180, 180))
+    dark = BLAZE
+    bright = dark._replace(smoke_color=(180, 180, 180), instance=1)
     seen = {"fire": (0, 1), "smoke": (0, 1)}
     for fires, color in (([dark, dark], "black"), ([bright], "white"), ([dark, bright], "thick")):
         said = " ".join(say(a_world(fires=fires), seen, 200))
@@ -107,11 +249,11 @@ def test_what_belongs_to_something_else_is_not_named_alone():
 
 
 def test_prompts_of_the_thesis_and_of_disasters_belong_to_the_language():
-    flames = Fire(0.5, 0.8, 0.3, 0.2, 0, ("tree", 0), True, (60, 60, 60), 0.0)
-    forest = a_world(theme="forest", fires=[flames])
+    forest = a_world(theme="forest", fires=[BLAZE])
     assert "forest fire with smoke" in say(forest, {"tree": (0, 1, 2, 3), "fire": (0,), "smoke": (0,)}, 400)
-    flood = a_world(shore=0.6, kind={("building", 0): "house"})
-    assert any("flooded neighbourhood" in c for c in say(flood, {"building": (0,), "water": (0,)}, 200))
+    flood = a_world(shore=0.6, kind={("building", 0): "house", ("building", 1): "house"})
+    assert any("flooded neighbourhood" in c for c in say(flood, {"building": (0, 1), "water": (0,)}, 200))
+    assert not any("neighbourhood" in c for c in say(flood, {"building": (0,), "water": (0,)}, 200))
     for noun in ("car", "person", "traffic light", "rider"):
         assert f"a {noun} in an urban environment" in say(a_world(), {noun: (0,)}, 400)
 
@@ -180,6 +322,16 @@ def test_roads_carry_what_stands_on_them():
             depth = (y - 0.5) / 0.5
             _, half = ahead.at(depth)
             assert (abs(x - 0.5) <= half) == (place == "road") and abs(x - 0.5) <= half + ahead.walk * depth + 0.01
+
+
+def test_where_things_may_stand():
+    """Not in a river, nor cut by the upper border; houses of a flood in the water."""
+    rng = np.random.default_rng(0)
+    dry, flood = a_world(river=(0.6, 0.8), zoom=1.3), a_world(shore=0.65)
+    riders = [spot for _ in range(200) if (spot := street._spot(rng, dry, "rider"))]
+    assert len(riders) > 10 and all(spot.y > 0.8 and spot.box[1] >= 0 for spot in riders)
+    houses = [spot for _ in range(200) if (spot := street._spot(rng, flood, "house"))]
+    assert len(houses) > 20 and all(spot.y > 0.65 for spot in houses)
 
 
 def test_water_hides_the_feet_of_things_in_a_flood():

@@ -8,21 +8,30 @@ import torch
 from conftest import PROMPT
 
 import attnlab as al
+from attnlab.recording.texts import TextEncoder
 
 TEXTS = ["fire and a tree", "smoke"]
 
 
 @pytest.fixture(scope="module")
-def sums(pipe, generate):
-    with al.record(pipe, keep="sum", texts=TEXTS) as recording:
-        generate()
+def recording(levels, generate):
+    """As the fixture that all tests share, of a model whose maps have three sizes."""
+    with al.record(levels) as recording:
+        generate(pipe=levels)
     return recording
 
 
 @pytest.fixture(scope="module")
-def maps(pipe, generate):
-    with al.record(pipe, keep="maps", self_attention=[16, 8]) as recording:
-        generate()
+def sums(levels, generate):
+    with al.record(levels, keep="sum", texts=TEXTS) as recording:
+        generate(pipe=levels)
+    return recording
+
+
+@pytest.fixture(scope="module")
+def maps(levels, generate):
+    with al.record(levels, keep="maps", self_attention=[16, 8]) as recording:
+        generate(pipe=levels)
     return recording
 
 
@@ -154,9 +163,9 @@ def test_both_branches(pipe, generate):
         both.branch("negative").branch("conditional")
 
 
-def test_self_attention_is_the_models_own(pipe, generate, maps):
+def test_self_attention_is_the_models_own(levels, generate, maps):
     """Mean over heads, layers and steps of the probabilities that attention written out in float64 has."""
-    expected, processors = {}, dict(pipe.unet.attn_processors)
+    expected, processors = {}, dict(levels.unet.attn_processors)
 
     class Written:
         def __call__(self, attn, x, encoder_hidden_states=None, attention_mask=None, temb=None):
@@ -170,9 +179,9 @@ def test_self_attention_is_the_models_own(pipe, generate, maps):
                 expected.setdefault(p.shape[-1], []).append(p[1].mean(0))
             return attn.to_out[0]((p @ v).transpose(1, 2).flatten(2).to(x.dtype))
 
-    pipe.unet.set_attn_processor(Written())
-    generate()
-    pipe.unet.set_attn_processor(processors)
+    levels.unet.set_attn_processor(Written())
+    generate(pipe=levels)
+    levels.unet.set_attn_processor(processors)
     for height in (16, 8):
         found, size = maps.self_attention(height)
         assert size == (height, height)
@@ -195,8 +204,8 @@ def test_propagation():
         al.propagate(maps, looks, (2, 2))
 
 
-def test_files(sums, maps, tmp_path):
-    again = al.Recording.load(sums.save(tmp_path / "sums"))
+def test_files(levels, sums, maps, tmp_path):
+    again = al.Recording.load(sums.save(tmp_path / "sums"), TextEncoder.of(levels))
     np.testing.assert_array_equal(al.ovam(again, TEXTS[0]).values, al.ovam(sums, TEXTS[0]).values)
     np.testing.assert_array_equal(al.linear_daam(again).matrix, al.linear_daam(sums).matrix)
     again = al.Recording.load(maps.save(tmp_path / "maps"))
@@ -217,13 +226,13 @@ def test_what_was_not_kept_is_said(pipe, recording, sums, maps):
         (lambda: maps.self_attention(32), r"height 32 was not recorded, only of \[8, 16\]"),
         (lambda: al.record(pipe, keep="all").__enter__(), "choose one of queries, sum, maps"),
         (lambda: al.record(pipe, texts=[""]).__enter__(), "at least one word"),
-        (lambda: al.record(pipe, texts="a " * 40).__enter__(), "would fall outside"),
+        (lambda: al.record(pipe, texts="a " * 60).__enter__(), "would fall outside"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
 
 
-def test_self_attention_of_no_such_size(pipe, generate):
+def test_self_attention_of_no_such_size(levels, generate):
     with pytest.raises(ValueError, match=r"no self-attention has maps of height \[32\]; there are \[4, 8, 16\]"):
-        with al.record(pipe, self_attention=32):
-            generate(steps=1)
+        with al.record(levels, self_attention=32):
+            generate(steps=1, pipe=levels)

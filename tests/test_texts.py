@@ -19,6 +19,12 @@ def encoder(pipe):
     return TextEncoder.of(pipe)
 
 
+@pytest.fixture(scope="module")
+def room(pipe):
+    """Tokens that a text may have, between those of its begin and end."""
+    return pipe.tokenizer.model_max_length - 2
+
+
 def test_as_the_pipeline_embeds_it(pipe, encoder):
     text = encoder("a burning house, with smoke")
     expected, _ = pipe.encode_prompt("a burning house, with smoke", "cpu", 1, False)
@@ -42,30 +48,31 @@ def test_no_text(encoder, text):
         encoder(text)
 
 
-def test_beyond_the_window(encoder):
-    with pytest.raises(ValueError, match=r"the text has 34 tokens, the window 32: 'tree', 'house' would fall outside"):
-        encoder("a " * 30 + "tree house")
+def test_beyond_the_window(encoder, room):
+    said = rf"the text has {room + 4} tokens, the window {room + 2}: 'tree', 'house' would fall outside"
+    with pytest.raises(ValueError, match=said):
+        encoder("a " * room + "tree house")
     with pytest.raises(ValueError, match=r"'tree', 'a', 'a', 'a', 'a', 15 more words would fall outside"):
-        encoder("a " * 30 + "tree" + " a" * 19)
-    assert encoder("a " * 29 + "tree").length == 32  # fills it to the last token
+        encoder("a " * room + "tree" + " a" * 19)
+    assert encoder("a " * (room - 1) + "tree").length == room + 2  # fills it to the last token
 
 
-def test_words_that_would_be_lost(encoder):
-    assert encoder.lost("a " * 29 + "tree") == []
-    assert encoder.lost("a " * 29 + "tree house") == ["house"]
-    assert encoder.lost("a " * 28 + "umbrella") == ["umbrella"]  # which the window would cut
+def test_words_that_would_be_lost(encoder, room):
+    assert encoder.lost("a " * (room - 1) + "tree") == []
+    assert encoder.lost("a " * (room - 1) + "tree house") == ["house"]
+    assert encoder.lost("a " * (room - 2) + "umbrella") == ["umbrella"]  # which the window would cut
 
 
-@pytest.mark.parametrize(("prompt", "last"), [("a " * 29 + "tree smoke", "tree"), ("a " * 28 + "umbrella", "um…")])
-def test_a_recording_says_that_its_prompt_may_be_cut(pipe, generate, prompt, last):
-    with pytest.warns(UserWarning, match=f"window of 32 tokens: it was read up to '{last}'; any .* is lost") as caught:
-        with al.record(pipe) as recording:
-            generate(prompt, steps=2)
+@pytest.mark.parametrize(("end", "left", "last"), [("tree smoke", 1, "tree"), ("umbrella", 2, "um…")])
+def test_a_recording_says_that_its_prompt_may_be_cut(pipe, generate, room, end, left, last):
+    said = f"window of {room + 2} tokens: it was read up to '{last}'; any .* is lost"
+    with pytest.warns(UserWarning, match=said) as caught, al.record(pipe) as recording:
+        generate("a " * (room - left) + end, steps=2)
     assert len(caught) == 1 and [word.text for word in recording.words][-1] == last
-    assert len(al.daam(recording).values) == 32  # the cut piece has a place of its own, before the end token
+    assert len(al.daam(recording).values) == room + 2  # the cut piece has a place of its own, before the end token
     with warnings.catch_warnings(), al.record(pipe):
         warnings.simplefilter("error")
-        generate("a " * 29, steps=1)
+        generate("a " * (room - 1), steps=1)
 
 
 def test_two_texts_at_the_same_places(pipe):

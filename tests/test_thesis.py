@@ -2,9 +2,11 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,7 +249,7 @@ def test_bands_are_percentiles_of_the_mean():
 
 def test_margins_of_layers_by_steps(scenes):
     found = thesis.layers_by_steps(scenes)
-    assert found.shape == (6 + 1, 3 + 1)
+    assert found.shape == (3 + 1, 3 + 1)
     at_half = np.searchsorted(metrics.THRESHOLDS, 0.5)
     heats = [al.maps.upscale(e.maps["car"], 64, "bicubic") for e in scenes]
     assert found[-1, -1] == pytest.approx(metrics.miou_curve(heats, [e.truth for e in scenes])[at_half].mean())
@@ -258,13 +260,13 @@ def test_margins_of_layers_by_steps(scenes):
 
 def test_resolutions_have_their_layers_alone(scenes, gallery):
     found = thesis.by_resolution(scenes)
-    assert list(found) == [8, 16]
-    heats = [al.daam(one, layers=8).upscale(64)["car"] for one in gallery.recordings(scenes)]
+    assert list(found) == [16]
+    heats = [al.daam(one, layers=16).upscale(64)["car"] for one in gallery.recordings(scenes)]
     expected = metrics.miou_curve(heats, [e.truth for e in scenes])
-    assert np.abs(found[8] - expected).mean() < 0.01
+    assert np.abs(found[16] - expected).mean() < 0.01
 
 
-@pytest.mark.parametrize(("per", "count"), [("layer", 6), ("step", 3)])
+@pytest.mark.parametrize(("per", "count"), [("layer", 3), ("step", 3)])
 def test_correlations(scenes, gallery, per, count):
     found = thesis.correlations(scenes, per)
     assert found.shape == (count, count)
@@ -332,7 +334,8 @@ def test_verdicts(difference, images, verdict):
 
 def test_findings_say_what_was_measured(experiment):
     found = findings.findings([experiment])
-    assert len(found) == 8 and all(one.evidence for one in found)
+    assert len(found) == 8 and all(one.evidence for one in found[:7])
+    assert not found[7].evidence  # all maps have one size
     linear = next(e for e in found[0].evidence if e.track == "rendered")
     ious = [tables.at_chosen_threshold(experiment, m, "rendered") for m in ("DAAM", "Linear DAAM")]
     means = [np.mean([v.mean() for v in by_class.values()]) for by_class in ious]
@@ -344,6 +347,23 @@ def test_findings_say_what_was_measured(experiment):
     assert start.images == 12 and start.difference[0] == pytest.approx(np.mean(apart), rel=1e-4)
     page = findings.page(found, "about")
     assert page.count("\n## ") == 8 and "tiny, rendered (12 images)" in page
+
+
+def test_sizes_of_maps_are_compared(monkeypatch):
+    """Small maps that show the object, large ones that show what is beside it: the small ones are better."""
+    truth, examples = np.zeros((32, 32), bool), []
+    truth[8:16, 8:24] = True
+    for shift in range(12):
+        small = truth[::4, ::4] + np.zeros((2, 8, 8)) + shift / 1000
+        large = np.roll(truth, 16, 0)[::2, ::2] + np.zeros((2, 16, 16)) + shift / 1000
+        examples.append(SimpleNamespace(layers={"small": small, "large": large}, truth=truth))
+    tests = {("generated", "car"): examples}
+    names = {"generated": ["car"], "rendered": []}
+    x = SimpleNamespace(model="two sizes", tests=tests, names=lambda track: names[track])
+    (evidence,) = findings._resolution([x]).evidence
+    assert (evidence.track, evidence.images, evidence.verdict) == ("generated", 12, "does not hold")
+    small, large = (float(v) for v in re.findall(r"([\d.]+) from", evidence.text))
+    assert small > 85 > 50 > large and evidence.difference[0] == pytest.approx((large - small) / 100, abs=0.01)
 
 
 def test_pages_show_every_figure_and_table(experiment, tmp_path):

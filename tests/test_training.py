@@ -257,6 +257,6 @@ def test_checks_go_on_after_an_interruption(tmp_path):
 
 def test_a_curve_is_thinned_to_means(tmp_path):
     (tmp_path / "long.csv").write_text("step,loss\n" + "".join(f"{i},{i % 2}\n" for i in range(1000)))
-    thin_curve(tmp_path / "long.csv", tmp_path / "short.csv", rows=100)
+    thin_curve([tmp_path / "long.csv"], tmp_path / "short.csv", rows=100)
     curve = np.genfromtxt(tmp_path / "short.csv", delimiter=",", names=True)
     assert len(curve) == 100 and (curve["loss"] == 0.5).all() and curve["step"][0] == 4.5

@@ -40,9 +40,11 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rejecting(tmp_path_factory):
-    """Two accepted records with a mask for each class, and six rejected ones."""
-    recipe = replace(RECIPE, labels=False, filters=replace(RECIPE.filters, duplicates=25))
+def rejecting(made, tmp_path_factory):
+    """With a mask for each class; accepted are the first record and what is as far from it as the farthest one."""
+    first, *others = (int(pair.metadata["hash"], 16) for pair in made)
+    farthest = max((first ^ other).bit_count() for other in others)
+    recipe = replace(RECIPE, labels=False, filters=replace(RECIPE.filters, duplicates=farthest - 1))
     return generate_dataset(recipe, tmp_path_factory.mktemp("made") / "rejecting")
 
 
@@ -87,7 +89,7 @@ def test_verify_names_what_is_wrong(made, tmp_path):
 
 def test_a_whole_one_has_no_problem(made, rejecting):
     assert verify_dataset(made.folder) == verify_dataset(rejecting.folder) == []
-    assert 0 < len(rejecting) < 8 == len(rejecting) + len(rejecting.rejected)
+    assert 1 < len(rejecting) < 8 == len(rejecting) + len(rejecting.rejected)
 
 
 @pytest.mark.parametrize(

@@ -253,8 +253,8 @@ def test_the_mask_explorer_makes_the_masks_of_the_mask_functions(made):
     truth = al.threshold_mask(heat, 0.5)
     explorer = widgets.explore_mask(heat, made[0], truth)
     np.testing.assert_array_equal(explorer.mask, al.dbscan_mask(heat))
-    explorer.sliders["quantile"].value = 0.8
-    np.testing.assert_array_equal(explorer.mask, al.dbscan_mask(heat, quantile=0.8))
+    explorer.sliders["level"].value = 0.6
+    np.testing.assert_array_equal(explorer.mask, al.dbscan_mask(heat, level=0.6))
     explorer.method.value = "threshold"
     explorer.sliders["level"].value = 0.5
     np.testing.assert_array_equal(explorer.mask, truth)

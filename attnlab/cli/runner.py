@@ -177,6 +177,7 @@ def _execute(path, work, values):
         kernel_spec = KernelSpec(**get_kernel_dict(["--log-level=50"], ["-Xfrozen_modules=off"]))
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of lines that its own reader cannot parse
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of the cell that an interrupted run leaves
     if "out" in read_parameters(path):
         values = {**values, "out": work.as_posix()}
     kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": ThisPython}

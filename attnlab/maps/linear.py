@@ -9,9 +9,10 @@ import torch
 
 from .. import storage
 from ..masks import IGNORE
+from ..pipelines import bundled
 from ..recording import Recording
 from ..recording.layers import Layers, as_list, choose_heads, exact, split_heads
-from ..recording.texts import TextEncoder
+from ..recording.texts import TextEncoder, start_of
 from ..tokens import Token
 from .heatmaps import resize, upscale
 
@@ -131,7 +132,9 @@ class LinearMap:
                 raise ValueError(f"its scale is {scale!r}")
             matrix, bias = (file.read(name).float() * scale for name in ("matrix", "bias"))
             models = {file.metadata["model"]} if file.metadata.get("model") else set()
-            return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path), file.metadata)
+            unknown = [] if models & bundled().keys() else None  # an earlier version's: those models were trained anew
+            start = file.metadata.get("start", unknown)
+            return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path, start), file.metadata)
 
 
 Images = Recording | LinearMap | Iterable[Recording | LinearMap]
@@ -205,5 +208,7 @@ def linear_daam(
     if not matrix.isfinite().all():
         raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
     choice = {"layers": names, "steps": list(steps), "heads": None if heads is None else as_list(heads)}
-    metadata = {**recording.metadata, **choice, "scaled": scaled, "resize": mode, "versions": storage.versions()}
+    start = None if trace.words is None else start_of(trace.text)
+    metadata = {**recording.metadata, **choice, "scaled": scaled, "resize": mode, "start": start}
+    metadata["versions"] = storage.versions()
     return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, metadata)

@@ -9,7 +9,7 @@ import torch
 from .. import storage
 from .files import pack, unpack
 from .layers import Layers, as_list, choose_layers
-from .texts import Text, TextEncoder
+from .texts import Text, TextEncoder, start_of
 from .trace import Trace
 from .words import Word
 
@@ -69,7 +69,8 @@ class Recording(Sequence):
         with storage.intact(path):
             traces = [unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.metadata["traces"])]
         models = {t.generation.model for t in traces} - {None}
-        return cls(TextEncoder.fitting(encoder, models, path), traces)
+        start = next((start_of(t.text) for t in traces if t.words is not None), None)
+        return cls(TextEncoder.fitting(encoder, models, path, start), traces)
 
     @property
     def trace(self) -> Trace:

@@ -13,10 +13,11 @@ from ..pipelines import load_parts
 from . import words
 from .layers import exact
 
-__all__ = ["Text", "TextEncoder"]
+__all__ = ["Text", "TextEncoder", "start_of"]
 
 _PARTS = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
 _NAMED = 5  # words beyond the window that an error names
+_START = 8  # numbers of the start token's state by which files know a text encoder
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Text:
         return max(p for word in self.words for p in word.tokens) + 2
 
 
+def start_of(embedding: torch.Tensor) -> list[float]:
+    """Return the first numbers of the start token's state: the same in every text, and others for other weights."""
+    return embedding[0, :_START].tolist()
+
+
 @lru_cache(maxsize=2)
 def _parts_of(model: str) -> dict[str, object]:
     return load_parts(model, _PARTS)
@@ -46,9 +52,10 @@ class TextEncoder:
     on. Made of a model's name it loads the modules, those alone, when it is first asked.
     """
 
-    def __init__(self, load: Callable[[], dict[str, object]], model: str | None = None):
+    def __init__(self, load: Callable[[], dict[str, object]], model: str | None = None, start: list | None = None):
         self._load = load
         self.model = model  # its name, where that is known
+        self.start = start  # what `start_of` has to be; None: anything
 
     def __deepcopy__(self, memo=None) -> "TextEncoder":
         return self  # its modules are the pipeline's
@@ -59,7 +66,7 @@ class TextEncoder:
         """Pickle the model's name, as the file of a recording does."""
         if self.model is None:
             raise ValueError("a text encoder is pickled by its model's name, which is not known: set encoder.model")
-        return TextEncoder.named, (self.model,)
+        return TextEncoder.named, (self.model, self.start)
 
     @cached_property
     def _parts(self):
@@ -78,18 +85,21 @@ class TextEncoder:
         return cls(lambda: parts, getattr(pipe, "name_or_path", None) or None)
 
     @classmethod
-    def named(cls, model: str | Path) -> "TextEncoder":
-        """Name a model as `load_pipeline` takes it; nothing is loaded yet."""
-        return cls(lambda: _parts_of(str(model)), str(model))
+    def named(cls, model: str | Path, start: list | None = None) -> "TextEncoder":
+        """Name a model as `load_pipeline` takes it; nothing is loaded yet.
+
+        With `start`, by `start_of`, texts are refused where the model was trained anew since.
+        """
+        return cls(lambda: _parts_of(str(model)), str(model), start)
 
     @classmethod
-    def fitting(cls, encoder: "TextEncoder | None", models: Collection[str], path) -> "TextEncoder | None":
-        """Choose the text encoder for a file made with some models: the given one, or the model's own.
+    def fitting(cls, encoder: "TextEncoder | None", models: Collection[str], path, start) -> "TextEncoder | None":
+        """Choose the text encoder for a file made with some models: the given one, or the model's own from `start`.
 
         None where the model is not known; ValueError where the given one is of another model.
         """
         if encoder is None:
-            return cls.named(*models) if len(models) == 1 else None
+            return cls.named(*models, start) if len(models) == 1 else None
         if encoder.model and set(models) - {encoder.model}:
             made = ", ".join(models)
             raise ValueError(
@@ -110,7 +120,7 @@ class TextEncoder:
 
     @exact()
     def __call__(self, text: str) -> Text:
-        """Encode a text; ValueError where it has no word, or more tokens than the window holds."""
+        """Encode a text; ValueError where it has no word or more tokens than the window holds, or another `start`."""
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text={text!r}: give at least one word")
         tokenizers, encoders, penultimate = self._parts
@@ -120,7 +130,13 @@ class TextEncoder:
         _check_vectors(self.tokenizer, found)
         if not found:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
-        return Text(text, ids, torch.cat([part for _, part in parts], -1), found)
+        embedding = torch.cat([part for _, part in parts], -1)
+        if self.start is not None and not _alike(start_of(embedding), self.start):
+            raise ValueError(
+                f"{self.model} reads texts otherwise than when this was recorded: it was trained anew, or had a LoRA. "
+                "Load the file with the text encoder of that time, load(path, TextEncoder.of(pipe)), or record again"
+            )
+        return Text(text, ids, embedding, found)
 
     def embed(self, word: str) -> torch.Tensor:
         """Embed a word or phrase by itself, in [start, word, end, padding]: float32 (text width,).
@@ -177,6 +193,12 @@ class TextEncoder:
         )
         embedding = output.hidden_states[-2] if penultimate else output[0]
         return padded.input_ids[0].tolist(), embedding[0].cpu()
+
+
+def _alike(start, other) -> bool:
+    """Whether two starts are of one text encoder, in whatever precision it computed."""
+    first, second = torch.tensor(start), torch.tensor(other)
+    return len(first) == len(second) and bool((first - second).norm() <= 0.05 * second.norm())
 
 
 def _expanded(tokenizer, text):

@@ -10,33 +10,39 @@ from .world import World, shade, wade
 
 __all__ = ["CLASS_OF_KIND", "DRAW"]
 
-_PAINTS = {  # name a caption may use -> rgb; house red is a brick red, apart from flames
-    "white": (236, 233, 226), "yellow": (228, 190, 84), "blue": (72, 104, 176), "brown": (140, 92, 60),
-    "red": (168, 58, 52), "green": (74, 128, 88), "black": (40, 40, 46), "gray": (146, 146, 150),
+_PAINTS = {  # name a caption may use -> rgb
+    "white": (240, 238, 232), "yellow": (244, 204, 48), "blue": (46, 92, 206), "red": (206, 36, 40),
+    "green": (16, 126, 72), "black": (36, 36, 42), "gray": (142, 142, 148),
 }  # fmt: skip
-_HOUSE_PAINTS = ("white", "yellow", "blue", "brown", "red", "gray")
-_BLOCK_PAINTS = ("white", "yellow", "brown", "red", "gray", "blue")
-_CAR_PAINTS = ("white", "yellow", "blue", "red", "black", "green")
+_WALLS = ("white", "yellow", "blue", "red", "gray")
+_BODIES = ("white", "yellow", "blue", "red", "black", "green")
 _CLOTHES = ("white", "yellow", "blue", "red", "green")
-_ROOFS = ((118, 58, 44), (84, 78, 84), (150, 78, 52), (64, 54, 50))
+_FRAMES = ("yellow", "blue", "red", "green")
+_ROOFS = ((92, 66, 56), (84, 80, 88), (70, 58, 56))  # none as bright as a wall, whose color a caption says
+_TROUSERS = ((44, 44, 54), (72, 62, 56), (58, 60, 74))
 _SKINS = ((236, 194, 162), (198, 146, 108), (122, 82, 58))
-_METAL, _RUBBER = (74, 76, 82), (26, 26, 28)
-_LAMPS = {"red": (240, 44, 34), "yellow": (250, 200, 40), "green": (52, 226, 92)}
+_METAL, _RUBBER, _GLASS = (62, 64, 72), (24, 24, 28), (150, 192, 220)
+_LAMPS = {"red": (246, 40, 34), "yellow": (252, 206, 40), "green": (48, 232, 96)}
 
 
-def _pick(rng, names):
-    name = str(rng.choice(names))
-    return name, _PAINTS[name]
+def _paint(rng, world, name, instance, colors):
+    """Choose the color of an object: that of the first of its class if all are alike, a new one if they are not."""
+    used = [color for (n, _), color in world.paint.items() if n == name and color in colors]
+    if not (world.alike and used):
+        free = [c for c in colors if c not in used and (c, world.ground) != ("white", "snow")]
+        used = [free[rng.integers(len(free))] if free else colors[rng.integers(len(colors))]]
+    world.paint[name, instance] = used[0]
+    return _PAINTS[used[0]]
 
 
 def _house(canvas: Canvas, rng, world: World, x, y, instance):
     """Draw a gabled house with roof, door and windows; its flames would rise from below the eaves."""
     s = world.scale(y)
-    w, h, roof = s * rng.uniform(0.32, 0.48), s * rng.uniform(0.18, 0.25), s * rng.uniform(0.11, 0.17)
-    world.paint["building", instance], wall = _pick(rng, _HOUSE_PAINTS)
+    w, h, roof = s * rng.uniform(0.36, 0.46), s * rng.uniform(0.22, 0.27), s * rng.uniform(0.1, 0.14)
+    wall = _paint(rng, world, "building", instance, _WALLS)
     world.kind["building", instance] = "house"
     left, right, eaves, body = x - w / 2, x + w / 2, y - h, Thing("building", instance)
-    canvas.rectangle((left, eaves, right, y), shade(wall, rng.uniform(0.88, 1.05)), body)
+    canvas.rectangle((left, eaves, right, y), shade(wall, rng.uniform(0.94, 1.04)), body)
     inset = rng.uniform(0.1, 0.5) * w
     tip = [(left + inset, eaves - roof), (right - inset, eaves - roof)]
     tiles = (226, 231, 238) if world.time == "snow" and rng.uniform() < 0.6 else _ROOFS[rng.integers(len(_ROOFS))]
@@ -48,8 +54,8 @@ def _house(canvas: Canvas, rng, world: World, x, y, instance):
         c = left + w * column
         if abs(c - door) > 0.01:
             canvas.rectangle((c - w * 0.085, y - h * 0.75, c + w * 0.085, y - h * 0.35), glass, pane)
-    leaf = (door - w * 0.07, y - h * 0.62, door + w * 0.07, y)
-    canvas.rectangle(leaf, (88, 54, 38), Thing("building", instance, "door"))
+    leaf = (door - w * 0.075, y - h * 0.62, door + w * 0.075, y)
+    canvas.rectangle(leaf, (72, 50, 40), Thing("building", instance, "door"))
     world.shadows.append((x, y, w))
     wade(canvas, rng, world, x, y, w, 0.3 * h)
     return x, eaves + h * rng.uniform(0.1, 0.6), w * rng.uniform(0.7, 1.05)
@@ -58,14 +64,14 @@ def _house(canvas: Canvas, rng, world: World, x, y, instance):
 def _block(canvas: Canvas, rng, world: World, x, y, instance):
     """Draw a building of several floors with a flat roof and rows of windows."""
     s = world.scale(y)
-    w, h = s * rng.uniform(0.28, 0.4), s * rng.uniform(0.4, 0.58)
-    world.paint["building", instance], wall = _pick(rng, _BLOCK_PAINTS)
+    w, h = s * rng.uniform(0.3, 0.38), min(s * rng.uniform(0.42, 0.56), y - 0.05)
+    wall = _paint(rng, world, "building", instance, _WALLS)
     world.kind["building", instance] = "building"
     left, top, body = x - w / 2, y - h, Thing("building", instance)
-    canvas.rectangle((left, top, left + w, y), shade(wall, rng.uniform(0.82, 0.98)), body)
+    canvas.rectangle((left, top, left + w, y), shade(wall, rng.uniform(0.92, 1.02)), body)
     ledge = (left - 0.012, top - 0.03 * s, left + w + 0.012, top + 0.008)
     canvas.rectangle(ledge, shade(wall, 0.55), Thing("building", instance, "roof"))
-    floors, columns = max(3, round(h / (0.12 * s))), rng.integers(3, 5)
+    floors, columns = max(3, round(h / (0.13 * s))), 3
     lit = world.time == "night"
     for floor in range(floors):
         base = top + (floor + 0.35) * h / floors
@@ -113,113 +119,111 @@ def _cone(x, base, half, height):
 def _car(canvas: Canvas, rng, world: World, x, y, instance):
     """Draw a car from the side: body, cabin, windows, two wheels; it faces left or right."""
     s = world.scale(y)
-    w, h = s * rng.uniform(0.32, 0.4), s * rng.uniform(0.16, 0.19)
-    world.paint["car", instance], color = _pick(rng, _CAR_PAINTS)
+    w, h = s * rng.uniform(0.42, 0.48), s * rng.uniform(0.21, 0.24)
+    color = _paint(rng, world, "car", instance, _BODIES)
     body, pane, wheel = Thing("car", instance), Thing("car", instance, "window"), Thing("car", instance, "wheel")
-    ahead, r, belt = rng.choice((-1, 1)), h * 0.24, y - h * 0.58
+    ahead, r, belt, top = rng.choice((-1, 1)), h * 0.21, y - h * 0.6, y - h * 0.92
 
     def at(fraction):  # from -0.5 at the rear to 0.5 at the front
         return x + ahead * fraction * w
 
-    canvas.polygon([(at(-0.5), y - r), (at(-0.48), belt), (at(0.46), belt + 0.06 * h), (at(0.5), y - r)], color, body)
-    cabin = [(at(-0.38), belt), (at(-0.24), y - h), (at(0.12), y - h), (at(0.3), belt)]
-    canvas.polygon(cabin, shade(color, 0.92), body)
-    top = y - h * 0.92
-    canvas.polygon([(at(-0.31), belt), (at(-0.21), top), (at(-0.07), top), (at(-0.07), belt)], (176, 206, 222), pane)
-    canvas.polygon([(at(-0.02), belt), (at(-0.02), top), (at(0.1), top), (at(0.23), belt)], (176, 206, 222), pane)
+    canvas.polygon([(at(-0.36), belt), (at(-0.24), y - h), (at(0.14), y - h), (at(0.3), belt)], color, body)
+    canvas.polygon([(at(-0.29), belt), (at(-0.2), top), (at(-0.06), top), (at(-0.06), belt)], _GLASS, pane)
+    canvas.polygon([(at(0), belt), (at(0), top), (at(0.11), top), (at(0.22), belt)], _GLASS, pane)
+    front = [(at(0.4), belt + 0.02 * h), (at(0.5), belt + 0.14 * h), (at(0.5), y - 0.7 * r)]
+    canvas.polygon([(at(-0.5), y - 0.7 * r), (at(-0.5), belt), *front], color, body)
     lamp = Thing("car", instance, glows=world.time == "night")
-    canvas.rectangle((at(0.44), belt + 0.1 * h, at(0.5), belt + 0.26 * h), (255, 240, 170), lamp)
+    canvas.rectangle((at(0.43), belt + 0.12 * h, at(0.5), belt + 0.28 * h), (255, 240, 170), lamp)
     for c in (at(-0.28), at(0.28)):
         canvas.circle(c, y - r, r, _RUBBER, wheel)
-        canvas.circle(c, y - r, r / 2, (150, 150, 156), wheel)
+        canvas.circle(c, y - r, r * 0.45, (170, 170, 176), wheel)
     world.shadows.append((x, y, w))
-    wade(canvas, rng, world, x, y, w, 0.34 * h)
-    return x, y - h * 0.5, w * rng.uniform(0.5, 0.8)
+    wade(canvas, rng, world, x, y, w, 0.28 * h)
+    return x, y - h * 0.55, w * rng.uniform(0.55, 0.75)
 
 
 def _person(canvas: Canvas, rng, world: World, x, y, instance):
-    """Draw a standing person: head with hair, shirt, arms and trousers."""
+    """Draw a standing person: head with hair, shirt with arms, dark trousers."""
     s = world.scale(y)
-    h, thing = s * rng.uniform(0.33, 0.42), Thing("person", instance)
-    w, skin, shirt = h * 0.38, _SKINS[rng.integers(len(_SKINS))], _pick(rng, _CLOTHES)[1]
-    trousers = _PAINTS[str(rng.choice(("black", "blue", "brown", "gray")))]
-    hip, neck, r = y - 0.45 * h, y - 0.78 * h, 0.115 * h
-    stride = rng.uniform(0, 0.16) * w
+    h, thing = s * rng.uniform(0.42, 0.5), Thing("person", instance)
+    shirt, skin = _paint(rng, world, "person", instance, _CLOTHES), _SKINS[rng.integers(len(_SKINS))]
+    w, hip, neck, r = 0.36 * h, y - 0.4 * h, y - 0.76 * h, 0.125 * h
+    trousers, stride = _TROUSERS[rng.integers(len(_TROUSERS))], rng.uniform(0, 0.12) * w
     for side in (-1, 1):
-        leg = [(x + side * 0.2 * w, hip - 0.02 * h), (x + side * (0.2 * w + stride), y - 0.02 * h)]
-        canvas.line(leg, 0.32 * w, trousers, thing)
-        arm = [(x + side * 0.42 * w, neck + 0.05 * h), (x + side * (0.46 * w + stride), hip)]
-        canvas.line(arm, 0.2 * w, shade(shirt, 0.8), thing)
-    canvas.rectangle((x - 0.38 * w, neck, x + 0.38 * w, hip + 0.02 * h), shirt, thing)
+        leg = [(x + side * 0.24 * w, hip - 0.03 * h), (x + side * (0.26 * w + stride), y)]
+        canvas.line(leg, 0.38 * w, trousers, thing)
+        arm = [(x + side * 0.48 * w, neck + 0.05 * h), (x + side * (0.6 * w + stride), hip + 0.02 * h)]
+        canvas.line(arm, 0.24 * w, shade(shirt, 0.82), thing)
+    canvas.rectangle((x - 0.46 * w, neck, x + 0.46 * w, hip + 0.03 * h), shirt, thing)
     canvas.circle(x, y - h + r, r, skin, thing)
-    hair = [(x - r, y - h + r), (x - 0.7 * r, y - h), (x + 0.7 * r, y - h), (x + r, y - h + r)]
-    canvas.polygon(hair, (62, 42, 30), thing)
+    canvas.ellipse((x - 1.08 * r, y - h - 0.1 * r, x + 1.08 * r, y - h + 0.95 * r), (58, 38, 28), thing)
     world.shadows.append((x, y, w))
-    wade(canvas, rng, world, x, y, 0.9 * w, 0.28 * h)
+    wade(canvas, rng, world, x, y, 1.3 * w, 0.26 * h)
 
 
 def _pole(canvas: Canvas, rng, world: World, x, y, instance, lamp=True):
-    """Draw a street pole, bare or with an arm and a lamp; return the height of its top."""
+    """Draw a street pole with an arm and a lamp, or bare; return the height of its top."""
     s, thing = world.scale(y), Thing("pole", instance)
-    top = y - s * rng.uniform(0.52, 0.64)
-    canvas.rectangle((x - 0.02 * s, top, x + 0.02 * s, y), _METAL, thing)
+    top = max(y - s * rng.uniform(0.54, 0.64), 0.03 if lamp else 0.1)
+    canvas.rectangle((x - 0.024 * s, top, x + 0.024 * s, y), _METAL, thing)
     if lamp:
         ahead = rng.choice((-1, 1))
-        canvas.line([(x, top + 0.015 * s), (x + ahead * 0.12 * s, top + 0.015 * s)], 0.03 * s, _METAL, thing)
+        canvas.rectangle((x, top, x + ahead * 0.16 * s, top + 0.035 * s), _METAL, thing)
         bulb = Thing("pole", instance, glows=world.time == "night")
-        canvas.rectangle((x + ahead * 0.07 * s, top, x + ahead * 0.15 * s, top + 0.045 * s), (250, 236, 180), bulb)
-    world.shadows.append((x, y, 0.06 * s))
-    wade(canvas, rng, world, x, y, 0.08 * s, 0.08 * s)
+        lit = (x + ahead * 0.07 * s, top + 0.02 * s, x + ahead * 0.17 * s, top + 0.07 * s)
+        canvas.rectangle(lit, (255, 240, 176), bulb)
+    world.shadows.append((x, y, 0.08 * s))
+    wade(canvas, rng, world, x, y, 0.1 * s, 0.08 * s)
     return top
 
 
 def _traffic_light(canvas: Canvas, rng, world: World, x, y, instance):
     """Draw a pole and on it a head with three lamps, one of them lit."""
     s, head = world.scale(y), Thing("traffic light", instance)
-    top = _pole(canvas, rng, world, x, y, instance=100 + instance, lamp=False) - 0.06 * s
-    canvas.rectangle((x - 0.065 * s, top, x + 0.065 * s, top + 0.27 * s), (38, 42, 40), head)
-    lit = str(rng.choice(list(_LAMPS)))
-    world.paint["traffic light", instance] = lit
+    top = _pole(canvas, rng, world, x, y, instance=100 + instance, lamp=False) - 0.08 * s
+    canvas.rectangle((x - 0.075 * s, top, x + 0.075 * s, top + 0.33 * s), (34, 38, 38), head)
+    _paint(rng, world, "traffic light", instance, tuple(_LAMPS))
     for k, (name, color) in enumerate(_LAMPS.items()):
-        lamp = head._replace(glows=name == lit)
-        canvas.circle(x, top + (0.05 + 0.085 * k) * s, 0.04 * s, color if name == lit else shade(color, 0.32), lamp)
+        on = name == world.paint["traffic light", instance]
+        lamp = head._replace(glows=on)
+        canvas.circle(x, top + (0.065 + 0.1 * k) * s, 0.046 * s, color if on else shade(color, 0.25), lamp)
 
 
 def _bicycle(canvas: Canvas, rng, world: World, x, y, instance, ahead=None):
     """Draw two wheels, a frame, a saddle and a handlebar, from the side."""
     s, thing, wheel = world.scale(y), Thing("bicycle", instance), Thing("bicycle", instance, "wheel")
-    ahead = ahead or rng.choice((-1, 1))
-    r, color = 0.09 * s, _PAINTS[str(rng.choice(("blue", "red", "green", "yellow", "black")))]
+    ahead, r, color = ahead or rng.choice((-1, 1)), 0.115 * s, _paint(rng, world, "bicycle", instance, _FRAMES)
 
     def at(dx, dy):
         return x + ahead * dx * s, y - dy * s
 
-    for dx in (-0.13, 0.13):
-        canvas.ring(*at(dx, 0.09), r, 0.024 * s, _RUBBER, wheel)
-    frame = [at(-0.13, 0.09), at(-0.06, 0.19), at(0.09, 0.19), at(-0.01, 0.08), at(-0.13, 0.09)]
-    canvas.line(frame, 0.024 * s, color, thing)
-    canvas.line([at(-0.01, 0.08), at(-0.08, 0.23)], 0.024 * s, color, thing)
-    canvas.line([at(0.13, 0.09), at(0.085, 0.25), at(0.13, 0.27)], 0.024 * s, color, thing)
-    canvas.line([at(-0.12, 0.235), at(-0.04, 0.235)], 0.03 * s, _RUBBER, thing)
-    world.shadows.append((x, y, 0.3 * s))
-    wade(canvas, rng, world, x, y, 0.34 * s, 0.05 * s)
+    for dx in (-0.15, 0.15):
+        canvas.ring(*at(dx, 0.115), r, 0.034 * s, _RUBBER, wheel)
+    pedals, saddle, head = at(-0.01, 0.1), at(-0.07, 0.25), at(0.1, 0.25)
+    canvas.line([at(-0.15, 0.115), saddle, head, pedals, at(-0.15, 0.115)], 0.036 * s, color, thing)
+    canvas.line([saddle, pedals], 0.036 * s, color, thing)
+    canvas.line([at(0.15, 0.115), head, at(0.085, 0.32)], 0.036 * s, color, thing)
+    canvas.line([at(0.06, 0.32), at(0.14, 0.32)], 0.034 * s, _RUBBER, thing)
+    canvas.line([at(-0.13, 0.285), at(-0.02, 0.285)], 0.042 * s, _RUBBER, thing)
+    world.shadows.append((x, y, 0.44 * s))
+    wade(canvas, rng, world, x, y, 0.5 * s, 0.06 * s)
 
 
 def _rider(canvas: Canvas, rng, world: World, x, y, instance):
     """Draw a person on a bicycle, which is an object of its own."""
     s, ahead, thing = world.scale(y), rng.choice((-1, 1)), Thing("rider", instance)
     _bicycle(canvas, rng, world, x, y, instance=100 + instance, ahead=ahead)
-    shirt, trousers = _pick(rng, _CLOTHES)[1], _PAINTS[str(rng.choice(("black", "blue", "brown")))]
+    shirt, trousers = _paint(rng, world, "rider", instance, _CLOTHES), _TROUSERS[rng.integers(len(_TROUSERS))]
 
     def at(dx, dy):
         return x + ahead * dx * s, y - dy * s
 
-    canvas.line([at(-0.07, 0.25), at(0.03, 0.17), at(-0.005, 0.06)], 0.05 * s, trousers, thing)
-    canvas.line([at(-0.07, 0.25), at(0.025, 0.38)], 0.085 * s, shirt, thing)
-    canvas.line([at(0.025, 0.37), at(0.1, 0.27)], 0.036 * s, shade(shirt, 0.8), thing)
-    canvas.circle(*at(0.05, 0.435), 0.048 * s, _SKINS[rng.integers(len(_SKINS))], thing)
-    helmet = [at(-0.005, 0.44), at(0.01, 0.485), at(0.05, 0.5), at(0.095, 0.475), at(0.1, 0.45)]
-    canvas.polygon(helmet, _PAINTS[str(rng.choice(_CLOTHES))], thing)
+    canvas.line([at(-0.06, 0.31), at(0.06, 0.22), at(0, 0.07)], 0.075 * s, trousers, thing)
+    canvas.polygon([at(-0.13, 0.28), at(-0.02, 0.49), at(0.09, 0.46), at(0.02, 0.28)], shirt, thing)
+    canvas.line([at(0.04, 0.44), at(0.12, 0.335)], 0.05 * s, shade(shirt, 0.82), thing)
+    canvas.circle(*at(0.065, 0.54), 0.068 * s, _SKINS[rng.integers(len(_SKINS))], thing)
+    cx, cy = at(0.06, 0.575)
+    canvas.ellipse((cx - 0.075 * s, cy - 0.045 * s, cx + 0.075 * s, cy + 0.035 * s), shade(shirt, 0.9), thing)
 
 
 DRAW = {

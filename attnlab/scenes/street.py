@@ -1,8 +1,8 @@
 """Render streets, countryside and disasters: `street.render(seed)` gives a `Scene` with exact masks.
 
     from attnlab.scenes import street
-    scene = street.render(2092)
-    scene.caption                    # 'a street, a burning house, dirt and smoke'
+    scene = street.render(3331)
+    scene.caption                    # 'a house left of a burning house, sky, black smoke'
     scene.mask("smoke")              # bool (row, column)
 
 Seeds below `HELD_OUT` are for training, those from there on for evaluation.
@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from . import captions, objects, world
 from .canvas import Canvas, downsample, smooth_noise
+from .captions import colors_said
 from .fire import add_glow, add_smoke, draw_fire
 from .scene import Scene
 
-__all__ = ["CLASSES", "HELD_OUT", "PARTS", "THIN", "WORDS", "render", "render_both", "render_with"]
+__all__ = ["CLASSES", "HELD_OUT", "PARTS", "THIN", "WORDS", "colors_said", "render", "render_both", "render_with"]
 
 CLASSES = tuple(captions.WORDS_OF)
 THIN = ("traffic light", "pole", "bicycle")  # classes of a few pixels' width
@@ -35,44 +36,52 @@ class _Theme(NamedTuple):
     fraction: float  # of all scenes
     chances: tuple[float, ...]  # of mountains, a skyline, a road, sidewalks beside it, a river, a flood, a fire
     objects: tuple[int, int]  # the fewest and the most in a scene
+    several: float  # how often two or three of a kind are among them
     weights: dict[str, float]  # relative frequency of each kind of object
 
 
 _THEMES = {
     "city": _Theme(
-        0.36, (0.04, 0.65, 0.97, 0.85, 0.0, 0.1, 0.22), (1, 4),
-        {"car": 3, "person": 2.2, "traffic light": 2.2, "rider": 2.2, "block": 1.8, "house": 0.4, "tree": 0.8,
-         "pole": 0.8, "bicycle": 1.0},
+        0.34, (0.04, 0.6, 0.95, 0.8, 0.0, 0.08, 0.2), (1, 5), 0.45,
+        {"car": 3, "person": 2.4, "traffic light": 2, "rider": 2.2, "block": 1.6, "house": 0.3, "tree": 0.7,
+         "pole": 0.9, "bicycle": 1.2},
     ),
     "suburb": _Theme(
-        0.2, (0.2, 0.0, 0.6, 0.5, 0.05, 0.3, 0.42), (1, 4),
-        {"house": 4, "tree": 2, "car": 2, "person": 1.5, "rider": 0.6, "bicycle": 0.8, "pole": 0.5},
+        0.21, (0.2, 0.0, 0.6, 0.5, 0.05, 0.3, 0.38), (1, 5), 0.45,
+        {"house": 3.5, "tree": 1.8, "car": 2, "person": 1.6, "rider": 0.7, "bicycle": 0.9, "pole": 0.5},
     ),
     "country": _Theme(
-        0.15, (0.65, 0.0, 0.25, 0.0, 0.5, 0.12, 0.35), (0, 4),
-        {"house": 1.5, "tree": 2, "person": 1, "car": 0.8, "rider": 0.4},
+        0.12, (0.6, 0.0, 0.25, 0.0, 0.5, 0.15, 0.3), (0, 4), 0.35,
+        {"house": 1.5, "tree": 1.8, "person": 1.1, "car": 1, "rider": 0.5},
     ),
-    "forest": _Theme(0.11, (0.3, 0.0, 0.2, 0.0, 0.15, 0.05, 0.55), (4, 8), {"tree": 12, "house": 0.4, "person": 0.4}),
+    "forest": _Theme(
+        0.09, (0.3, 0.0, 0.2, 0.0, 0.15, 0.05, 0.6), (5, 8), 0.0, {"tree": 12, "house": 0.3, "person": 0.4}
+    ),
     "single": _Theme(
-        0.18, (0.12, 0.1, 0.3, 0.2, 0.12, 0.06, 0.25), (0, 1),
-        {"house": 1, "block": 0.7, "tree": 1, "car": 1, "person": 1.2, "traffic light": 1.2, "pole": 1.2, "rider": 1.2,
-         "bicycle": 1.5},
+        0.24, (0.12, 0.1, 0.3, 0.2, 0.1, 0.04, 0.22), (0, 1), 0.5,
+        {"house": 1, "block": 0.6, "tree": 0.9, "car": 1.3, "person": 1.4, "traffic light": 1, "pole": 0.9,
+         "rider": 1.2, "bicycle": 1.3},
     ),
 }  # fmt: skip
-# the most objects of a kind in one scene
-_MAX_OBJECTS = {"house": 3, "block": 2, "car": 3, "person": 3, "rider": 2, "bicycle": 2, "pole": 2, "traffic light": 2}
+_BOXES = {  # width and height of an object at scale 1, and of a fire
+    "house": (0.5, 0.42), "block": (0.4, 0.6), "tree": (0.33, 0.54), "car": (0.48, 0.25), "person": (0.32, 0.5),
+    "rider": (0.54, 0.64), "bicycle": (0.54, 0.36), "pole": (0.36, 0.64), "traffic light": (0.18, 0.74),
+    "fire": (0.4, 0.3),
+}  # fmt: skip
+_LIMITED = ("block", "pole", "traffic light", "fire")  # are drawn lower where they would leave the image
 _STANDS = {  # where objects of a kind stand if there is a road, and how often
     "car": ("road", 0.8), "rider": ("road", 0.8), "person": ("sidewalk", 0.6), "bicycle": ("sidewalk", 0.6),
     "traffic light": ("sidewalk", 0.9), "pole": ("sidewalk", 0.8),
 }  # fmt: skip
-_FLAMMABLE = ("house", "block", "tree", "car")
+_TALL = ("house", "block", "tree")
+_FLAMMABLE = (*_TALL, "car")
 _TEXTURE = {  # of a class: strength of coarse noise, of fine noise and of waves
     "ground": (0.10, 0.10, 0), "road": (0.05, 0.08, 0), "sidewalk": (0.03, 0.05, 0), "water": (0.04, 0.02, 0.16),
     "mountain": (0.14, 0.08, 0), "building": (0.02, 0.04, 0.03), "tree": (0.06, 0.22, 0),
 }  # fmt: skip
 
 
-def render(seed: int, size: int = 64, dense: bool = False) -> Scene:
+def render(seed: int, size: int = 64, dense: bool = True) -> Scene:
     """Render a street scene, which depends on the arguments alone.
 
     Parameters
@@ -83,7 +92,7 @@ def render(seed: int, size: int = 64, dense: bool = False) -> Scene:
         Side of the image in pixels, at least 32; made for 64 and 128. The same seed shows the same world at every
         size; the caption may differ, for it names only what covers enough pixels.
     dense : bool
-        Whether the caption names most of what can be seen, with colors, and not just one to five things.
+        Whether most captions name all that can be seen, with colors, and not just one to five things.
 
     Returns
     -------
@@ -99,7 +108,7 @@ def render(seed: int, size: int = 64, dense: bool = False) -> Scene:
 
 
 def render_both(seed: int, size: int = 64) -> tuple[Scene, Scene]:
-    """Render a scene once, and return it with its usual caption and with its dense one.
+    """Render a scene once, and return it with a sparse caption and with its dense one.
 
     Parameters
     ----------
@@ -173,7 +182,7 @@ def _draw(rng, table):
 def _new_world(rng):
     time = _draw(rng, world.HOURS)
     ground = "snow" if time == "snow" else _draw(rng, world.GROUNDS)
-    return world.World(time, ground, theme=_draw(rng, _THEMES), horizon=rng.uniform(0.36, 0.52))
+    return world.World(time, ground, _draw(rng, _THEMES), horizon=rng.uniform(0.36, 0.5), alike=rng.uniform() < 0.3)
 
 
 def _backdrop(canvas, rng, here):
@@ -186,7 +195,7 @@ def _backdrop(canvas, rng, here):
         world.skyline(canvas, rng, here)
     world.ground(canvas, rng, here)
     if road:
-        world.road(canvas, rng, here, walk)
+        world.road(canvas, rng, here, walk, ahead=flood)
     if flood or river:
         (world.flood if flood else world.river)(canvas, rng, here)
     return bool(burns)
@@ -194,79 +203,91 @@ def _backdrop(canvas, rng, here):
 
 def _objects(canvas, rng, here, burns):
     """Draw the objects, from the farthest to the nearest, and the fires."""
-    kinds = _kinds(rng, here)
+    kinds = _kinds(rng, here, burns)
     spots = _spots(rng, here, kinds)
-    fuel = [i for i in range(len(kinds)) if kinds[spots[i].which] in _FLAMMABLE] if burns else []
-    victim = fuel[-1 - int(rng.integers(min(2, len(fuel))))] if fuel and rng.uniform() < 0.85 else None
+    fuel = [i for i, spot in enumerate(spots) if spot.kind in _FLAMMABLE]
+    victim = fuel[-1 - int(rng.integers(min(2, len(fuel))))] if burns and fuel and "fire" not in kinds else None
     counts = {}
     for i, spot in enumerate(spots):
-        kind = kinds[spot.which]
-        name = objects.CLASS_OF_KIND.get(kind, kind)
+        if spot.kind == "fire":
+            draw_fire(canvas, rng, here, spot.x, spot.y, rng.uniform(0.26, 0.4), on=("ground", 0))
+            continue
+        name = objects.CLASS_OF_KIND.get(spot.kind, spot.kind)
         instance = counts[name] = counts.get(name, -1) + 1
-        here.feet[name, instance], here.place[name, instance] = (spot.x, spot.y), spot.place
-        anchor = objects.DRAW[kind](canvas, rng, here, spot.x, spot.y, instance)
-        wild = here.theme == "forest" and victim is not None and kind == "tree" and rng.uniform() < 0.3
+        here.feet[name, instance] = (spot.x, spot.y)
+        here.place[name, instance] = "water" if spot.y > here.shore + 0.02 else spot.place
+        anchor = objects.DRAW[spot.kind](canvas, rng, here, spot.x, spot.y, instance)
+        wild = here.theme == "forest" and victim is not None and spot.kind == "tree" and rng.uniform() < 0.3
         if i == victim or wild:
             draw_fire(canvas, rng, here, *anchor, on=(name, instance))
-    if burns and victim is None:
-        x, y = rng.uniform(0.2, 0.8), rng.uniform(here.horizon + 0.15, 0.92)
-        draw_fire(canvas, rng, here, x, y, rng.uniform(0.24, 0.42), on=("ground", 0))
     if rng.uniform() < 0.2:
         here.fires = [flames._replace(smoke=False) for flames in here.fires]
 
 
-def _kinds(rng, here):
-    """Draw the kinds of the objects in a scene, in no order."""
-    (fewest, most), weights = _THEMES[here.theme][2:]
-    if here.theme == "single":
-        most = int(rng.uniform() < 0.88)
-        fewest = most
-    kinds = []
-    for _ in range(rng.integers(fewest, most + 1)):
-        free = [k for k in weights if kinds.count(k) < _MAX_OBJECTS.get(k, 9)]
-        chances = np.array([weights[k] for k in free], float)
-        kinds.append(str(rng.choice(free, p=chances / chances.sum())))
-    return kinds
+def _kinds(rng, here, burns):
+    """Draw the kinds of the objects in a scene, "fire" among them if something burns that is no object."""
+    _, _, (fewest, most), several, weights = _THEMES[here.theme]
+    names, chances = list(weights), np.array(list(weights.values())) / sum(weights.values())
+    kinds = [names[k] for k in rng.choice(len(names), rng.integers(fewest, most + 1), p=chances)]
+    if here.flooded and "house" in weights and rng.uniform() < 0.7:
+        kinds = ["house"] * rng.integers(2, 4) + kinds[:1]
+    elif rng.uniform() < several:
+        kind = names[rng.choice(len(names), p=chances)]
+        kinds = [kind] * rng.integers(2, 4) + kinds[:2] * (here.theme != "single")
+    bare = burns and not here.flooded and (rng.uniform() < 0.15 or not set(kinds) & set(_FLAMMABLE))
+    return ["fire", *kinds] if bare else kinds
 
 
 class _Spot(NamedTuple):
     y: float
     x: float
-    which: int
+    kind: str
     place: str
+    box: tuple[float, float, float, float]  # left, top, right, bottom
+
+    def meets(self, other):
+        """Return whether two objects overlap by a tenth of the smaller one; or nearly touch, if they are of a kind."""
+        (a, b, c, d), (e, f, g, h) = self.box, other.box
+        wide, high = min(c, g) - max(a, e), min(d, h) - max(b, f)
+        if self.kind == other.kind:
+            return wide > -0.02 and high > -0.02
+        return wide > 0 and high > 0 and wide * high > 0.1 * min((c - a) * (d - b), (g - e) * (h - f))
 
 
 def _spots(rng, here, kinds):
-    """Draw a foot for every object, from far to near; feet keep apart sideways as far as there is room."""
-    spots = []
-    for which, kind in enumerate(kinds):
-        place, often = _STANDS.get(kind, ("ground", 1))
-        place = place if here.road and rng.uniform() < often else "ground"
-        tries = [_foot(rng, here, place, kind) for _ in range(10)]
-        gaps = [min((abs(x - s.x) for s in spots), default=1) for x, _ in tries]
-        x, y = tries[int(np.argmax(gaps))]
-        if place == "sidewalk" and not here.road.walk:
-            place = "the roadside"  # of which no caption speaks
-        spots.append(_Spot(min(y, 0.96), x, which, place))
+    """Draw where objects stand, from far to near: apart, if need be smaller; only trees of a forest overlap."""
+    large = rng.uniform(0.92, 1.06) * (1.2 if len(kinds) < 2 else 1.05)
+    for here.zoom in (large, 0.85 * large, 0.72 * large, 0.64 * large):
+        spots = []
+        for kind in kinds:
+            others = [s for s in spots if not (here.theme == "forest" and kind == s.kind == "tree")]
+            tries = filter(None, (_spot(rng, here, kind) for _ in range(24)))
+            spots += itertools.islice((t for t in tries if not any(t.meets(s) for s in others)), 1)
+        if len(spots) == len(kinds):
+            break
     return sorted(spots)
 
 
-def _foot(rng, here, place, kind):
-    if place != "ground":
-        return here.road.spot(rng, here.horizon, place)
-    low = 0.8 if kind in _FLAMMABLE and kind != "car" else 0.95
-    for _ in range(8):
-        x, y = rng.uniform(0.1, 0.9), rng.uniform(here.horizon + 0.07, low)
-        if not _taken(here, x, y):
-            break
-    return x, y
+def _spot(rng, here, kind):
+    """Draw where an object may stand so that all of it is in the image; None where it may not."""
+    place, often = _STANDS.get(kind, ("ground", 1))
+    if here.road and rng.uniform() < often and place != "ground":
+        x, y = here.road.spot(rng, here.horizon, place)
+    else:
+        far = here.shore + 0.05 if here.flooded and kind == "house" else here.horizon + 0.07
+        place, x, y = "ground", rng.uniform(0.1, 0.9), rng.uniform(far, 0.85 if kind in _TALL else 0.95)
+    y, scale = min(y, 0.97), 1 if kind == "fire" else here.scale(y)
+    width, height = (scale * side for side in _BOXES[kind])
+    x, top = min(max(x, width / 2 + 0.01), 0.99 - width / 2), max(y - height, 0 if kind in _LIMITED else -1)
+    taken = place == "ground" and _taken(here, x, y)
+    return None if top < 0 or taken else _Spot(y, x, kind, place, (x - width / 2, top, x + width / 2, y))
 
 
 def _taken(here, x, y):
     """Return whether (x, y) lies on a road or in a river."""
     if here.river[0] - 0.02 < y < here.river[1] + 0.03:
         return True
-    if here.road is None:
+    if here.road is None or y > here.shore:
         return False
     if here.road.y is not None:
         return abs(y - here.road.y) < here.road.half + here.road.walk

@@ -14,14 +14,14 @@ __all__ = ["GROUNDS", "HOURS", "Fire", "Road", "World", "flood", "ground", "moun
 __all__ += ["shade", "sky", "skyline", "snowfall", "wade"]
 
 HOURS = {  # fraction of scenes, light (rgb factor), sky at the top and at the horizon (rgb)
-    "day": (0.46, (1, 1, 1), (70, 130, 215), (180, 215, 245)),
-    "overcast": (0.16, (0.86, 0.87, 0.9), (140, 145, 155), (205, 208, 212)),
-    "dusk": (0.14, (0.95, 0.78, 0.68), (200, 85, 60), (255, 180, 95)),
-    "night": (0.14, (0.42, 0.46, 0.64), (10, 12, 38), (38, 42, 82)),
+    "day": (0.5, (1, 1, 1), (70, 130, 215), (180, 215, 245)),
+    "overcast": (0.15, (0.9, 0.91, 0.93), (140, 145, 155), (205, 208, 212)),
+    "dusk": (0.13, (0.97, 0.9, 0.86), (200, 85, 60), (255, 180, 95)),
+    "night": (0.12, (0.66, 0.66, 0.75), (10, 12, 38), (38, 42, 82)),
     "snow": (0.1, (0.94, 0.96, 1), (172, 180, 192), (222, 226, 232)),
 }
 # fraction of scenes, color (rgb)
-GROUNDS = {"grass": (0.68, (88, 150, 62)), "dirt": (0.2, (150, 112, 74)), "snow": (0.12, (230, 236, 243))}
+GROUNDS = {"grass": (0.68, (112, 166, 74)), "dirt": (0.2, (150, 112, 74)), "snow": (0.12, (230, 236, 243))}
 _SKYLINE = ((126, 128, 140), (108, 112, 126), (146, 138, 136), (92, 98, 114))
 
 
@@ -66,21 +66,22 @@ class Fire(NamedTuple):
 
 @dataclass
 class World:
-    """What holds for a whole scene; everything from `road` on is filled in while the scene is drawn."""
+    """What holds for a whole scene; everything from `zoom` on is filled in while the scene is drawn."""
 
     time: str
     ground: str
     theme: str
     horizon: float
+    alike: bool = False  # whether all objects of a class have the same color
+    zoom: float = 1.0  # how large objects are: the fewer, the larger
     road: Road | None = None
     shore: float = 1.0  # in a flood, everything below this height is under water
     water: tuple[float, float, float] = (52, 106, 168)
     river: tuple[float, float] = (1.0, 1.0)  # its upper and lower shore
-    skyline: bool = False
     paint: dict[tuple[str, int], str] = field(default_factory=dict)  # (class, instance) -> color name
     kind: dict[tuple[str, int], str] = field(default_factory=dict)  # (class, instance) -> what a caption calls it
     feet: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)  # (class, instance) -> (x, y)
-    place: dict[tuple[str, int], str] = field(default_factory=dict)  # (class, instance) -> road, sidewalk or ground
+    place: dict[tuple[str, int], str] = field(default_factory=dict)  # (class, instance) -> road, ground, ...
     shadows: list[tuple[float, float, float]] = field(default_factory=list)  # (x, y, width)
     fires: list[Fire] = field(default_factory=list)
 
@@ -91,7 +92,7 @@ class World:
 
     def scale(self, y: float) -> float:
         """Return the relative size of an object whose foot is at height y: lower is nearer, so larger."""
-        return 0.78 + 0.5 * (y - self.horizon) / (1 - self.horizon)
+        return self.zoom * (0.86 + 0.3 * (y - self.horizon) / (1 - self.horizon))
 
 
 def shade(color, factor):
@@ -139,7 +140,6 @@ def skyline(canvas: Canvas, rng, world: World) -> None:
                     pane = (column, row, column + 0.016, row + 0.02)
                     canvas.rectangle(pane, (236, 200, 110) if lit else shade(wall, 0.72), glass)
         x += width
-    world.skyline = True
 
 
 def ground(canvas: Canvas, rng, world: World) -> None:
@@ -148,12 +148,12 @@ def ground(canvas: Canvas, rng, world: World) -> None:
     canvas.rectangle((0, world.horizon, 1, 1), color.clip(0, 255), Thing("ground"))
 
 
-def road(canvas: Canvas, rng, world: World, walk: bool) -> None:
-    """Draw a road across the image or one to the horizon; with sidewalks where `walk` is true."""
-    h, gray = world.horizon, rng.uniform(70, 98)
+def road(canvas: Canvas, rng, world: World, walk: bool, ahead: bool = False) -> None:
+    """Draw a road across the image or one to the horizon (always if `ahead`); with sidewalks if `walk`."""
+    h, gray = world.horizon, rng.uniform(98, 122)
     color, line, pavement = (gray, gray, gray + 6), (226, 222, 204), np.array((182, 176, 166)) + rng.uniform(-12, 12, 3)
-    if rng.uniform() < 0.5:
-        half = rng.uniform(0.085, 0.13)
+    if rng.uniform() < 0.5 and not ahead:
+        half = rng.uniform(0.1, 0.14)
         side = rng.uniform(0.07, 0.1) if walk else 0.0
         world.road = Road(half, side, y=rng.uniform(max(h + half + side + 0.03, 0.66), 0.84))
         y = world.road.y
@@ -166,7 +166,7 @@ def road(canvas: Canvas, rng, world: World, walk: bool) -> None:
         for x in np.arange(rng.uniform(-0.1, 0), 1, 0.16):
             canvas.rectangle((x, y - 0.009, x + 0.08, y + 0.009), line, Thing("road"))
         return
-    half, side = rng.uniform(0.2, 0.3), rng.uniform(0.14, 0.2) if walk else 0.0
+    half, side = rng.uniform(0.22, 0.32), rng.uniform(0.14, 0.2) if walk else 0.0
     world.road = Road(half, side, far=rng.uniform(0.3, 0.7), near=rng.uniform(0.3, 0.7))
 
     def edge(depth, side, extra=0.0):
@@ -199,10 +199,10 @@ def river(canvas: Canvas, rng, world: World) -> None:
 
 
 def flood(canvas: Canvas, rng, world: World) -> None:
-    """Draw water from a random height down to the lower edge of the image, over ground and road."""
+    """Draw water from a random height down to the lower edge of the image; a road leads from the horizon into it."""
     clear, muddy = (60, 106, 150), (112, 112, 96)
     world.water = tuple(np.array(muddy if rng.uniform() < 0.6 else clear) + rng.uniform(-12, 12, 3))
-    world.shore = world.horizon + rng.uniform(0.03, 0.2)
+    world.shore = world.horizon + (rng.uniform(0.1, 0.18) if world.road else rng.uniform(0.03, 0.12))
     canvas.polygon([*_shore(rng, world.shore, 0.02), (1, 1), (0, 1)], world.water, Thing("water"))
 
 

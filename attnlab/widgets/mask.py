@@ -17,12 +17,12 @@ from .picture import Picture
 __all__ = ["MaskExplorer", "draw_clusters", "explore_mask"]
 
 _SLIDERS = {  # per method, the settings that have a slider: its least and largest value, step, and value at first
-    "dbscan": {"quantile": (0, 1, 0.01, 0.9), "eps": (0.5, 6, 0.25, 1.5), "min_samples": (1, 30, 1, 5)},
+    "dbscan": {"level": (0, 1, 0.01, 0.4), "eps": (0.5, 6, 0.25, 1.5), "min_samples": (1, 30, 1, 5)},
     "threshold": {"level": (0, 1, 0.01, 0.4)},
     "otsu": {},
     "random_walker": {"low": (0, 1, 0.01, 0.3), "high": (0, 1, 0.01, 0.7)},
 }
-_CLUSTERING = ("quantile", "level", "eps", "min_samples")  # settings that make clusters
+_CLUSTERING = ("level", "eps", "min_samples")  # settings that make clusters
 _NOISE_RGB = (150, 150, 150)
 _CLUSTER_RGB = np.array([MASK_RGB, (31, 119, 180), (44, 160, 44), (255, 127, 14), (148, 103, 189)])
 
@@ -114,7 +114,7 @@ def explore_mask(
     truth : (row, column) array of bool, optional
         Ground truth, for the IoU; ValueError where it has not the image's size.
     settings : mapping, optional
-        What the sliders begin with: ``{"method": "dbscan", "quantile": 0.85}``. ValueError for what has no slider.
+        What the sliders begin with: ``{"method": "dbscan", "level": 0.5}``. ValueError for what has no slider.
     """
     settings, known = dict(settings or {}), {"method", *(name for names in _SLIDERS.values() for name in names)}
     if unknown := settings.keys() - known:

@@ -56,11 +56,51 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
         rows = [_class_row(c, maps["classes"].get(c), steer["classes"][c]) for c in classes]
         head = [title, "maps", "mean IoU", "pointing", "shown when asked", "shown unasked", "segmenter's recall"]
         parts.append(markdown_table(head, [*rows, ["mean; least", "", "", "", f"{mean:.3f}; {least:.2f}", "", ""]]))
+    parts += _prompt_tables(found[name]) if "colors" in found[name] else []
     parts.append(
         f"Autoencoder: {found[name]['PSNR']:.1f} dB PSNR on those scenes. An image of 20 steps with guidance: "
-        f"{found[name]['seconds an image']:.2f} s on a CPU ({found[name]['cores']} cores)."
+        f"{found[name]['seconds an image']:.2f} s on {found[name]['cores']} "
+        f"CPU core{'s' * (found[name]['cores'] > 1)}."
     )
     return "\n\n".join(parts)
+
+
+def _prompt_tables(found):
+    """Write what was measured of colors, numbers and the likeness of images."""
+    colors, numbers, quality, copies = (found[kind] for kind in ("colors", "numbers", "quality", "copies"))
+    rows, means = [], []
+    for rows_of in (colors["one"], colors["two"], numbers):
+        rows.append([[prompt, *_rates(row)] for prompt, row in rows_of.items()])
+        means.append(float(np.mean([row["rate"] for row in rows_of.values()])))
+    own = "read rightly in rendered scenes"
+    return [
+        f"Colors: {colors['images']} images of each prompt. The color of the largest region of its class that the "
+        "reference segmenter sees; what colors look like was learned from other rendered scenes as the autoencoder "
+        "restores them. 95% Wilson intervals. Unasked: in the images of the prompts with other colors of this class.",
+        markdown_table(["prompt", "in this color", "unasked", own], [*rows[0], ["mean", means[0], "", ""]]),
+        f"Two colors: {next(iter(colors['two'].values()))['of']} images a row, half of them with the colors "
+        "exchanged in the prompt. Exchanged: each thing has the color of the other.",
+        markdown_table(["prompt", "both right", "exchanged"], [*rows[1], ["mean", means[1], ""]]),
+        f"Numbers: {next(iter(numbers.values()))['of']} images of each prompt; things are connected regions that the "
+        "segmenter sees.",
+        markdown_table(
+            ["prompt", "this number", "mean number", "counted rightly in rendered scenes"],
+            [*rows[2], ["mean", means[2], "", ""]],
+        ),
+        f"Fréchet distance of {quality['images']} images with captions of held-out scenes to as many other held-out "
+        f"scenes, by features of the segmenter's encoder: {quality['drawn']:.3f}; of those scenes themselves "
+        f"{quality['restored']:.3f} as the autoencoder restores them, {quality['rendered']:.3f} as rendered. Images of "
+        f"prompts for different things have {copies['same noise']:.1f} dB PSNR to each other where they began with the "
+        f"same noise, {copies['other noise']:.1f} dB where not.",
+    ]
+
+
+def _rates(row):
+    """Return the cells of a measured rate: with its interval, what else was measured, and how it is in scenes."""
+    others = [row[key] for key in ("unasked", "exchanged", "mean") if key in row]
+    if "scenes" in row:
+        others.append(f"{_between(row['scenes']['rate'], row['scenes']['interval'])} of {row['scenes']['of']}")
+    return [_between(row["rate"], row["interval"]), *others]
 
 
 def _class_row(name, maps, steer):

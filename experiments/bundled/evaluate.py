@@ -1,8 +1,10 @@
 """Measure the bundled models, and write the results into their folders and cards.
 
-Of a pipeline: how well its words' maps find their objects (`localize`), whether prompts steer it (`steer`), its
-autoencoder's PSNR, the time one image takes on the CPU. Of the reference segmenter: its IoU and its recall of small
-objects, on scenes as rendered and as the autoencoder restores them. All on seeds that no model was trained on.
+Of a pipeline: how well its words' maps find their objects (`localize`), whether prompts steer it (`steer`), whether
+things have the color and the number that was asked (`colors`, `counting`), how far its images are from rendered ones
+(`likeness`), its autoencoder's PSNR, the time one image takes on the CPU. Of the reference segmenter: its IoU and its
+recall of small objects, on scenes as rendered and as the autoencoder restores them. All on seeds that no model was
+trained on.
 
     python -m experiments.bundled.evaluate tiny street-segmenter  # these only
     python -m experiments.bundled.evaluate --tables                # write the tables again from earlier measurements
@@ -22,7 +24,11 @@ from attnlab.pipelines import BUNDLED
 from attnlab.scenes import street
 
 from . import cards, street_segmenter, vae
-from .localize import localization
+from .colors import color_rates
+from .counting import number_rates
+from .likeness import image_quality, noise_copies
+from .localize import TUNING, localization
+from .seen import restore_seen
 from .steer import steering
 
 __all__ = ["main"]
@@ -32,13 +38,20 @@ _NAMES = ("street-segmenter", "tiny", "tiny-plain")
 
 
 def _measure_pipeline(name: str, scenes: int, images: int) -> dict:
-    pipe = load_pipeline(name, device="cpu")
+    pipe, segmenter = load_pipeline(name, device="cpu"), load_segmenter("street", "cpu")
     pipe.set_progress_bar_config(disable=True)
-    held_out = _held_out(pipe.unet.config.sample_size * pipe.vae_scale_factor, scenes)
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    held_out = _rendered(street.HELD_OUT, size, 2 * scenes)
+    tests = restore_seen(pipe.vae, segmenter, held_out)
+    tuning = restore_seen(pipe.vae, segmenter, _rendered(TUNING, size, 2 * scenes))
     return {
         "maps": localization(pipe, scenes),
-        "steering": steering(pipe, load_segmenter("street", "cpu"), images, scenes),
-        "PSNR": vae.psnr(pipe.vae, np.stack([s.image for s in held_out])),
+        "steering": steering(pipe, segmenter, images, scenes),
+        "colors": color_rates(pipe, segmenter, tuning, tests, images),
+        "numbers": number_rates(pipe, segmenter, tests, images),
+        "quality": image_quality(pipe, segmenter, held_out[: 8 * images]),
+        "copies": noise_copies(pipe),
+        "PSNR": vae.psnr(pipe.vae, np.stack([s.image for s in held_out[:scenes]])),
         "seconds an image": _seconds(pipe),
         "cores": torch.get_num_threads(),
     }
@@ -46,14 +59,14 @@ def _measure_pipeline(name: str, scenes: int, images: int) -> dict:
 
 def _measure_segmenter(name: str, scenes: int, images: int) -> dict:
     segmenter, autoencoder = load_segmenter("street", "cpu"), load_pipeline("tiny", device="cpu").vae
-    held_out = _held_out(segmenter.model.config.sample_size, scenes)
+    held_out = _rendered(street.HELD_OUT, segmenter.model.config.sample_size, scenes)
     pictures, labels = np.stack([s.image for s in held_out]), np.stack([s.labels for s in held_out])
     sets = {"sharp": pictures, "restored": street_segmenter.restore(autoencoder, pictures)}
     return {kind: street_segmenter.measure_segmenter(segmenter, x, labels) for kind, x in sets.items()}
 
 
-def _held_out(size, count):
-    return [street.render(s, size) for s in range(street.HELD_OUT, street.HELD_OUT + count)]
+def _rendered(first, size, count):
+    return [street.render(s, size) for s in range(first, first + count)]
 
 
 def _seconds(pipe, repeats: int = 7) -> float:

@@ -1,28 +1,33 @@
-"""Make averaged weights and a short curve of a finished training, for the folder of a bundled model."""
+"""Make what lies beside the weights of a bundled model: its short curve, configurations without a place of origin."""
 
 import csv
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from attnlab.storage import File
-
-__all__ = ["averaged", "thin_curve"]
+__all__ = ["forget_origin", "thin_curve"]
 
 
-def averaged(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
-    """Return the number of steps done and the moving average's parameters, of the checkpoint in `folder`."""
-    file, start = File(folder / "checkpoint.safetensors", "Checkpoint"), "average/module."
-    average = {name.removeprefix(start): file.read(name) for name in file.names if name.startswith(start)}
-    return file.metadata["step"], average
-
-
-def thin_curve(source: Path, target: Path, rows: int = 200) -> None:
-    """Copy a curve (CSV), averaged over blocks of steps, at most `rows` of them."""
-    curve = np.genfromtxt(source, delimiter=",", names=True)
-    blocks = np.array_split(np.stack([curve[n] for n in curve.dtype.names], 1), min(rows, len(curve)))
+def thin_curve(sources: Sequence[Path], target: Path, rows: int = 200) -> None:
+    """Copy curves (CSV) of one training's sittings as one, averaged over blocks of steps, at most `rows` of them."""
+    parts, first = [], 0
+    for source in sources:
+        curve = np.atleast_1d(np.genfromtxt(source, delimiter=",", names=True))
+        parts.append(np.stack([curve[name] for name in curve.dtype.names], 1))
+        parts[-1][:, 0] += first  # steps go on where those of the sitting before end
+        first = 2 * parts[-1][-1, 0] - parts[-1][-2, 0] if len(curve) > 1 else parts[-1][-1, 0] + 1
+    blocks = np.array_split(np.concatenate(parts), min(rows, sum(map(len, parts))))
     with target.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(curve.dtype.names)
         writer.writerows([round(float(v), 5) for v in block.mean(0)] for block in blocks)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of all configurations in a folder where on the training machine their weights came from."""
+    for path in folder.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")

@@ -5,12 +5,12 @@ and the segmenter's own recall on rendered scenes.
 """
 
 import numpy as np
-from scipy.stats import binomtest
 from tqdm import tqdm
 
-from attnlab import seed
 from attnlab.scenes import street
 from attnlab.scenes.captions import VISIBLE_AREA
+
+from .seen import draw_images, rate
 
 __all__ = ["COMPANIONS", "prompt_of", "shown_classes", "shown_when_asked", "steering"]
 
@@ -37,11 +37,8 @@ def steering(
     """Return, by class, how often images show it when asked (with interval) and unasked, and the segmenter's recall."""
     found = {}
     for c, name in enumerate(tqdm(segmenter.classes, desc="classes")):
-        prompt, pictures = prompt_of(name), []
-        for first in range(0, images, batch):
-            generators = [seed(1000 * c + k) for k in range(first, min(first + batch, images))]
-            call = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators}
-            pictures += pipe([prompt] * len(generators), **call).images
+        seeds = range(1000 * c, 1000 * c + images)
+        pictures = draw_images(pipe, [prompt_of(name)] * images, seeds, batch, steps, guidance)
         found[name] = shown_classes(segmenter.segment(pictures), len(segmenter.classes))
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     rendered = [street.render(s, size) for s in range(street.HELD_OUT, street.HELD_OUT + scenes)]
@@ -53,7 +50,7 @@ def steering(
         others = [found[other][:, c] for other in segmenter.classes if other not in (name, COMPANIONS.get(name))]
         rows[name] = {
             "asked": float(asked.mean()),
-            "interval": list(binomtest(int(asked.sum()), len(asked)).proportion_ci(method="wilson")),
+            "interval": rate(asked)["interval"],
             "unasked": float(np.mean(others)),
             "oracle recall": float(segmented[true[:, c], c].mean()),
         }

@@ -1,14 +1,16 @@
 """Make the tokenizer and the text encoder: CLIP's classes, with a vocabulary learned from the captions."""
 
+import copy
 import json
 from pathlib import Path
 
+import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-__all__ = ["PROMPT_LENGTH", "new_text_encoder", "train_tokenizer"]
+__all__ = ["PROMPT_LENGTH", "deepen", "new_text_encoder", "train_tokenizer", "without_context"]
 
-PROMPT_LENGTH = 32  # tokens per prompt, start and end included
+PROMPT_LENGTH = 48  # tokens per prompt, start and end included
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _CLIP_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -49,8 +51,14 @@ def train_tokenizer(captions, folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2, heads: int = 4) -> CLIPTextModel:
-    """Return a text encoder with random weights, for the tokenizer's vocabulary and window."""
+def new_text_encoder(
+    tokenizer: CLIPTokenizer, layers: int = 1, places: float = 0.2, width: int = 128, heads: int = 4
+) -> CLIPTextModel:
+    """Return a text encoder with random weights, for the tokenizer's vocabulary and window.
+
+    Its embeddings of places begin `places` times as large as those of tokens. Where both are of one size, half of a
+    word's key says where in the text it stands, and its attention depends on that.
+    """
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -62,4 +70,26 @@ def new_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 2
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+    encoder = CLIPTextModel(config)
+    with torch.no_grad():
+        encoder.get_submodule("embeddings.position_embedding").weight.mul_(places)
+    return encoder
+
+
+def deepen(encoder: CLIPTextModel, layers: int) -> CLIPTextModel:
+    """Return a text encoder with further layers, `layers` in all, which add nothing until they are trained."""
+    config = copy.deepcopy(encoder.config)
+    config.num_hidden_layers, before = layers, encoder.config.num_hidden_layers
+    deeper = CLIPTextModel(config)
+    deeper.load_state_dict(encoder.state_dict(), strict=False)
+    with torch.no_grad():
+        for layer in deeper.encoder.layers[before:]:
+            for last in (layer.self_attn.out_proj, layer.mlp.fc2):  # of each residual branch
+                last.weight.zero_()
+                last.bias.zero_()
+    return deeper
+
+
+def without_context(encoder: CLIPTextModel, ids: torch.Tensor) -> torch.Tensor:
+    """Return hidden states (text, token, width) that bypass the layers: each of its token and place alone."""
+    return encoder.final_layer_norm(encoder.embeddings(input_ids=ids))

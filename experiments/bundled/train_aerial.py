@@ -228,7 +228,7 @@ class AerialTraining:
         for name, model in kept.items():
             model.save_pretrained(BUNDLED / name)
         self.segmenter().save_pretrained(BUNDLED / "aerial-segmenter", torch.float16)
-        shipping.thin_curve(self.work / f"joint{count}/curve.csv", BUNDLED / "aerial/curve.csv")
+        shipping.thin_curve([self.work / f"joint{count}/curve.csv"], BUNDLED / "aerial/curve.csv")
         shutil.copy(self.work / "measured.json", BUNDLED / "aerial")
         for name, text in cards.joint_tables(measured(), aerial.CLASSES).items():
             cards.write_card(BUNDLED / name, text)

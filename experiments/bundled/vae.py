@@ -1,5 +1,6 @@
 """Train and use the autoencoder: images to latents of a quarter of their side, 4 channels, and back."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,13 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from attnlab import training
-from attnlab.scenes import street
 from attnlab.segmentation.model import as_input
 
 from .data import Scenes
 
-__all__ = ["encode_images", "psnr", "train_vae"]
+__all__ = ["encode_images", "local_contrast", "psnr", "train_vae"]
 
-_SMALL_CLASSES = [  # of few pixels, which get a higher weight
-    street.CLASSES.index(name) for name in ("car", "person", "rider", "traffic light", "pole", "bicycle", "fire")
-]
-_SMALL_WEIGHT = 2.5
+_WINDOW = 7  # pixels to a side in which contrast is measured
 
 
 def _new_vae(size: int) -> AutoencoderKL:
@@ -36,15 +33,17 @@ def _new_vae(size: int) -> AutoencoderKL:
 
 
 def train_vae(
-    scenes: Scenes, schedule: training.Schedule, folder: Path, device: torch.device, batch: int = 16
+    scenes: Scenes, schedule: training.Schedule, folder: Path, device: torch.device, batch: int
 ) -> AutoencoderKL:
-    """Minimize weighted L1 and L2 of pixels, L1 of their differences (edges), and a little KL of the latents."""
+    """Minimize weighted L1 and L2 of pixels, L1 of their differences (edges), and a little KL of the latents.
+
+    Pixels weigh more where much changes around them, so that small things are not lost. No mask takes part.
+    """
 
     def loss(vae, generator):
         index = torch.randint(len(scenes), (batch,), generator=generator).numpy()
         image = as_input(scenes.images[index]).to(device).contiguous(memory_format=torch.channels_last)
-        small = torch.from_numpy(np.isin(scenes.labels[index], _SMALL_CLASSES)).to(device)
-        weight = 1 + (_SMALL_WEIGHT - 1) * small.float()[:, None]
+        weight = 0.5 + 0.5 * local_contrast(image)
         posterior = vae.encode(image).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         sample = posterior.mean + posterior.std * noise
@@ -60,6 +59,17 @@ def train_vae(
     latents = encode_images(vae, scenes.images[:2000])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     return vae
+
+
+def local_contrast(image: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation of the pixels around each, (image, 1, row, column), as a multiple of its mean.
+
+    That of the three channels together, of images (image, channel, row, column).
+    """
+    image = image.float()
+    around = partial(F.avg_pool2d, kernel_size=_WINDOW, stride=1, padding=_WINDOW // 2, count_include_pad=False)
+    spread = (around(image**2) - around(image) ** 2).clamp(min=0).sum(1, keepdim=True).sqrt()
+    return spread / spread.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
 
 
 @torch.no_grad()

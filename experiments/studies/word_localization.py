@@ -27,21 +27,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from attnlab import load_segmenter, seed, training
 from attnlab.maps.heatmaps import resize
 from attnlab.pipelines import BUNDLED, best_device
 from attnlab.scenes import street
+from attnlab.segmentation import Segmenter
 from attnlab.storage import File, claim_folder, write, write_text
 
+from ..bundled.colors import color_rates
+from ..bundled.denoiser_training import tokenize, train_together
+from ..bundled.likeness import image_quality
 from ..bundled.localize import TIMESTEPS, WordCase, summarize_cases
+from ..bundled.seen import Seen, restore_seen
 from ..bundled.steer import prompt_of, shown_classes, shown_when_asked
 from ..bundled.text_encoder import train_tokenizer
 from ..bundled.text_to_image import TextToLatent, attention_scores, new_scheduler
 from ..bundled.vae import encode_images
-from .word_training import VARIANTS, Variant, VariantTraining, tokenize
+from .word_training import VARIANTS, Variant, start_training
 
 __all__ = ["FIRST_MEASURED_SEED", "FIRST_THRESHOLD_SEED", "WordLocalizationStudy", "main", "measure", "variants_table"]
 __all__ += ["token_maps"]
@@ -65,7 +69,8 @@ class WordLocalizationStudy:
     scenes: int = 12_000
     tuning: int = 150  # scenes on which thresholds are chosen
     tests: int = 300  # scenes that are measured
-    images: int = 20  # of each class, for steering; 0: none
+    images: int = 20  # of each class and color; 0: none are drawn
+    known: int = 600  # scenes that tell colors
 
     def claim(self) -> None:
         """Make the folder this study's; ValueError if it holds one with other settings."""
@@ -91,6 +96,21 @@ class WordLocalizationStudy:
             write(path, "Scenes", made, captions)
         file = File(path, "Scenes")
         return {"latents": file.read("latents"), "labels": file.read("labels"), **file.metadata}
+
+    def seen(self, first: int, count: int) -> Seen:
+        """Restore scenes and let the reference segmenter see them, once; or read what an earlier run left."""
+        path = self.work / f"seen-{first}-{count}.safetensors"
+        if not path.exists():
+            scenes = (street.render(s, size=_SIDE) for s in range(first, first + count))
+            captions, *arrays = restore_seen(self.autoencoder(), self.segmenter(), scenes)
+            tensors = {name: torch.from_numpy(x) for name, x in zip(("images", "labels"), arrays, strict=True)}
+            write(path, "Seen", tensors, {"captions": captions})
+        file = File(path, "Seen")
+        return Seen(file.metadata["captions"], *(file.read(name).numpy() for name in ("images", "labels")))
+
+    def segmenter(self) -> Segmenter:
+        """Return the reference segmenter."""
+        return load_segmenter("street", self.device)
 
     def autoencoder(self) -> AutoencoderKL:
         """Return the autoencoder of the bundled models."""
@@ -142,41 +162,23 @@ class WordLocalizationStudy:
         if deadline < float("inf"):  # a measurement of each is to be done by then, so one is timed
             for _ in range(1 + on_gpu):  # the first one on a GPU takes longer
                 start = time.time()
-                measure(self, runs[0].average, runs[0].variant)
+                measure(self, runs[0].average, jobs[0][0])
             deadline -= 10 + 1.2 * len(runs) * (time.time() - start)
-        bar = tqdm(total=len(runs) * self.steps, initial=sum(run.done for run in runs), mininterval=5)
-        saved = time.time()
-        while (left := [run for run in runs if run.done < self.steps]) and time.time() < deadline:
-            for run in left:
-                run.advance()
-            bar.update(len(left))
-            if on_gpu and left[0].done % 20 == 0:
-                torch.cuda.synchronize()  # Python is far ahead otherwise, and learns too late that time is up
-            if time.time() - saved >= interval:
-                saved = _save(runs, saved)
-        _save(runs, saved)
-        bar.close()
-        for run in (run for run in runs if run.done):
+        train_together(runs, deadline, interval)
+        for variant, run in ((variant, run) for (variant, _), run in zip(jobs, runs, strict=True) if run.done):
             start = time.time()
-            result = {"variant": run.variant.name, "seed": run.schedule.seed, "steps": run.done, "of": self.steps}
-            result |= measure(self, run.average, run.variant) | {"trained side by side": len(runs)}
+            result = {"variant": variant.name, "seed": run.schedule.seed, "steps": run.done, "of": self.steps}
+            result |= measure(self, run.average, variant) | {"trained side by side": len(runs)}
             result["device"] = torch.cuda.get_device_name() if on_gpu else "CPU"
             result["seconds"] = {"training": run.seconds, "measurement": time.time() - start}
-            write_text(self.file(run.variant, run.schedule.seed), json.dumps(result, indent=1) + "\n")
+            write_text(self.file(variant, run.schedule.seed), json.dumps(result, indent=1) + "\n")
             if run.done == self.steps:
                 run.path.unlink()
 
     def _start(self, scenes, variant, number):
         schedule, path = training.Schedule(self.steps, lr=1e-3, ema=0.997, seed=number), self.file(variant, number)
         given = (scenes["latents"], scenes[variant.captions], self.tokenizer(variant), path.with_suffix(".checkpoint"))
-        return VariantTraining(variant, schedule, *given, self.device, self.batch)
-
-
-def _save(runs, since):
-    """Write the checkpoints of runs that went on since a time; return the time."""
-    for run in runs:
-        run.save(time.time() - since)
-    return time.time()
+        return start_training(variant, schedule, *given, self.device, self.batch)
 
 
 @torch.no_grad()
@@ -226,28 +228,43 @@ def _cases(model, tokenizer, scenes, kind):
 
 
 def measure(study: WordLocalizationStudy, model: TextToLatent, variant: Variant) -> dict:
-    """Measure the maps of words of both kinds of captions, the loss at the maps' timesteps, and steering."""
+    """Measure the maps of words of both kinds of captions, the loss at the maps' timesteps, and what prompts do."""
     tokenizer, scenes = study.tokenizer(variant), [study.captioned(*one) for one in study.ranges]
     maps, losses = {}, {}
     for kind in ("sparse", "dense"):
         (tuning, _), (tests, losses[kind]) = (_cases(model, tokenizer, some, kind) for some in scenes)
         maps[kind] = summarize_cases(tuning, tests)
     found = {"maps": maps, "loss": losses}
-    return found | {"steering": _steering(study, model, tokenizer)} if study.images else found
+    return found | _prompting(study, _pipeline(study, model, tokenizer)) if study.images else found
 
 
-def _steering(study, model, tokenizer):
-    """Return how often images show the class they were asked for, and mean and least of all classes but thin ones."""
+def _pipeline(study, model, tokenizer):
     from diffusers import StableDiffusionPipeline  # only here: its import warns of torchvision, which is not wanted
 
     none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     parts = (study.autoencoder(), model.text_encoder, tokenizer, model.unet, new_scheduler())
-    pipe, images, generator = StableDiffusionPipeline(*parts, **none), [], seed(0)
+    pipe = StableDiffusionPipeline(*parts, **none)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _prompting(study, pipe):
+    """Measure steering, colors of one thing and of two in a prompt, and the distance to rendered scenes."""
+    segmenter, (tuning, tests), count = study.segmenter(), study.ranges, study.known
+    read = color_rates(pipe, segmenter, *(study.seen(first, count) for first, _ in (tuning, tests)), study.images)
+    means = {kind: float(np.mean([row["rate"] for row in read[kind].values()])) for kind in ("one", "two")}
+    scenes = [street.render(s, size=_SIDE) for s in range(tests[0], tests[0] + 8 * study.images)]
+    distances = image_quality(pipe, segmenter, scenes)
+    return {"steering": _steering(study, pipe, segmenter), "colors": means | {"rows": read}, "distance": distances}
+
+
+def _steering(study, pipe, segmenter):
+    """Return how often images show the class they were asked for, and mean and least of all classes but thin ones."""
+    images, generator = [], seed(0)
     prompts = np.repeat([prompt_of(name) for name in street.CLASSES], study.images)
     for some in np.array_split(prompts, -(-len(prompts) // _BATCH)):
         images += pipe(some.tolist(), num_inference_steps=20, guidance_scale=4.0, generator=generator).images
-    shown = shown_classes(load_segmenter("street", study.device).segment(images), len(street.CLASSES))
+    shown = shown_classes(segmenter.segment(images), len(street.CLASSES))
     shown = shown.reshape(len(street.CLASSES), -1, len(street.CLASSES)).mean(1)  # (class that is asked for, class)
     asked, unasked = shown.diagonal(), (shown.sum(0) - shown.diagonal()) / (len(shown) - 1)
     rows = {name: {"asked": a, "unasked": b} for name, a, b in zip(street.CLASSES, asked, unasked, strict=True)}
@@ -257,7 +274,10 @@ def _steering(study, model, tokenizer):
 
 def variants_table(runs: Sequence[dict]) -> list[str]:
     """Tabulate results by variant, mean ± standard deviation over seeds: of its own captions, and of sparse ones."""
-    rows = ["variant | seeds | steps | IoU | pointing | class IoU | sparse: IoU | pointing | loss | steering | least"]
+    head = (
+        "variant seeds steps IoU pointing class_IoU sparse:_IoU pointing loss steering least colors two_colors distance"
+    )
+    rows = [head.replace(" ", " | ").replace("_", " ")]
     for name in dict.fromkeys(run["variant"] for run in runs):
         some, kind = [run for run in runs if run["variant"] == name], VARIANTS[name].captions
         own, sparse = ([run["maps"][one] for run in some] for one in (kind, "sparse"))
@@ -265,7 +285,8 @@ def variants_table(runs: Sequence[dict]) -> list[str]:
         values = [[one[what] for one in own] for what in ("word iou", "word pointing")] + [by_class]
         values += [[one[what] for one in sparse] for what in ("word iou", "word pointing")]
         values += [[run["loss"][kind] for run in some]]
-        values += [[run["steering"][what] for run in some if "steering" in run] for what in ("mean", "least")]
+        for part, whats in {"steering": ("mean", "least"), "colors": ("one", "two"), "distance": ("drawn",)}.items():
+            values += [[run[part][what] for run in some if part in run] for what in whats]
         steps = " ".join(map(str, sorted({run["steps"] for run in some})))
         rows.append(" | ".join([name, str(len(some)), steps, *map(_mean, values)]))
     return rows
@@ -282,7 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
     sizes = {"steps": "of each training", "batch": "scenes per step", "scenes": "that are trained on"}
-    sizes |= {"tuning": "scenes for thresholds", "tests": "scenes that are measured", "images": "per class, generated"}
+    sizes |= {"tuning": "scenes for thresholds", "tests": "scenes that are measured"}
+    sizes |= {"images": "drawn, per class and color", "known": "scenes that tell colors"}
     for name, what in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name), help=what)
     parser.add_argument("--device", default=default.device, help="cpu or cuda")

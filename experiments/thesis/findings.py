@@ -67,7 +67,7 @@ def page(found: Sequence[Finding], about: str) -> str:
         lines = [
             f"- {e.model}, {e.track} ({e.images} images): {e.text}. **{e.verdict.capitalize()}.**" for e in one.evidence
         ]
-        parts.append("\n".join(lines) or "No class has enough images to tell.")
+        parts.append("\n".join(lines) or "Nothing here can tell: too few images, or nothing to compare.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -202,8 +202,8 @@ def _resolution(experiments) -> Finding:
         "There 64 x 64 layers have the best mIoU of all. OVAM's ablation with Stable Diffusion 1.5 says the opposite: "
         "71.5 from 16 x 16 alone, 40.2 from 64 x 64 alone.",
         "DAAM from layers of the largest maps minus that from the best other size, mean IoU over classes, each at its "
-        "best threshold",
-        _evidence(experiments, difference),
+        "best threshold; of models whose maps have several sizes",
+        _evidence(experiments, difference, usable=_have_several_heights),
     )
 
 
@@ -242,6 +242,11 @@ def _on_start(e) -> tuple[float, float, float]:
     """Return the mean attention probability of the start token on the main object, elsewhere, and over the image."""
     heat = upscale(e.maps.start, e.truth.shape)
     return float(heat[e.truth].mean()), float(heat[~e.truth].mean()), float(heat.mean())
+
+
+def _have_several_heights(x, track) -> bool:
+    examples = [e for name in x.names(track) for e in x.tests[track, name]]
+    return len({maps.shape[-2] for e in examples for maps in e.layers.values()}) > 1
 
 
 def _at_best(ious):

@@ -335,9 +335,9 @@ def test_a_slider_changes_the_mask(notebook):
     handle = nb.page.locator(".noUi-handle").first
     handle.focus()
     times = [timed(nb, lambda: handle.press("ArrowLeft"), 0) for _ in range(20)]
-    table({"quantile": times})
+    table({"level": times})
     assert (nb.pixels(0) != before).any()
-    assert "mask: {method: dbscan, quantile: 0.7" in nb.page.locator("code", has_text="method").inner_text()
+    assert "mask: {method: dbscan, level: 0.2" in nb.page.locator("code", has_text="method").inner_text()
     nb.shot("explore_mask")
 
 
