@@ -3,7 +3,7 @@
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test test-browser screenshots lab figures
+.PHONY: help run test test-browser screenshots lab figures docs
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 16
@@ -41,6 +41,10 @@ figures: .venv/installed ## run every notebook and copy its figures to figures/
 	@mkdir -p figures && cp runs/[0-9][0-9]/*.png runs/[0-9][0-9]/*.gif runs/07/07_*.csv runs/07/07_*.md \
 	  runs/07/07_*.json figures/
 	@sed -n 's/^`\(07_.*\)/\1/p' figures/07_thesis.md && ls figures/*
+	@$(BIN)/python docs/pages.py
+
+docs: .venv/installed ## docs/notebooks: pages with the pictures of the runs in runs/ (attnlab run all)
+	@$(BIN)/python docs/pages.py
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
