@@ -348,10 +348,10 @@ def test_a_mask_is_painted_a_token_fitted_and_saved(notebook, lab):
     page.get_by_text("nothing is painted").wait_for()
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    for y in np.linspace(0.36, 0.46, 4):  # over the fire
-        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + y * box["height"])
+    for y in np.linspace(0.03, 0.27, 7):  # over the smoke
+        page.mouse.move(box["x"] + 0.42 * box["width"], box["y"] + y * box["height"])
         page.mouse.down()
-        page.mouse.move(box["x"] + 0.92 * box["width"], box["y"] + y * box["height"], steps=12)
+        page.mouse.move(box["x"] + 0.78 * box["width"], box["y"] + y * box["height"], steps=12)
         page.mouse.up()
     page.get_by_role("button", name="Fit").click()
     nb.pictures.nth(3).wait_for()
