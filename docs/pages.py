@@ -4,6 +4,7 @@ A page is `docs/notebooks/NN_name.md`: text and code of the notebook, what its r
 Those that lie in `figures/` are linked, others (stills of widgets) are written beside the page.
 """
 
+import copy
 import hashlib
 import re
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 from nbconvert import MarkdownExporter
+
+from attnlab.storage import replacing, write_text
 
 __all__ = ["code_digest", "main", "page"]
 
@@ -36,7 +39,7 @@ def page(source: nbformat.NotebookNode, run: nbformat.NotebookNode, name: str) -
         raise ValueError(f"runs/{name[:2]} is of an earlier {name}: attnlab run {name[:2]}")
     cells = []
     for cell, done in zip(source.cells, ran, strict=True):
-        cells.append(nbformat.from_dict({**cell, "attachments": {}} if cell.cell_type == "markdown" else {**cell}))
+        cells.append(copy.deepcopy(cell))
         if cell.cell_type == "code":
             cells[-1].outputs, figures = _outputs(done.outputs)
             cells += [nbformat.v4.new_markdown_cell(f"![{figure}](../../figures/{figure})") for figure in figures]
@@ -63,11 +66,11 @@ def _outputs(outputs):
             if text.strip():
                 shown.append(nbformat.v4.new_output("stream", name="stdout", text=text + "\n"))
         elif "data" in output:
-            kept = {kind: output.data[kind] for kind in ("image/png", "image/gif", "text/plain") if kind in output.data}
+            kept = {kind: output.data[kind] for kind in ("image/png", "text/plain") if kind in output.data}
             shown.append(nbformat.v4.new_output("display_data", data=dict(list(kept.items())[:1])))
     figures = [name for name in figures if (ROOT / "figures" / name).exists()]
-    if figures:  # the same pictures again
-        shown = [output for output in shown if not {"image/png", "image/gif"} & output.get("data", {}).keys()]
+    if figures:  # what else the cell shows is the same pictures again
+        shown = [output for output in shown if "data" not in output]
     return shown, figures
 
 
@@ -85,8 +88,9 @@ def main() -> int:
         for old in PAGES.glob(f"{path.stem}_*.*"):
             old.unlink()
         for name, data in pictures.items():
-            (PAGES / name).write_bytes(data)
-        (PAGES / f"{path.stem}.md").write_text(text, "utf-8")
+            with replacing(PAGES / name) as part:
+                part.write_bytes(data)
+        write_text(PAGES / f"{path.stem}.md", text)
         print(PAGES.relative_to(ROOT) / f"{path.stem}.md")
     print("\n".join(missing), file=sys.stderr, end="\n" if missing else "")
     return bool(missing)

@@ -345,7 +345,7 @@ def test_words_of_the_bundled_model_localize(pipe):
 
 
 def test_bundled_models_share_their_vocabulary_and_autoencoder():
-    """`tiny` and `tiny-plain` differ by grounding and their random start, nothing else."""
+    """`tiny` and `tiny-plain` differ by grounding, nothing else."""
     one, other = (al.load_pipeline(name, device="cpu") for name in ("tiny", "tiny-plain"))
     assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
     for a, b in zip(one.vae.state_dict().values(), other.vae.state_dict().values(), strict=True):
