@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Integral
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["BUNDLED", "DTYPES", "as_device", "best_device", "bundled", "load_parts", "load_pipeline", "seed"]
+__all__ = ["BUNDLED", "DTYPES", "as_device", "best_device", "bundled", "load_parts", "load_pipeline"]
+__all__ += ["mixed_precision", "seed"]
 
 BUNDLED = Path(__file__).parent / "models"
 DTYPES = ("float32", "float16", "bfloat16")  # of weights, by name
@@ -103,6 +104,27 @@ def as_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={device!r} does not work here, {best_device()!r} does: {reason}") from error
+
+
+def mixed_precision(device: str | torch.device, **options) -> AbstractContextManager:
+    """Return a block in which models compute in bfloat16, where the device has instructions for it.
+
+    A processor without them imitates each one, and takes some twenty times as long as in float32: nothing is changed
+    there.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        Of the models.
+    **options
+        As in `torch.autocast`, for example `cache_enabled=`.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        able = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # what torch's own compiler asks
+    else:
+        able = kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(kind, torch.bfloat16, **options) if able else nullcontext()
 
 
 def _dtype(dtype) -> torch.dtype | None:

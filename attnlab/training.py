@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from .metrics import check_counts
+from .pipelines import mixed_precision
 from .storage import File, write, write_text
 
 __all__ = ["Schedule", "checks", "load_checkpoint", "run_training", "save_checkpoint", "seeded"]
@@ -105,7 +106,7 @@ def run_training(
         if check and _is_over(folder, patience):
             break
         generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             terms = loss(model, generator)
         values = {name: float(term.detach()) for name, term in terms.items()}
         if not math.isfinite(values["loss"]):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from attnlab.joint import JointDiffusion, diffusion
 from attnlab.joint.channels import NUM_TIMES, augment_channels, noise_schedule
 from attnlab.joint.denoiser import PREDICTIONS, Conditioning
+from attnlab.pipelines import mixed_precision
 from attnlab.segmentation import shrink
 from attnlab.training import Schedule
 
@@ -159,7 +160,7 @@ def test_the_error_is_the_mean_of_several_draws():
     assert len(seen) == 6 and all(one[0][:, 5:].any() for one in seen[1::2])
     assert len({one[0][:, :5].numpy().tobytes() for one in seen[::2]}) == 3
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), mixed_precision("cpu"):
         losses = [float(diffusion._loss(model, model.unet, *model._encoded(*pairs), generator, True)) for _ in range(3)]
     assert error == pytest.approx(np.mean(losses))
     assert new(self_conditioning=False).error(*pairs) > 0

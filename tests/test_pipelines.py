@@ -147,3 +147,14 @@ def test_dtype_by_name():
     assert al.load_pipeline("tiny", device="cpu", dtype="").unet.dtype == torch.float32
     with pytest.raises(ValueError, match="dtype='float61': choose one of float32, float16, bfloat16"):
         al.load_pipeline("tiny", device="cpu", dtype="float61")
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_models_compute_in_bfloat16_only_where_it_is_not_imitated(monkeypatch, able):
+    """A processor without its instructions takes twenty times as long: float32 there, or what the caller has set."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+    layer, expected = torch.nn.Linear(2, 2), torch.bfloat16 if able else torch.float32
+    with al.pipelines.mixed_precision("cpu"):
+        assert layer(torch.ones(1, 2)).dtype == expected
+    with torch.autocast("cpu", torch.float16), al.pipelines.mixed_precision("cpu"):
+        assert layer(torch.ones(1, 2)).dtype == (torch.bfloat16 if able else torch.float16)

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 from ..metrics import check_counts
-from ..pipelines import BUNDLED
+from ..pipelines import BUNDLED, mixed_precision
 from ..segmentation.folders import check_classes, checked
 from ..segmentation.model import load_weights
 from ..storage import write_text
@@ -127,7 +127,7 @@ class Denoiser:
     def predict_x0(self, noisy: torch.Tensor, time: int, previous=None, conditioning=None) -> torch.Tensor:
         """Predict the clean channels behind noisy ones, clamped; `previous`: the prediction of the step before."""
         conditioning, times = conditioning or Conditioning(), _as_times(time, len(noisy))
-        with torch.autocast(noisy.device.type, torch.bfloat16):
+        with mixed_precision(noisy.device):
             prediction = self.predict(self.unet, noisy, previous, conditioning, times)
         return self.as_x0(prediction, noisy, times, conditioning.low_res)
 

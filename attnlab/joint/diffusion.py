@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .. import training
 from ..metrics import check_counts
+from ..pipelines import mixed_precision
 from ..segmentation.folders import checked, shrink
 from ..storage import claim_folder
 from .channels import NUM_TIMES, augment_channels, noise_schedule
@@ -101,7 +102,7 @@ class JointDiffusion(Denoiser):
         for _ in range(draws):
             for i in range(0, len(images), batch):
                 encoded = self._encoded(images[i : i + batch], labels[i : i + batch])
-                with torch.autocast(unet.device.type, torch.bfloat16):
+                with mixed_precision(unet.device):
                     loss = _loss(self, unet, *encoded, generator, self.metadata["self_conditioning"])
                 total += float(loss) * len(images[i : i + batch])
         return total / (draws * len(images))

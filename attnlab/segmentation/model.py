@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from ..metrics import check_counts, confusion
-from ..pipelines import BUNDLED, best_device
+from ..pipelines import BUNDLED, best_device, mixed_precision
 from ..storage import read_rgb, write_text
 from .folders import check_classes, checked
 
@@ -35,7 +35,8 @@ __all__ = ["ARCHITECTURES", "Segmenter", "UNet", "as_input", "load_segmenter", "
 class UNet(UNet2DModel):
     """U-Net (Ronneberger et al., MICCAI 2015) for segmentation, without attention; its timestep is always 0.
 
-    One that takes more than three channels sees pixel-unshuffled images, and computes in bfloat16.
+    One that takes more than three channels sees pixel-unshuffled images, and computes in bfloat16 where
+    the device has it.
     """
 
     @classmethod
@@ -62,12 +63,12 @@ class UNet(UNet2DModel):
 
     def forward(self, images: torch.Tensor) -> SimpleNamespace:
         """Return `logits`, float32 (image, class, row, column), of images (image, rgb, row, column) in -1..1."""
-        shuffle, device = math.isqrt(self.config.in_channels // 3), images.device.type
+        shuffle = math.isqrt(self.config.in_channels // 3)
         factor = shuffle * 2 ** (len(self.config.block_out_channels) - 1)
         if any(side % factor for side in images.shape[-2:]):
             raise ValueError(f"images are {tuple(images.shape[-2:])}: give sides that {factor} divides")
         # without shuffling float32, unless the caller has set another precision
-        with torch.autocast(device, torch.bfloat16) if shuffle > 1 else nullcontext():
+        with mixed_precision(images.device) if shuffle > 1 else nullcontext():
             x = F.pixel_unshuffle(images, shuffle)
             return SimpleNamespace(logits=F.pixel_shuffle(super().forward(x, 0).sample, shuffle).float())
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from attnlab import training
+from attnlab.pipelines import mixed_precision
 from attnlab.scenes import street
 
 from .text_to_image import TextToLatent, attention_scores, grounding_loss, new_scheduler
@@ -245,7 +246,7 @@ class DenoiserTraining:
         drawn, settings = self.inputs, self.settings
         latents, noise, timestep, mask = (drawn.get(k) for k in ("latents", "noise", "timestep", "attention_mask"))
         contextless = drawn.get("contextless")
-        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):  # a cache would outlive its graph
+        with mixed_precision(self.device, cache_enabled=False):  # a cache would outlive its graph
             noisy = self.scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
             with attention_scores(self.model.unet) if "labels" in drawn else nullcontext() as scores:
                 predicted = self.model(noisy, timestep, drawn["ids"], mask, contextless)
