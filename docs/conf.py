@@ -8,8 +8,10 @@ import re
 import sys
 from pathlib import Path
 
+from numpy.typing import ArrayLike
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
+from sphinx.util.typing import stringify_annotation
 
 import attnlab
 
@@ -56,6 +58,7 @@ html_theme_options = {
     "footer_end": [],
 }
 
+_ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")  # a long union, which nobody reads
 _QUOTED = re.compile(r"(?<!`)`(\w+)`(?!`)")
 _LENGTH = re.compile(r"\|(\w+)\|")  # |u|, which reST would take for a substitution
 
@@ -77,6 +80,11 @@ def _mark(app, what, name, value, options, lines):
         marked.append(line)
         before = line.strip()
     lines[:] = marked
+
+
+def _shorten(app, what, name, value, options, signature, returned):
+    """Write ArrayLike where a signature has all the types that are like arrays."""
+    return signature and signature.replace(_ARRAY_LIKE, "ArrayLike"), returned
 
 
 def _resolve(app, env, node, shown):
@@ -112,5 +120,6 @@ def setup(app):
     """Connect the functions above to Sphinx."""
     app.connect("config-inited", _lay_out)
     app.connect("autodoc-process-docstring", _mark, priority=100)  # before numpydoc, which reads the sections
+    app.connect("autodoc-process-signature", _shorten)
     app.connect("missing-reference", _resolve)
     app.connect("build-finished", _check)

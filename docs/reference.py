@@ -136,7 +136,7 @@ def _index():
     names = [name for name in value.__all__ if not inspect.ismodule(getattr(value, name))]
     own = {name: _origin("attnlab", name)[0].split(".")[1] for name in names}
     parts = [_heading("Reference"), ".. automodule:: attnlab", "", ".. currentmodule:: attnlab", ""]
-    parts.append(_toctree([f"attnlab.{name}" for name in own], ":hidden:"))  # first, as the sidebar has this order
+    parts.append(_toctree([f"{name} <attnlab.{name}>" for name in own], ":hidden:"))  # first in the sidebar
     for task, folders in _TASKS.items():
         names = [name for name, folder in own.items() if folder in folders]
         parts += [task, "-" * len(task), "", _summary(names)]
