@@ -3,7 +3,7 @@
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test test-browser screenshots lab figures docs
+.PHONY: help run test test-browser screenshots lab figures docs site
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 16
@@ -43,8 +43,19 @@ figures: .venv/installed ## run every notebook and copy its figures to figures/
 	@sed -n 's/^`\(07_.*\)/\1/p' figures/07_thesis.md && ls figures/*
 	@$(BIN)/python docs/pages.py
 
-docs: .venv/installed ## docs/notebooks: pages with the pictures of the runs in runs/ (attnlab run all)
+docs: .venv/installed ## docs/notebooks: pages with the pictures of the runs in runs/ (attnlab run all); then make site
 	@$(BIN)/python docs/pages.py
+	@$(MAKE) --no-print-directory site
+
+site: .venv/docs ## README, docs/ and the reference as a site: runs/site/html/index.html
+	@echo "make site: Sphinx, from sources that it writes to runs/site/sources; a dead link or a warning is an error"
+	@rm -rf runs/site && mkdir -p runs/site/sources
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs runs/site/sources runs/site/html
+	@echo "open runs/site/html/index.html"
+
+.venv/docs: .venv/installed
+	@$(BIN)/pip install --quiet -c constraints.txt -e ".[test,docs]"
+	@touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from attnlab.cli import runner
 from attnlab.cli.commands import list_files, main
 from attnlab.cli.runner import read_parameters
 
@@ -160,6 +161,22 @@ def test_a_line_that_cannot_be_run_is_refused_before_a_kernel_starts(project, ca
     assert (status, out) == (2, "")
     assert says in err
     assert not (project / "runs").exists()
+
+
+def test_a_notebook_that_imports_experiments_needs_them(project, capsys, monkeypatch):
+    """Beside the package or in the folder where the notebook will run; a name that only begins so is another."""
+    write_notebook(project / "notebooks/05_study.ipynb", PARAMETERS, "from experiments.studies import few_shot")
+    write_notebook(project / "notebooks/06_own.ipynb", PARAMETERS, "import experiments_of_mine")
+    needing = re.compile(r"^(\w+)  .*\n  needs the repository", re.M)
+    assert needing.findall(run(capsys, "list")[1]) == []  # a checkout has them
+    monkeypatch.setattr(runner, "CHECKOUT", project / "elsewhere")
+    assert needing.findall(run(capsys, "list")[1]) == ["05_study"]
+    status, out, err = run(capsys, "run", "01", "05")
+    assert (status, out) == (2, "") and err.startswith("attnlab: 05_study: needs the repository")
+    assert not (project / "runs").exists()
+    (project / "experiments").mkdir()
+    (project / "experiments/__init__.py").touch()
+    assert needing.findall(run(capsys, "list")[1]) == []
 
 
 def test_an_ambiguous_name_lists_what_it_could_mean(project, capsys):
@@ -311,7 +328,8 @@ def test_defaults_that_json_lacks_are_refused(project):
 def test_check_says_all_is_well(capsys):
     status, out, _ = run(capsys, "check")
     assert status == 0 and out.splitlines()[-1] == "all is well"
-    for name in ("python", "attnlab", "torch", "diffusers", "transformers", "numpy", "scikit-learn", "device", "model"):
+    names = ("python", "attnlab", "torch", "diffusers", "transformers", "numpy", "scikit-learn")
+    for name in (*names, "gpu", "dtype", "memory", "device", "model"):
         assert re.search(rf"^{name} +\S", out, re.M), name
     assert "nbstripout" not in out  # an extra's
 
@@ -337,6 +355,8 @@ def test_check_with_a_package_missing_says_what_to_type(capsys, monkeypatch, mis
         monkeypatch.setattr(metadata, "distributions", lambda **search: [])
     status, out, _ = run(capsys, "check")
     assert status == 1 and f"1. {missing} is missing: pip install -c constraints.txt -e ." in out
+    monkeypatch.setattr(runner, "CHECKOUT", Path("elsewhere"))
+    assert f"1. {missing} is missing: pip install --force-reinstall attnlab" in run(capsys, "check")[1]
 
 
 def test_check_finds_a_torchvision_that_breaks_imports(tmp_path, capsys, monkeypatch):

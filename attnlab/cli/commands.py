@@ -18,11 +18,15 @@ from . import runner
 
 __all__ = ["list_files", "main"]
 
+_CHECKOUT = "needs the repository, whose folder experiments/ it imports: run it in a checkout, after pip install -e ."
+
 
 def _list(paths):
     """Print each notebook with its parameters: name, type, default, help; return 0."""
     for path in paths:
         print(f"{path.stem}  {runner.read_title(path)}")
+        if runner.needs_checkout(path):
+            print(f"  {_CHECKOUT}")
         rows = [(f"  {name}", *parameter[1:]) for name, parameter in runner.read_parameters(path).items()]
         widths = [min(max(len(row[column]) for row in rows), 44) for column in range(3)] if rows else []
         for *cells, text in rows:
@@ -34,6 +38,8 @@ def _list(paths):
 def _run(paths, typed, runs):
     """Run notebooks one after another and return how many failed; all that was typed is checked first."""
     jobs = [(path, runner.check_parameters(path, typed)) for path in paths]
+    if lacking := [path.stem for path in paths if runner.needs_checkout(path)]:
+        raise ValueError(f"{', '.join(lacking)}: {_CHECKOUT}; `attnlab list` shows which do not")
     for job in jobs:
         runner.result_folders(*job, runs)
     failed = 0
@@ -67,7 +73,8 @@ def list_files(folder: Path, most: int | None = None) -> list[Path | str]:
 def _check(model):
     """Print versions, device, model, and what is left for the user to do; return how many things that is."""
     todo = []
-    constraints = Path(__file__).resolve().parents[2] / "constraints.txt"
+    constraints = runner.CHECKOUT / "constraints.txt"
+    install = "pip install -c constraints.txt -e ." if constraints.exists() else "pip install --force-reinstall attnlab"
     tested = dict(re.findall(r"^(\S+)==(\S+)$", constraints.read_text(), re.M)) if constraints.exists() else {}
     print(f"{'python':14} {sys.version.split()[0]}")
     required = "\n".join(line for found in metadata.distributions(name="attnlab") for line in found.requires or ())
@@ -77,7 +84,7 @@ def _check(model):
             other = tested.get(name, version.split("+")[0]) != version.split("+")[0]
             print(f"{name:14} {version}" + (f"  (tested with {tested[name]})" if other else ""))
         except metadata.PackageNotFoundError:
-            todo.append(f"{name} is missing: pip install -c constraints.txt -e .")
+            todo.append(f"{name} is missing: {install}")
     if util.find_spec("torchvision"):  # in a process of its own, since half an import cannot be taken back
         probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
         reason = (probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"])[-1]
@@ -89,7 +96,10 @@ def _check(model):
             import torch
 
             from ..pipelines import load_pipeline
+            from .hardware import describe_hardware
 
+            for name, text in describe_hardware():
+                print(f"{name:14} {text}", flush=True)
             pipe = load_pipeline(model)
             print(f"{'device':14} {pipe.device}, {torch.get_num_threads()} CPU threads")
             print(f"{'model':14} {model}: found")

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import warnings
@@ -17,10 +18,10 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-__all__ = ["Parameter", "RunFailed", "check_parameters", "find_notebooks", "pick_notebook", "read_parameters"]
-__all__ += ["read_title", "result_folders", "run_notebook"]
+__all__ = ["CHECKOUT", "Parameter", "RunFailed", "check_parameters", "find_notebooks", "needs_checkout"]
+__all__ += ["pick_notebook", "read_parameters", "read_title", "result_folders", "run_notebook"]
 
-_PROJECT = Path(__file__).resolve().parents[2] / "notebooks"  # where an editable install has them
+CHECKOUT = Path(__file__).resolve().parents[2]  # the repository's folder, unless this is of a wheel
 _TYPES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a JSON list"}
 _TYPES |= {dict: "a JSON object", type(None): "anything"}  # of a parameter, as they are called in help and errors
 _WRITTEN = ".written.json"  # in a folder of results: the files that its run wrote
@@ -40,8 +41,9 @@ class RunFailed(Exception):
 
 
 def find_notebooks(folder: str | None = None) -> list[Path]:
-    """Find the notebooks in `folder`; without one, those in ./notebooks, else those beside the package."""
-    for candidate in [Path(folder)] if folder else [Path("notebooks"), _PROJECT]:
+    """Find the notebooks in `folder`; without one, those in ./notebooks, else a wheel's, else those of the checkout."""
+    usual = [Path("notebooks"), CHECKOUT / "attnlab/notebooks", CHECKOUT / "notebooks"]
+    for candidate in [Path(folder)] if folder else usual:
         if found := sorted(candidate.glob("*.ipynb")):
             return found
     where = folder or "./notebooks"
@@ -71,6 +73,13 @@ def _read_cells(path):
 def read_title(path: Path) -> str:
     """Return the first heading of a notebook, without its marks."""
     return next((source.splitlines()[0].strip("# ") for _, source in _read_cells(path) if source.startswith("#")), "")
+
+
+def needs_checkout(path: Path) -> bool:
+    """Tell whether a notebook imports experiments/, of which a wheel has nothing, and there is none here."""
+    if any((place / "experiments/__init__.py").exists() for place in (Path(), CHECKOUT)):
+        return False
+    return any(re.search(r"^(from|import) experiments\b", source, re.M) for _, source in _read_cells(path))
 
 
 def read_parameters(path: Path) -> dict[str, Parameter]:
