@@ -55,7 +55,9 @@ def numbers(*shape, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("slot", [64, 4096])
 def test_what_arrives_is_what_was_sent(slow, slot):
     """Also in parts smaller than a tensor, of several types at once, and of none."""
-    sent = [[numbers(5, 7, seed=k), numbers(3, dtype=torch.float16, seed=k), numbers(2, 2, 9, seed=k)] for k in range(9)]
+    sent = [
+        [numbers(5, 7, seed=k), numbers(3, dtype=torch.float16, seed=k), numbers(2, 2, 9, seed=k)] for k in range(9)
+    ]
     way = Transfer(CPU, slot)
     arriving = [way.send(tensors) for tensors in sent]
     assert way.send([]) == []
@@ -143,13 +145,13 @@ def test_recordings_are_the_same_over_a_slow_link(levels, generate, monkeypatch,
         with al.record(levels, **kept) as recording:
             image = generate(["a house", "a red car and smoke"], pipe=levels, steps=3)
             generate("a tree", pipe=levels, steps=2)
-        return image, list(all_of(recording)), recording
+        return image, list(all_of(recording))
 
-    image, expected, _ = record()
+    image, expected = record()
     with monkeypatch.context() as patch:
         links = []
         patch.setattr(transfer, "link_between", lambda source, target: links.append(SlowLink()) or links[-1])
-        again, found, recording = record()
+        again, found = record()
     assert torch.equal(image, again) and links[0].begun
     assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert "attnlab transfer" not in [thread.name for thread in threading.enumerate()]
@@ -242,7 +244,9 @@ class Watch(TorchFunctionMode):
         if self.on and any("attnlab/recording" in name for name in callers()):
             self.seen += 1
             name = getattr(func, "__name__", str(func))
-            moves = name == "to" and any(isinstance(x, torch.device | str) for x in [*args[1:], *(kwargs or {}).values()])
+            moves = name == "to" and any(
+                isinstance(x, torch.device | str) for x in [*args[1:], *(kwargs or {}).values()]
+            )
             there = args and torch.is_tensor(args[0]) and args[0].untyped_storage().data_ptr() in self.there
             if not there and (name in WAITS or (moves and not (kwargs or {}).get("non_blocking"))):
                 self.found.append((name, next(f for f in callers() if "attnlab/recording" in f)))
@@ -258,7 +262,7 @@ def callers():
 
 @pytest.mark.parametrize("kept", KEPT, ids=str)
 def test_no_step_but_the_first_asks_a_gpu_for_a_number(levels, generate, slow, monkeypatch, kept):
-    """Every call on a tensor that would wait for the device, or copy from it and wait, is on a list of forbidden ones."""
+    """What would wait for the device, or copy from it and wait, is on a list of forbidden calls."""
     watch, send = Watch(), Transfer.send
 
     def noted(way, tensors):

@@ -26,7 +26,9 @@ class CurrentStep:
     active: bool  # whether it is recorded
     taken: dict[str, list[list]] = field(default_factory=dict)
     met: dict[str, Layer] = field(default_factory=dict)  # layers first seen in this call, on the model's device
-    drift: dict[str, torch.Tensor] = field(default_factory=dict)  # above 0 where a layer's keys are others than at first
+    drift: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # above 0 where a layer's keys are others than at first
 
 
 class CurrentGeneration:

@@ -168,6 +168,7 @@ class Recorder:
             reason = f"none of steps={self._steps} occurred; the last generation ran {calls} steps"
         raise RuntimeError(f"nothing was recorded: {reason}")
 
+    @torch.compiler.disable
     @exact()
     def _before_step(self, module, args, kwargs):
         call = self.adapter.read(args, kwargs)
@@ -259,6 +260,7 @@ class Recorder:
 
         return receive
 
+    @torch.compiler.disable
     @exact()
     def _after_step(self, module, args, output):
         """Put a step into the traces: it is whole only now, one that was interrupted half-way leaves nothing behind."""

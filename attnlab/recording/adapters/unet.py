@@ -70,10 +70,19 @@ class UNetAdapter(Adapter):
                 waiting.clear()
                 receive(call)
 
+        # a compiled model leaves its compiled code for each of these, and goes on in it afterwards
+        forget, meet_query, meet_key = map(
+            torch.compiler.disable,
+            (
+                lambda module, args: waiting.clear(),
+                lambda module, args, query: keep(query=query, hidden=args[0]),
+                lambda module, args, key: keep(key=key, context=args[0]),
+            ),
+        )
         return [
-            attention.register_forward_pre_hook(lambda module, args: waiting.clear()),
-            attention.to_q.register_forward_hook(lambda module, args, query: keep(query=query, hidden=args[0])),
-            attention.to_k.register_forward_hook(lambda module, args, key: keep(key=key, context=args[0])),
+            attention.register_forward_pre_hook(forget),
+            attention.to_q.register_forward_hook(meet_query),
+            attention.to_k.register_forward_hook(meet_key),
         ]
 
     def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
