@@ -50,7 +50,8 @@ docs: .venv/installed ## docs/notebooks: pages with the pictures of the runs in 
 site: .venv/docs ## README, docs/ and the reference as a site: runs/site/html/index.html
 	@echo "make site: Sphinx, from sources that it writes to runs/site/sources; a dead link or a warning is an error"
 	@rm -rf runs/site && mkdir -p runs/site/sources
-	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs runs/site/sources runs/site/html
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d runs/site/doctrees \
+	  runs/site/sources runs/site/html
 	@echo "open runs/site/html/index.html"
 
 .venv/docs: .venv/installed

@@ -8,7 +8,6 @@ import re
 import sys
 from pathlib import Path
 
-from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
@@ -16,6 +15,7 @@ import attnlab
 
 sys.path.insert(0, str(Path(__file__).parent))
 import links
+import reference
 import sources
 
 project, author, release = "attnlab", "the attnlab authors", attnlab.__version__
@@ -28,7 +28,7 @@ myst_heading_anchors = 4
 highlight_language = "none"  # of code that names no language: what commands print
 default_role = "py:obj"  # of `daam` in a docstring
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!attnlab\.).*")]  # other packages' names, and code that is no name
+nitpick_ignore_regex = [("py:.*", r"(?!attnlab\.).*|.*\._\w+")]  # others' names, code that is no name, hidden names
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -42,6 +42,8 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}
+html_sidebars = {"*": []}  # of pages without others below them
 html_theme_options = {
     "header_links_before_dropdown": 5,
     "navbar_align": "left",
@@ -83,10 +85,13 @@ def _resolve(app, env, node, shown):
         return None
     objects, wanted = env.domains.python_domain.objects, node["reftarget"]
     kinds = ("function", "class", "data", *(["method", "property", "attribute"] if "." in wanted else []))
-    found = [name for name, one in objects.items() if name.endswith(f".{wanted}") and one.objtype in kinds]
+    home = reference.homes().get(tuple(wanted.rpartition(".")[::2]))  # attnlab.masks.dbscan_mask is attnlab.dbscan_mask
+    short = wanted.rpartition(".")[2] if home else wanted
+    found = [(name, one) for name, one in objects.items() if name.endswith(f".{short}") and one.objtype in kinds]
+    found = [(name, one) for name, one in found if home in (None, one.docname)]
     if len(found) != 1:
-        return shown if isinstance(shown, nodes.literal) and not wanted.startswith("attnlab.") else None
-    return make_refnode(app.builder, node["refdoc"], objects[found[0]].docname, objects[found[0]].node_id, shown)
+        return None if wanted.startswith("attnlab.") else shown
+    return make_refnode(app.builder, node["refdoc"], found[0][1].docname, found[0][1].node_id, shown)
 
 
 def _lay_out(app, config):

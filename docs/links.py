@@ -49,6 +49,8 @@ def problems(folder: Path) -> Iterator[str]:
     folder = folder.resolve()
     for path in sorted(folder.rglob("*.html")):
         name = path.relative_to(folder)
+        if name.parts[0] == "_static":  # the theme's own
+            continue
         for tag, link in _read(path).links:
             address = urlsplit(link)
             if address.scheme or address.netloc:

@@ -136,12 +136,12 @@ def _index():
     names = [name for name in value.__all__ if not inspect.ismodule(getattr(value, name))]
     own = {name: _origin("attnlab", name)[0].split(".")[1] for name in names}
     parts = [_heading("Reference"), ".. automodule:: attnlab", "", ".. currentmodule:: attnlab", ""]
+    parts.append(_toctree([f"attnlab.{name}" for name in own], ":hidden:"))  # first, as the sidebar has this order
     for task, folders in _TASKS.items():
         names = [name for name, folder in own.items() if folder in folders]
         parts += [task, "-" * len(task), "", _summary(names)]
     folders = [name for name in modules() if name.count(".") == 1]
-    parts += ["Folders and modules", "-------------------", "", _toctree(folders)]
-    parts.append(_toctree([f"attnlab.{name}" for name in own], ":hidden:"))
+    parts += ["Folders and modules", "-" * 19, "", _toctree(folders)]
     return "\n".join(parts)
 
 

@@ -29,7 +29,7 @@ GROUPS = {  # notebooks in the order in which a newcomer meets them
 LIVE = "docs/live"  # a page without Python, copied as it is
 _LINK = re.compile(r"(!?)\[((?:!\[[^\]]*\]\([^)]*\)|[^\[\]])*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-_THUMBNAIL = 560  # pixels of a side, at most: twice what the gallery shows, for fine screens
+_THUMBNAIL = 640  # pixels of a side, at most: twice what the gallery shows, for fine screens
 _SMALL = 128  # pictures of at most so many pixels a side are enlarged, so that no browser blurs them
 _NAVIGATION = """
 ```{{toctree}}
@@ -108,33 +108,39 @@ def lay_out(folder: Path) -> None:
     for place, text in {**_lists(pages), **reference.pages()}.items():
         _write(folder / place, text)
     if (ROOT / LIVE).is_dir():
-        shutil.copytree(ROOT / LIVE, folder / "extra/live")
+        _copy_live_page(folder, pages)
 
 
 def _copy(wanted, folder, small):
     """Copy a file that is no page, and return where it is; `small` makes a thumbnail of a picture."""
     if wanted.startswith(f"{LIVE}/"):
         return wanted.removeprefix("docs/")
-    is_picture = Path(wanted).suffix in (".png", ".gif")
-    place = f"thumbnails/{wanted}" if is_picture and small else f"files/{wanted}"
+    place = f"{'thumbnails' if small else 'files'}/{wanted}"
     (folder / place).parent.mkdir(parents=True, exist_ok=True)
-    if is_picture:
-        _copy_picture(ROOT / wanted, folder / place, small)
-    else:
+    if not wanted.endswith(".png"):
         shutil.copyfile(ROOT / wanted, folder / place)
+        return place
+    place = f"{place.removesuffix('.png')}.webp"  # a quarter smaller, with the same pixels
+    with Image.open(ROOT / wanted) as picture:
+        if max(picture.size) <= _SMALL:
+            picture = picture.resize([4 * side for side in picture.size], Image.Resampling.NEAREST)
+        elif small:
+            picture = picture.convert("RGBA")
+            picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+        picture.save(folder / place, lossless=not small, method=1, quality=80 if small else 0)
     return place
 
 
-def _copy_picture(path, to, small):
-    with Image.open(path) as picture:
-        if max(picture.size) <= _SMALL:
-            picture.resize([4 * side for side in picture.size], Image.Resampling.NEAREST).save(to)
-        elif small:
-            thumbnail = picture.convert("RGB")
-            thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-            thumbnail.save(to)
-        else:
-            shutil.copyfile(path, to)
+def _copy_live_page(folder, pages):
+    """Copy the page without Python, whose links to Markdown become links to pages."""
+    shutil.copytree(ROOT / LIVE, folder / "extra/live")
+
+    def link(match):
+        wanted = os.path.normpath(os.path.join(LIVE, match[1]))
+        return f'href="../{pages[wanted].removesuffix(".md")}.html"'
+
+    page = folder / "extra/live/index.html"
+    write_text(page, re.sub(r'href="([^":]+\.md)"', link, page.read_text("utf-8")))
 
 
 def _more(pages):

@@ -2,12 +2,14 @@
 
 import itertools
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from test_families import KINDS, build
 
 import attnlab as al
+from attnlab.cli import hardware
 from attnlab.cli.hardware import describe_hardware, recording_bytes
 from attnlab.recording.stores import KEEP
 
@@ -73,19 +75,22 @@ def test_memory_of_stable_diffusion():
 def test_each_gpu_is_named_with_its_memory(monkeypatch, native, other):
     for name, value in CARD.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     found = lines()
     assert found["gpu"] == [f"cuda:{i}, Card {i}: 80.0 GB of memory, 70.0 GB free" for i in range(2)]
     assert found["dtype"] == [f'float16 on cuda; where images come out black, load_pipeline(..., dtype="{other}")']
 
 
-@pytest.mark.parametrize(("system", "get"), [("linux", "pip install torch"), ("win32", "pytorch.org")])
-def test_a_build_for_the_cpu_says_what_to_install(monkeypatch, build_of_torch, system, get):
+@pytest.mark.parametrize(
+    ("system", "get", "native"), [("linux", "pip install torch", True), ("win32", "pytorch.org", False)]
+)
+def test_a_build_for_the_cpu_says_what_to_install(monkeypatch, build_of_torch, system, get, native):
     build_of_torch()
     monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr(hardware, "mixed_precision", lambda device: torch.autocast(device) if native else nullcontext())
     [line], [dtype] = lines().values()
     assert line.startswith(f"none that torch sees: {torch.__version__} is built for the CPU alone") and get in line
-    assert dtype.startswith("float32 on the CPU")
+    assert dtype.startswith("float32 on the CPU") and ("halves" in dtype, "slow" in dtype) == (native, not native)
 
 
 def test_a_gpu_that_does_not_work_is_told_with_the_reason(build_of_torch):

@@ -73,7 +73,7 @@ def test_a_small_map_lies_exactly_over_its_image(ax, image, cell):
     heat = np.zeros((4, 6))
     heat[cell] = 1.0
     middle = (np.array(cell) + 0.5) / heat.shape
-    assert plots.show_heat(ax, heat, image=image) is ax
+    assert plots.show_heat(ax, heat, image=image, vmax=1) is ax
     assert ax.images[0].get_extent() == ax.images[1].get_extent() == [-0.5, 95.5, 63.5, -0.5]
     brightest = np.argwhere(rendered(ax)[..., 0] >= rendered(ax)[..., 0].max() - 1).mean(axis=0) / (160, 240)
     np.testing.assert_allclose(brightest, middle, atol=0.09)  # smoothed: within half a cell
@@ -103,13 +103,52 @@ def test_heat_colors_start_at_zero_and_end_at_vmax(ax):
 
 def test_overlay_blends(image):
     half = np.rint(64 + 255 * np.array(plt.colormaps["inferno"](1.0)[:3]) / 2)
-    warm = plots.overlay(image, np.ones((3, 5)))
+    warm = plots.overlay(image, np.ones((3, 5)), opacity=0.5)
     assert warm.shape == image.shape
     np.testing.assert_allclose(warm[5, 5], half, atol=1)
-    np.testing.assert_array_equal(plots.overlay(image, np.ones((3, 5)), vmax=1e6)[0, 0], [64, 64, 66])
+    np.testing.assert_array_equal(plots.overlay(image, np.ones((3, 5)), vmax=1e6, opacity=0.5)[0, 0], [64, 64, 66])
     np.testing.assert_array_equal(
         plots.overlay(image, np.zeros((3, 5))), plots.overlay(image, np.ones((3, 5)), vmax=1e9)
     )
+
+
+def test_the_image_below_a_map_is_gray_so_that_only_heat_has_colors(ax):
+    """An orange sky is no heat: a red, a green and a blue pixel of one brightness look alike below the same map."""
+    weights = np.array([0.299, 0.587, 0.114])
+    colored = (0.1 * np.eye(3) / weights).astype(np.float32)[None]
+    cold = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    plots.show_heat(ax, cold[:1], image=colored, vmax=1)
+    below = ax.images[0].get_array()[0]
+    assert np.ptp(below) <= 1 and below.mean() == pytest.approx(25.5, abs=1)
+    np.testing.assert_array_equal(plots.overlay(colored, cold[:1], vmax=1, opacity=0), np.rint(255 * colored))
+    assert np.ptp(plots.overlay(colored, cold[:1], vmax=1).astype(float)[0], axis=0).max() <= 1
+    assert np.ptp(plots.overlay(colored, cold[:1], vmax=1, opacity=0.4).astype(float)[0], axis=0).max() > 5
+
+
+def test_the_maximum_of_a_map_is_in_its_corner_unless_maps_share_a_scale(ax, image):
+    heat = np.array([[0.0, 0.4567]])
+    plots.show_heat(ax, heat, image=image, vmax=1)
+    plots.show_heat(plt.figure().gca(), heat)
+    assert not ax.texts
+    plots.show_heat(ax, heat, image=image)
+    assert [text.get_text() for text in ax.texts] == ["max 0.46"]
+    box = ax.texts[0].get_window_extent()
+    assert 200 < box.x1 <= 240 and 0 <= box.y0 < 10  # of 240 x 160
+
+
+def test_one_bar_explains_all_maps_of_a_figure():
+    fig, axes = plots.grid(2, 2)
+    for ax in axes.flat:
+        plots.show_heat(ax, np.eye(2))
+    before = fig.get_figwidth()
+    plots.heat_bar(fig, "attention")
+    assert len(fig.axes) == 5 and fig.get_figwidth() > before
+    bar = fig.axes[-1]
+    fig.canvas.draw()
+    assert [text.get_text() for text in bar.get_yticklabels()] == ["0", "max"] and bar.get_ylabel() == "attention"
+    assert bar.get_window_extent().x0 > max(ax.get_window_extent().x1 for ax in axes.flat)
+    plots.heat_bar(fig, vmax=2)
+    assert fig.axes[-1].get_ylim() == (0, 2)
 
 
 def test_images_of_every_kind_look_the_same(image):
@@ -149,6 +188,9 @@ def test_a_mask_is_tinted_where_it_is(ax, image):
     assert 0.95 < changed.mean() / mask.mean() < 1.35  # the outline adds a rim
     assert picture[120, 50, 0] > picture[120, 50, 2] + 40  # orange
     assert ax.get_title() == "fire"
+    plots.show_mask(ax, None, ~mask, color="sky")  # a second class leaves the first one as it was
+    np.testing.assert_allclose(rendered(ax)[120, 50], picture[120, 50], atol=1)
+    assert np.abs(rendered(ax)[20, 200] - picture[20, 200]).sum() > 60
 
 
 def test_an_outline_follows_pixel_edges_over_the_picture_below(ax, image):
@@ -224,22 +266,26 @@ def test_every_curve_may_have_its_own_x(ax):
     plots.curves(ax, {"a": [0, 1], "b": [5]}, {"a": [2, 3], "b": [4]}, bands={"a": ([1, 2], [3, 4])})
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines["a"].get_xdata()) == [0, 1] and list(lines["b"].get_xdata()) == [5]
-    assert lines["b"].get_marker() == "*" and lines["a"].get_marker() == "None"
+    assert lines["b"].get_marker() == "*" and lines["a"].get_marker() == "o"
+    plots.curves(ax, range(20), {"many": range(20)})
+    assert ax.lines[-1].get_marker() == "None"  # points as close as these would make a thick line
 
 
-def test_bars_stand_side_by_side_with_their_errors(ax):
-    plots.bars(ax, ["car", "road"], {"a": [0.5, 1.0], "b": [0.25, np.nan]}, errors={"a": [0.1, 0.2]}, ylabel="IoU")
-    heights = [patch.get_height() for patch in ax.patches]
-    assert heights[:3] == [0.5, 1.0, 0.25] and np.isnan(heights[3])
-    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches]
-    assert (
-        spans[0][1] <= spans[2][0] and spans[0][0] > -0.5 and spans[2][1] < 0.5
-    )  # about their name, none over another
-    low, high = ax.collections[0].get_segments()[1][:, 1]
-    assert (low, high) == pytest.approx((0.8, 1.2))
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["car", "road"] and ax.get_ylabel() == "IoU"
-    with pytest.raises(ValueError, match="'a' has 1 bars for 2 names"):
-        plots.bars(ax, ["car", "road"], {"a": [1]})
+def test_dots_lie_in_the_row_of_their_name_with_their_intervals(ax):
+    values, spans = {"a": [0.5, 1.0], "b": [0.25, np.nan]}, {"a": ([0.4, 0.8], [0.6, 1.2])}
+    plots.dots(ax, ["car", "road"], values, spans, xlabel="IoU", title="gain")
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines["a"].get_xdata()) == [0.5, 1.0] and lines["b"].get_xdata()[0] == 0.25
+    rows = np.stack([lines[name].get_ydata() for name in "ab"], 1)
+    assert (np.diff(rows) > 0).all() and (abs(rows - [[0], [1]]) < 0.5).all()  # one below the other, in their row
+    assert ax.get_ylim() == (1.5, -0.5)  # the first name on top
+    first = ax.collections[0].get_segments()
+    np.testing.assert_allclose(np.array(first)[..., 0], [[0.4, 0.6], [0.8, 1.2]])
+    np.testing.assert_allclose(np.array(first)[:, 0, 1], lines["a"].get_ydata())
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["car", "road"] and ax.get_xlabel() == "IoU"
+    assert lines["a"].get_marker() != lines["b"].get_marker()  # also told apart in gray
+    with pytest.raises(ValueError, match="'a' has 1 dots for 2 names"):
+        plots.dots(ax, ["car", "road"], {"a": [1]})
 
 
 def test_matrix_writes_numbers_and_frames_the_best(ax):
@@ -328,10 +374,13 @@ def test_a_caption_travels_with_its_figure(tmp_path):
 def test_a_sheet_shows_each_pair_side_by_side():
     images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (10, 120, 250)])
     labels = np.stack([np.full((4, 4), number, np.uint8) for number in (0, 1, 0)])
-    fig = plots.pair_sheet(images, labels, ["water", "road"], columns=2)
+    fig = plots.pair_sheet(images, labels, ["water", "road"], columns=2, row_titles=["first", "second"])
     drawn = [[image.get_array() for image in ax.images] for ax in fig.axes]
     assert [len(one) for one in drawn] == [1] * 6 + [0, 0]  # two rows of two pairs, the last place is empty
     assert [int(one[0][0, 0, 0]) for one in drawn[0:6:2]] == [10, 120, 250]
     for one, number in zip(drawn[1:6:2], (0, 1, 0), strict=True):
         np.testing.assert_allclose(one[0][0, 0, :3], colors.to_rgb(plots.CLASS_COLORS[["water", "road"][number]]))
-    assert [text.get_text() for text in fig.axes[3].get_legend().get_texts()] == ["water", "road"]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["water", "road"]
+    assert [fig.axes[k].get_ylabel() for k in (0, 4)] == ["first", "second"]
+    fig.canvas.draw()
+    assert fig.legends[0].get_window_extent().x0 > fig.axes[3].get_window_extent().x1

@@ -74,17 +74,16 @@ def _check(model):
     """Print versions, device, model, and what is left for the user to do; return how many things that is."""
     todo = []
     constraints = runner.CHECKOUT / "constraints.txt"
-    install = "pip install -c constraints.txt -e ." if constraints.exists() else "pip install --force-reinstall attnlab"
     tested = dict(re.findall(r"^(\S+)==(\S+)$", constraints.read_text(), re.M)) if constraints.exists() else {}
     print(f"{'python':14} {sys.version.split()[0]}")
     required = "\n".join(line for found in metadata.distributions(name="attnlab") for line in found.requires or ())
-    for name in ["attnlab", *re.findall(r"^[\w-]+(?=[^;\n]*$)", required, re.M)]:
+    for name in dict.fromkeys(["attnlab", *re.findall(r"^[\w-]+(?=[^;\n]*$)", required, re.M)]):  # installs may be two
         try:
             version = metadata.version(name)
             other = tested.get(name, version.split("+")[0]) != version.split("+")[0]
             print(f"{name:14} {version}" + (f"  (tested with {tested[name]})" if other else ""))
         except metadata.PackageNotFoundError:
-            todo.append(f"{name} is missing: {install}")
+            todo.append(f"{name} is missing: pip install {'-c constraints.txt -e .' if tested else name}")
     if util.find_spec("torchvision"):  # in a process of its own, since half an import cannot be taken back
         probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
         reason = (probe.stderr.strip().splitlines() or [f"exit status {probe.returncode}"])[-1]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from diffusers import UNet2DConditionModel
 
-from ..pipelines import best_device
+from ..pipelines import best_device, mixed_precision
 from ..recording.adapters import adapter_of
 from ..recording.stores import KEEP
 
@@ -76,11 +76,12 @@ def describe_hardware() -> Iterator[tuple[str, str]]:
     for i in range(torch.cuda.device_count() if device == "cuda" else 0):
         free, total = torch.cuda.mem_get_info(i)
         yield "gpu", f"cuda:{i}, {torch.cuda.get_device_name(i)}: {_gb(total)} of memory, {_gb(free)} free"
+    native = isinstance(mixed_precision(device), torch.autocast)  # whether it has instructions for bfloat16
     if device == "cpu":
-        yield "dtype", 'float32 on the CPU; load_pipeline(..., dtype="bfloat16") takes half the memory'
+        half = 'load_pipeline(..., dtype="bfloat16") halves its memory' if native else "bfloat16 is slow on this one"
+        yield "dtype", f"float32 on the CPU; {half}"
     else:
-        wide = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        other = "bfloat16" if wide else "float32"
+        other = "bfloat16" if native else "float32"
         yield "dtype", f'float16 on {device}; where images come out black, load_pipeline(..., dtype="{other}")'
     yield "memory", f"of a recorded image, {_STEPS} steps of {_WORDS} words in float16, by keep="
     for name, (side, config) in _UNETS.items():

@@ -1,4 +1,4 @@
-"""Draw numbers as lines, bars and tables."""
+"""Draw numbers as lines, dots and tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from .styling import STYLE, add_colorbar, as_2d, brightness, class_color, style
 
-__all__ = ["bars", "curves", "matrix"]
+__all__ = ["curves", "dots", "matrix"]
 
-_Series = Mapping[str, ArrayLike]  # numbers by the name of a line, or of the bars of one color
+_Series = Mapping[str, ArrayLike]  # numbers by the name of a line, or of the dots of one color
 
 
 @style()
@@ -38,9 +38,9 @@ def curves(
     x : (point,) array, or mapping of str to such arrays
         Positions, of all lines or by the name of the line.
     ys : mapping of str to (point,) array
-        Heights by the name of the line. A line of one point is a star.
+        Heights by the name of the line. A line of one point is a star, one of up to 12 has dots where they are.
     bands : mapping of str to two (point,) arrays, optional
-        Lower and upper edge of what is shaded around a line.
+        Lower and upper edge of what is shaded around a line or a star.
     xlabel, ylabel, title : str
         Texts at the axes.
     legend, log : bool
@@ -50,13 +50,13 @@ def curves(
     if unknown := set(bands or {}) - set(ys):
         raise ValueError(f"bands for {sorted(unknown)}, but the curves are {list(ys)}")
     for index, (name, y) in enumerate(ys.items()):
-        color, dashes = ("black", "--") if name == "all" else (class_color(name, index), "-")
+        color, dashes = ((0, 0, 0), "--") if name == "all" else (class_color(name, index), "-")
         if brightness(color) > 0.65:  # smoke and sky would be lost on white paper
             color = np.multiply(color, 0.65 / brightness(color))
         if bands and name in bands:
-            ax.fill_between(xs[name], *bands[name], color=color, alpha=0.18, linewidth=0)
-        marker = {"marker": "*", "markersize": 10} if np.size(y) == 1 else {}
-        ax.plot(xs[name], y, color=color, linestyle=dashes, label=name, **marker)
+            ax.fill_between(xs[name], *bands[name], color=color, alpha=0.18, linewidth=4 * (np.size(y) == 1))
+        marker, size = ("*", 10) if np.size(y) == 1 else ("o" if np.size(y) <= 12 and name != "all" else None, 3)
+        ax.plot(xs[name], y, color=color, linestyle=dashes, label=name, marker=marker, markersize=size)
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     ax.margins(x=0.04 if any(np.size(y) == 1 for y in ys.values()) else 0)
@@ -75,37 +75,47 @@ def curves(
 
 
 @style()
-def bars(
-    ax: Axes, names: Sequence[str], values: _Series, errors: _Series | None = None, ylabel: str = "", title: str = ""
+def dots(
+    ax: Axes,
+    names: Sequence[str],
+    values: _Series,
+    spans: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    xlabel: str = "",
+    title: str = "",
+    legend: bool = True,
 ) -> Axes:
-    """Draw bars side by side for each name, one per series.
+    """Draw a row for each name, and in it a dot and its interval for each series, one below the other.
 
     Parameters
     ----------
     ax
         As in `curves`.
     names : Sequence[str]
-        Names below the groups of bars.
-    values, errors : mapping of str to (name,) array
-        Heights by the name of the series, NaN to leave a bar out, and half lengths of error bars, by default none.
-    ylabel, title
+        Names left of the rows, from top to bottom.
+    values : mapping of str to (name,) array
+        Where the dots are, by the name of the series; NaN leaves one out. A line marks 0.
+    spans : mapping of str to two (name,) arrays, optional
+        Lower and upper ends of the intervals of a series.
+    xlabel, title, legend
         As in `curves`.
     """
     for series, found in values.items():
         if len(found) != len(names):
-            raise ValueError(f"{series!r} has {len(found)} bars for {len(names)} names")
-    width = 0.8 / len(values)
+            raise ValueError(f"{series!r} has {len(found)} dots for {len(names)} names")
+    for row in range(0, len(names), 2):
+        ax.axhspan(row - 0.5, row + 0.5, color="0.95", linewidth=0)
+    ax.axvline(0, color="0.3", linewidth=0.8)
     for k, (series, found) in enumerate(values.items()):
-        at = np.arange(len(names)) + (k - (len(values) - 1) / 2) * width
-        ax.bar(at, found, width * 0.92, yerr=(errors or {}).get(series), color=class_color(series, k), label=series)
-    ax.axhline(0, color="0.3", linewidth=0.8)
-    ax.set_xticks(range(len(names)), names)
-    ax.yaxis.set_major_locator(AutoLocator())
-    ax.spines["left"].set_visible(True)
-    ax.grid(axis="y", color="0.9", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return _with_labels(ax, "", ylabel, title)
+        at, color = np.arange(len(names)) + (k - (len(values) - 1) / 2) * 0.7 / len(values), class_color(series, k)
+        ax.hlines(at, *(spans or {}).get(series, (found, found)), color=color, linewidth=1.2)
+        ax.plot(found, at, "osD^v"[k % 5], color=color, markersize=4, label=series)
+    ax.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)), yticklabels=names)
+    ax.tick_params(axis="y", length=0)
+    ax.xaxis.set_major_locator(AutoLocator())
+    ax.spines["bottom"].set_visible(True)
+    if legend:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return _with_labels(ax, xlabel, "", title)
 
 
 @style()

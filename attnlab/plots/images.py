@@ -16,15 +16,16 @@ from PIL import Image
 
 from ..metrics import as_mask
 from ..storage import read_rgb
-from .styling import MASK_COLOR, add_colorbar, as_2d, class_color, color_of, grid, no_frame, style
+from .styling import MASK_COLOR, add_colorbar, as_2d, brightness, class_color, color_of, grid, legend, no_frame, style
 
 __all__ = [
-    "outline", "overlay", "pair_sheet", "show_clusters", "show_heat", "show_image", "show_labels", "show_mask",
+    "heat_bar", "outline", "overlay", "pair_sheet", "show_clusters", "show_heat", "show_image", "show_labels",
+    "show_mask",
 ]  # fmt: skip
 
 _ImageLike = ArrayLike | Image.Image
 _COLORMAP = "inferno"  # perceptually uniform, and its lightness alone gives the order: readable in gray
-_BLEND = 0.5  # weight of the heat map's color where it lies over an image
+_BLEND = 0.6  # weight of the heat map's color where it lies over an image
 
 
 @style()
@@ -55,6 +56,8 @@ def show_heat(
 ) -> Axes:
     """Show a heat map: pixel by pixel when alone, smooth and see-through over an image.
 
+    The image is gray there: a sunset and a fire have the colors of heat. `heat_bar` says what these colors mean.
+
     Parameters
     ----------
     ax
@@ -64,14 +67,19 @@ def show_heat(
     title, image
         As in `show_image`.
     vmax : float, optional
-        Value of the last color, by default the map's maximum; give several maps the same to compare them. The first
-        color is 0, or the map's minimum where no value is positive, as may be in linear maps.
+        Value of the last color, by default the map's maximum, which is written in the corner of the image; give
+        several maps the same to compare them. The first color is 0, or the map's minimum where no value is positive,
+        as may be in linear maps.
     colorbar : bool
         Draw a color bar, in the map's unit.
     """
     heat = as_2d(heat, "heat map")
     if image is not None:
-        show_image(ax, image)
+        show_image(ax, brightness(_as_rgb(image)) / 255)
+        if vmax is None:  # white letters with a dark rim are readable over anything
+            rim = [patheffects.withStroke(linewidth=1.5, foreground="black")]
+            note = {"ha": "right", "va": "bottom", "fontsize": 7, "color": "white", "path_effects": rim}
+            ax.annotate(f"max {heat.max():.2g}", (1, 0), (-2, 2), "axes fraction", "offset points", **note)
     alpha, interpolation = (None, "nearest") if image is None else (_BLEND, "bilinear")
     norm, extent = _heat_scale(heat, vmax), _extent(ax, heat)
     drawn = ax.imshow(heat, _COLORMAP, norm, extent=extent, alpha=alpha, interpolation=interpolation)
@@ -81,8 +89,25 @@ def show_heat(
 
 
 @style()
-def show_mask(ax: Axes, image: _ImageLike, mask: ArrayLike, color: str = MASK_COLOR, title: str | None = None) -> Axes:
-    """Show an image with the pixels of a mask tinted and outlined.
+def heat_bar(fig: Figure, label: str = "", vmax: float | None = None) -> None:
+    """Draw one color bar at the right of a figure of `grid`, which becomes wider, for all of its heat maps.
+
+    It ends at `vmax`, as in `show_heat`, or else at "max": each map's own maximum. `label` says what they measure.
+    """
+    fig.set_figwidth(fig.get_figwidth() + 0.45 + 0.2 * bool(label))  # so that the cells stay as large
+    colored = plt.cm.ScalarMappable(colors.Normalize(0, 1 if vmax is None else vmax), _COLORMAP)
+    long = min(1.0, 2.2 / fig.get_figheight())  # a bar as high as many rows of maps would not be read better
+    bar = fig.colorbar(colored, ax=fig.axes, label=label, shrink=long, aspect=18, pad=0.01)
+    bar.outline.set_visible(False)
+    if vmax is None:
+        bar.set_ticks([0, 1], labels=["0", "max"])
+
+
+@style()
+def show_mask(
+    ax: Axes, image: _ImageLike | None, mask: ArrayLike, color: str = MASK_COLOR, title: str | None = None
+) -> Axes:
+    """Show an image, or what the axes show already, with the pixels of a mask tinted and outlined.
 
     Parameters
     ----------
@@ -96,7 +121,8 @@ def show_mask(ax: Axes, image: _ImageLike, mask: ArrayLike, color: str = MASK_CO
         As in `show_image`.
     """
     mask = as_mask(as_2d(mask, "mask"))
-    show_image(ax, image, title)
+    if image is not None:
+        show_image(ax, image, title)
     _paint(ax, mask, {1: color_of(color)}, alpha=0.45)
     return outline(ax, mask, color)
 
@@ -156,7 +182,9 @@ def show_labels(
     return no_frame(ax, title)
 
 
-def pair_sheet(images: ArrayLike, labels: ArrayLike, names: Sequence[str], columns: int = 6) -> Figure:
+def pair_sheet(
+    images: ArrayLike, labels: ArrayLike, names: Sequence[str], columns: int = 6, row_titles: Sequence[str] = ()
+) -> Figure:
     """Make a figure of pairs, each image beside its labels, with the colors of all names.
 
     Parameters
@@ -165,13 +193,14 @@ def pair_sheet(images: ArrayLike, labels: ArrayLike, names: Sequence[str], colum
         As in `show_image` and `show_labels`; images and labels with a first axis, the pairs.
     columns : int
         Pairs in a row.
+    row_titles : Sequence[str]
+        As in `grid`.
     """
-    fig, axes = grid(-(-len(images) // columns), 2 * columns, cell=1.0)
+    fig, axes = grid(-(-len(images) // columns), 2 * columns, cell=1.0, row_titles=row_titles)
     for k, (image, label) in enumerate(zip(images, labels, strict=True)):
         show_image(axes.flat[2 * k], image)
         show_labels(axes.flat[2 * k + 1], label, names, legend=False)
-    with style():
-        _legend_beside(axes[0, -1], {name: class_color(name, i) for i, name in enumerate(names)})
+    legend(fig, names)
     return fig
 
 
@@ -210,14 +239,15 @@ def overlay(
     image, heat, vmax
         As in `show_heat`.
     opacity : float in 0..1
-        Weight of the map's color.
+        Weight of the map's color; the more of it, the less is left of the image's own, from a half on none.
     colormap : str
         A colormap of matplotlib.
     """
     pixels, heat = _as_rgb(image), as_2d(heat, "heat map").astype(np.float32)
     stretched = np.asarray(Image.fromarray(heat).resize(pixels.shape[1::-1], Image.Resampling.BILINEAR))
     colored = 255 * plt.colormaps[colormap](_heat_scale(heat, vmax)(stretched))[..., :3]
-    return np.rint((1 - opacity) * pixels + opacity * colored).astype(np.uint8)
+    faded = pixels + min(1.0, 2 * opacity) * (brightness(pixels)[..., None] - pixels)
+    return np.rint((1 - opacity) * faded + opacity * colored).astype(np.uint8)
 
 
 def _as_rgb(image: _ImageLike) -> np.ndarray:

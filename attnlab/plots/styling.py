@@ -13,13 +13,14 @@ import numpy as np
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from ..storage import replacing
 
 __all__ = [
     "CLASS_COLORS", "MASK_COLOR", "STYLE", "add_colorbar", "as_2d", "brightness", "class_color", "color_of", "grid",
-    "no_frame", "save_figure", "style",
+    "legend", "no_frame", "save_figure", "style",
 ]  # fmt: skip
 
 STYLE = {
@@ -91,6 +92,14 @@ def grid(
 
 
 @style()
+def legend(fig: Figure, names: Sequence[str]) -> None:
+    """List classes in their colors at the right of a figure of `grid`, which becomes wider."""
+    fig.set_figwidth(fig.get_figwidth() + 0.45 + 0.075 * max(map(len, names)))
+    handles = [Patch(color=class_color(name, i), label=name) for i, name in enumerate(names)]
+    fig.legend(handles=handles, loc="outside right upper", handlelength=1, labelspacing=0.25)
+
+
+@style()
 def save_figure(fig: Figure, path: str | os.PathLike, dpi: float = 150, caption: str = "", pdf: bool = False) -> Path:
     """Write a figure, with the same bytes every time (no date, no version of a program), and return where it is.
 
@@ -127,7 +136,7 @@ def _wrapped(titles: Sequence[str], what: str, count: int, inches: float) -> tup
     if len(titles) not in (0, count):
         raise ValueError(f"{what}_titles has {len(titles)} entries for {count} {what}s")
     width = max(8, int(12 * inches))  # at 9 points 12 characters fill an inch
-    titles = [textwrap.fill(str(title), width) for title in titles]
+    titles = [textwrap.fill(str(title), width, break_on_hyphens=False) for title in titles]
     return titles, max((title.count("\n") + 1 for title in titles), default=0)
 
 
@@ -150,9 +159,9 @@ def class_color(name: str, index: int) -> tuple[float, float, float]:
     return color_of(name) if name in CLASS_COLORS else plt.colormaps["tab10"](index % 10)[:3]
 
 
-def brightness(color: Sequence[float]) -> float:
-    """Return how bright a color (red, green, blue, ...) is in a gray print, 0..1 (ITU-R BT.601)."""
-    return float(np.dot(colors.to_rgb(color), (0.299, 0.587, 0.114)))
+def brightness(rgb: ArrayLike) -> np.ndarray:
+    """Return how bright colors ([row, column,] rgb) are in a gray print, in their own unit (ITU-R BT.601)."""
+    return np.asarray(rgb)[..., :3] @ (0.299, 0.587, 0.114)
 
 
 def add_colorbar(ax: Axes, drawn: plt.cm.ScalarMappable) -> None:
