@@ -280,3 +280,22 @@ def test_no_step_but_the_first_asks_a_gpu_for_a_number(levels, generate, slow, m
         generate(["a house", "a red car"], pipe=levels, steps=4, callback_on_step_end=switch)
         watch.on = False
     assert watch.seen > 50 and watch.found == []
+
+
+def test_a_model_that_is_compiled_inside_the_block_is_recorded(pipe, generate):
+    """Compiled code stops at each tap and goes on behind it; without a compiler for C++ here, by the eager backend."""
+    parts = {name: part for name, part in pipe.components.items() if name != "unet"}
+    unet = type(pipe.unet).from_config(pipe.unet.config, cross_attention_dim=128).eval()
+    unet.load_state_dict(pipe.unet.state_dict())
+    compiled = type(pipe)(unet=unet, requires_safety_checker=False, **parts)
+    compiled.set_progress_bar_config(disable=True)
+    with al.record(pipe) as recording:
+        expected = generate(steps=2)
+    try:
+        with al.record(compiled) as found:
+            compiled.unet.compile(backend="eager")
+            image = generate(steps=2, pipe=compiled)
+    finally:
+        torch.compiler.reset()
+    assert torch.equal(image, expected) and compiled.unet._compiled_call_impl is not None
+    assert all(torch.equal(a, b) for a, b in zip(all_of(found), all_of(recording), strict=True))
