@@ -5,12 +5,14 @@ import hashlib
 import os
 import shutil
 import signal
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -427,11 +429,52 @@ def test_coco_reads_the_export(fires, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_steps_or_images(pipe):
-    few, many = (len(list(making._make_batch(replace(FIRES, steps=n), range(2)))) for n in (2, 8))
-    assert few == many == 2
+    few, many = (making._draw(replace(FIRES, steps=n), range(2))[1] for n in (2, 8))
+    assert few.nbytes == many.nbytes and len(few) == 2
     with al.record(pipe, **al.dataset.labeling.streaming(FIRES)) as recording:
         pipe(FIRES.prompt(0), num_inference_steps=8, generator=al.seed(0))
     assert not recording.trace.queries and torch.is_tensor(next(iter(recording.trace.streamed[None].values())))
+
+
+def test_a_batch_is_written_while_the_next_one_is_drawn(tmp_path, monkeypatch):
+    """And not more than one: what is drawn waits for it."""
+    draw, write, order, drawn = making._draw, making._write, [], threading.Semaphore(0)
+
+    def drawing(recipe, batch, **call):
+        order.append("draw")
+        result = draw(recipe, batch, **call)
+        drawn.release()
+        return result
+
+    def writing(*given):
+        assert drawn.acquire(timeout=60)  # this batch's own
+        if order.count("write") < batches - 1:
+            assert drawn.acquire(timeout=60)  # the next one is drawn before this one is written
+            drawn.release()
+        order.append("write")
+        return write(*given)
+
+    recipe = replace(FIRES, shard=3)
+    batches = len(recipe.batches(0))
+    (tmp_path / making.SHARDS).mkdir()
+    monkeypatch.setattr(making, "_draw", drawing)
+    monkeypatch.setattr(making, "_write", writing)
+    making.make_shard(recipe, tmp_path, 0)
+    making._forget()
+    assert batches == 3 and order == ["draw", *["draw", "write"] * (batches - 1), "write"]
+
+
+@pytest.mark.parametrize("gpus, given", [(["4", "7"], ["4", "7", "4"]), ([], ["unset"] * 3)])
+def test_workers_have_gpus_of_their_own(monkeypatch, gpus, given):
+    monkeypatch.setattr(making, "Thread", lambda **options: SimpleNamespace(start=lambda: None))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus) or "unset")
+    begun = SimpleNamespace(value=0, get_lock=nullcontext)
+    assert not gpus or making._visible_gpus() == gpus
+    found = []
+    for _ in given:
+        making._begin_worker(begun, gpus)
+        found.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert found == given
 
 
 @pytest.fixture

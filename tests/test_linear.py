@@ -48,13 +48,12 @@ def test_equals_the_long_way(recording, choice):
 
 
 def test_biased_keys_make_it_affine(recording):
-    biased = al.Recording(recording.encoder, recording.traces)
     trace = copy(recording.trace)
     trace.layers = {
         n: replace(layer, bias=torch.randn(len(layer.weight), generator=al.seed(1)))
         for n, layer in trace.layers.items()
     }
-    biased.traces = [trace]
+    biased = al.Recording(recording.encoder, [trace])
     linear, x = al.linear_daam(biased), recording.encoder.embed("smoke")
     expected = the_long_way(biased, x)
     assert abs((linear @ x) - expected).max() <= 1e-4 * abs(expected).max()

@@ -1,105 +1,301 @@
-"""Tokens on other images, and words near them: answers that are known by construction."""
+"""Bringing what is recorded to main memory: with links that are slow, full, broken or interrupted, as a GPU's can be.
 
-import numpy as np
+The links here copy as late as they may: when they are waited for. So whatever is changed or used again too early, or
+read before it has arrived, is seen.
+"""
+
+import sys
+import threading
+import time
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import attnlab as al
-from attnlab import metrics
-from attnlab.recording import words
+from attnlab.recording import transfer
+from attnlab.recording.transfer import Transfer
+
+CPU = torch.device("cpu")
+KEPT = [{"keep": "queries"}, {"keep": "queries", "dtype": torch.float16}, {"keep": "sum"}, {"keep": "maps"}]
+KEPT += [{"keep": "contributions"}, {"texts": ["fire and a tree", "smoke"]}, {"self_attention": [16, 8]}]
 
 
-def four_pixels(image):
-    """A map of 2 x 2 pixels in which direction i of the embedding lights pixel (i + image) mod 4."""
-    matrix = torch.eye(4).roll(image, 0)
-    return al.LinearMap(matrix, torch.zeros(4), (2, 2), None, {"model": "made"})
+class SlowLink:
+    """A link that copies when it is waited for, some time later."""
+
+    def __init__(self, device=None):
+        self.begun = 0
+
+    def slot(self, size):
+        return torch.full((size,), 77, dtype=torch.uint8)
+
+    def start(self, source, slot):
+        self.begun += 1
+
+        def wait():
+            time.sleep(0.001)
+            slot[: len(source)].copy_(source)
+
+        return wait
 
 
-LEFT = np.array([[1, 0], [1, 0]], bool)
-TOKEN = al.Token("left", torch.tensor([2.0, -1, 2, -1]), -0.5, metadata={"model": "made"})
+@pytest.fixture
+def slow(monkeypatch):
+    """Make every transfer one over a slow link, as if the model ran on a GPU; return the links that come to be."""
+    links = []
+    monkeypatch.setattr(transfer, "link_between", lambda source, target: links.append(SlowLink()) or links[-1])
+    return links
 
 
-def test_matrix_by_hand():
-    maps = [four_pixels(0), four_pixels(1)]
-    other = al.Token("corner", torch.tensor([1.0, 0, 0, 0]), -0.5)
-    found = al.transfer_matrix([TOKEN, other], maps, [LEFT, LEFT])
-    np.testing.assert_allclose(found, [[1, 0], [0.5, 0]])
-    # as a fraction of the range -1 is 0: the threshold 1/2 takes what is above 0.5
-    np.testing.assert_allclose(al.transfer_matrix({"a": TOKEN}, maps, [LEFT, LEFT], 0.5), [[1, 0]])
-    np.testing.assert_allclose(al.transfer_matrix({"a": TOKEN}, maps, [LEFT, LEFT], {"a": 0}), [[0.5, 0.5]])
+def numbers(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=al.seed(seed)).to(dtype)
 
 
-def test_ignored_pixels_do_not_count():
-    mask = np.array([[1, 0], [1, 255]], np.uint8)
-    corner = al.Token("corner", torch.tensor([1.0, 0, 0, 1]), -0.5)
-    np.testing.assert_allclose(al.transfer_matrix([corner], [four_pixels(0)], [mask]), [[0.5]])
+@pytest.mark.parametrize("slot", [64, 4096])
+def test_what_arrives_is_what_was_sent(slow, slot):
+    """Also in parts smaller than a tensor, of several types at once, and of none."""
+    sent = [
+        [numbers(5, 7, seed=k), numbers(3, dtype=torch.float16, seed=k), numbers(2, 2, 9, seed=k)] for k in range(9)
+    ]
+    way = Transfer(CPU, slot)
+    arriving = [way.send(tensors) for tensors in sent]
+    assert way.send([]) == []
+    way.wait()
+    assert way.arrived == way.sent == sum(link.begun for link in slow) > 9
+    for tensors, found in zip(sent, arriving, strict=True):
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tensors, found, strict=True))
+    way.close()
+    assert "attnlab transfer" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_every_row_is_kept_and_one_may_be_alone():
-    same = [TOKEN, al.Token("left", TOKEN.value, 5.0)]
-    assert al.transfer_matrix(same, [four_pixels(0)], [LEFT]).shape == (2, 1)
-    assert al.transfer_matrix(TOKEN, [four_pixels(0)], [LEFT]).tolist() == [[1]]
+def test_nothing_is_copied_on_one_device():
+    tensors = [numbers(4)]
+    way = Transfer(CPU)
+    assert way.send(tensors)[0] is tensors[0] and way.arrived == way.sent == 0
+    way.wait()
 
 
-def test_the_best_threshold_is_that_of_valid_pixels():
-    """The only wrong pixel is ignored, so a threshold at the map's lowest value inside the mask is perfect."""
-    mask = np.array([[1, 255], [1, 0]], np.uint8)
-    token = al.Token("x", torch.tensor([0.6, 1, 0.6, 0]), 0.1)
-    [match] = al.best_words([four_pixels(0)], [mask], [token])
-    assert match.iou == 1 and match.threshold <= 0.6
-    assert al.transfer_matrix([token], [four_pixels(0)], [mask], match.threshold)[0, 0] == 1
+def test_a_full_ring_makes_the_next_copy_wait(slow):
+    """No more than four copies are on their way, whatever is asked for."""
+    gate, way, made = threading.Event(), Transfer(CPU, slot=16), []
+    way._link(CPU).start = lambda source, slot: made.append(1) or (lambda: gate.wait(10) and slot.copy_(source))
+    sender = threading.Thread(target=way.send, args=([numbers(40)],))  # ten slots
+    sender.start()
+    sender.join(0.2)
+    assert sender.is_alive() and len(made) == 4
+    gate.set()
+    sender.join(10)
+    way.wait()
+    assert len(made) == 10 == way.arrived
+    way.close()
 
 
-def test_a_token_with_a_background_has_softmax_maps(recording):
-    mask = np.zeros((16, 16), bool)
-    mask[:8] = True
-    words = [recording.encoder.embed(word) for word in ("smoke", "house")]
-    token = al.Token("x", words[0], background=al.Token("rest", words[1]))
-    heat = al.ovam(recording, token)[token]
-    found = (heat - heat.min()) / np.ptp(heat) >= 0.5
-    assert al.transfer_matrix([token], recording, [mask], 0.5)[0, 0] == pytest.approx(metrics.iou(found, mask))
-    with pytest.raises(ValueError, match="learned for softmax maps, with a background: give recordings"):
-        al.transfer_matrix([token], al.linear_daam(recording), [mask], 0.5)
+def test_an_error_on_the_way_reaches_the_user(slow):
+    """And nothing blocks after it, however much is sent."""
+    way = Transfer(CPU, slot=16)
+
+    def broken(source, slot):
+        def wait():
+            raise OSError("the device is lost")
+
+        return wait
+
+    way._link(CPU).start = broken
+    with pytest.raises(RuntimeError, match="could not be brought to cpu") as caught:
+        for _ in range(100):
+            way.send([numbers(40)])
+    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(RuntimeError, match="could not be brought"):
+        way.wait()
+    way.close()
 
 
-def test_the_word_for_a_region(pipe):
-    from attnlab.scenes import street
+def test_an_interrupt_costs_no_slot(slow):
+    way, start = Transfer(CPU, slot=16), SlowLink().start
+    link = way._link(CPU)
+    for _ in range(6):
 
-    scene = next(s for s in street.render_with("building", 30) if s.mask("building").mean() > 0.1)
-    recording = al.record_image(pipe, scene.image, scene.caption, generator=al.seed(0))
-    found = al.best_words(recording, [scene.mask("building")], ["sky", "house", "road"])
-    assert found[0].word == "house" and found[0].iou > found[1].iou
-    again = al.transfer_matrix(["house"], recording, [scene.mask("building")], found[0].threshold)
-    assert again[0, 0] == pytest.approx(found[0].iou)
+        def interrupted(source, slot):
+            raise KeyboardInterrupt
 
-
-def test_the_nearest_word_of_a_word_is_itself(recording):
-    token = al.Token("x", 3 * recording.encoder.embed("smoke"), metadata={"model": "tiny"})
-    for images in (None, recording):
-        near = al.nearest_words(token, recording.encoder, recordings=images, count=3)
-        assert near[0] == ("smoke", pytest.approx(1, abs=1e-4)) and near[1][1] < near[0][1]
-    assert [w for w, _ in al.nearest_words(token, recording.encoder, ["tree", "sky"])] != []
-
-
-def test_the_vocabulary_has_the_words_of_captions(recording):
-    known = words.vocabulary(recording.encoder.tokenizer)
-    assert {"smoke", "burning", "house", "tree"} <= set(known) and known == sorted(known)
+        link.start = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            way.send([numbers(4)])
+    link.start = start
+    [found] = way.send([numbers(40)])
+    way.wait()
+    assert torch.equal(found, numbers(40))
+    way.close()
 
 
-@pytest.mark.parametrize(
-    ("call", "says"),
-    [
-        (lambda: al.transfer_matrix([], [four_pixels(0)], [LEFT]), "no tokens"),
-        (lambda: al.transfer_matrix([TOKEN, "car"], [four_pixels(0)], [LEFT]), "'car': no fitted zero level"),
-        (lambda: al.transfer_matrix([TOKEN], [four_pixels(0)], [LEFT, LEFT]), "2 masks for 1 images"),
-        (lambda: al.best_words([four_pixels(0)], [LEFT & ~LEFT], ["car"]), "is empty"),
-    ],
-)
-def test_bad_input(call, says):
-    with pytest.raises(ValueError, match=says):
-        call()
+def all_of(recording):
+    """Every tensor of a recording, layers' weights too."""
+    for trace in recording.traces:
+        yield from trace.tensors()
+        for layer in trace.layers.values():
+            yield from layer.weights.values()
 
 
-def test_a_token_of_another_model_is_refused(recording):
-    with pytest.raises(ValueError, match="does not fit tiny"):
-        al.nearest_words(TOKEN, recording.encoder)
+@pytest.mark.parametrize("kept", KEPT, ids=str)
+def test_recordings_are_the_same_over_a_slow_link(levels, generate, monkeypatch, kept):
+    """To the last bit, of two images and two generations; the image too."""
+
+    def record():
+        with al.record(levels, **kept) as recording:
+            image = generate(["a house", "a red car and smoke"], pipe=levels, steps=3)
+            generate("a tree", pipe=levels, steps=2)
+        return image, list(all_of(recording))
+
+    image, expected = record()
+    with monkeypatch.context() as patch:
+        links = []
+        patch.setattr(transfer, "link_between", lambda source, target: links.append(SlowLink()) or links[-1])
+        again, found = record()
+    assert torch.equal(image, again) and links[0].begun
+    assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert "attnlab transfer" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_equal_weights_are_held_once_over_a_slow_link(pipe, generate, slow):
+    with al.record(pipe, keep="sum") as recording:
+        generate(steps=1)
+        generate(steps=1)
+    first, second = (trace.layers for trace in recording.traces)
+    assert all(first[name] is second[name] for name in first)
+
+
+def test_inside_the_block_what_is_on_its_way_is_waited_for(pipe, generate, slow, recording):
+    with al.record(pipe) as found:
+        generate()
+        for a, b in zip(found.trace.queries.values(), recording.trace.queries.values(), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        part = found[0]
+        assert (al.daam(part).values == al.daam(recording).values).all()
+
+
+def test_an_interrupt_leaves_whole_steps(pipe, generate, slow, recording):
+    """In the middle of the third step, with transfers in flight."""
+    calls = []
+
+    def interrupt(module, args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    late = pipe.unet.up_blocks[-1].register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), al.record(pipe) as found:
+            generate()
+    finally:
+        late.remove()
+    assert found.trace.steps == [0, 1] and not found.complete
+    for name, queries in found.trace.queries.items():
+        assert all(torch.equal(a, b) for a, b in zip(queries, recording.trace.queries[name][:2], strict=True))
+
+
+@pytest.mark.parametrize("kept", [{"keep": "queries"}, {"keep": "sum"}], ids=str)
+def test_keys_that_change_are_found_without_waiting_for_them(pipe, generate, monkeypatch, kept):
+    """At the latest at the end; what was recorded after the change is wrong, and sums cannot be undone: all goes."""
+    gate, module = threading.Event(), pipe.unet.up_blocks[2].attentions[0].transformer_blocks[0].attn2.to_k
+    before = module.weight.clone()
+
+    def switch(pipe, step, timestep, kwargs):
+        if step == 1:
+            module.weight.data *= 1.5
+        return kwargs
+
+    class Late(SlowLink):
+        def slot(self, size):
+            return torch.empty(size, dtype=torch.uint8)
+
+        def start(self, source, slot):
+            return lambda: gate.wait(10) and slot[: len(source)].copy_(source)
+
+    monkeypatch.setattr(transfer, "link_between", lambda source, target: Late())
+    monkeypatch.setattr(transfer, "_SLOTS", 64)  # room for the whole generation
+    ran = []
+    try:
+        with (
+            pytest.raises(RuntimeError, match=r"up_blocks\.2.*change at step 2.*steps=range\(2\)"),
+            al.record(pipe, **kept) as found,
+        ):
+            generate(callback_on_step_end=switch)
+            ran.append(True)
+            gate.set()
+    finally:
+        module.weight.data.copy_(before)
+    assert ran and not found.traces[0].steps and not list(found.traces[0].queries) and not found.traces[0].sums
+
+
+WAITS = {"item", "__float__", "__int__", "__bool__", "__index__", "__contains__", "tolist", "numpy", "cpu", "cuda"}
+WAITS |= {"equal", "allclose", "nonzero", "unique", "is_nonzero", "masked_select", "synchronize", "argwhere"}
+
+
+class Watch(TorchFunctionMode):
+    """Note what the recording modules ask of tensors that would make a program wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.on, self.found, self.seen = False, [], 0
+        self.there = set()  # addresses in main memory, to which something was sent
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if self.on and any("attnlab/recording" in name for name in callers()):
+            self.seen += 1
+            name = getattr(func, "__name__", str(func))
+            moves = name == "to" and any(
+                isinstance(x, torch.device | str) for x in [*args[1:], *(kwargs or {}).values()]
+            )
+            there = args and torch.is_tensor(args[0]) and args[0].untyped_storage().data_ptr() in self.there
+            if not there and (name in WAITS or (moves and not (kwargs or {}).get("non_blocking"))):
+                self.found.append((name, next(f for f in callers() if "attnlab/recording" in f)))
+        return func(*args, **(kwargs or {}))
+
+
+def callers():
+    frame = sys._getframe(2)
+    while frame:
+        yield f"{frame.f_code.co_filename.replace(chr(92), '/')}:{frame.f_lineno}"
+        frame = frame.f_back
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=str)
+def test_no_step_but_the_first_asks_a_gpu_for_a_number(levels, generate, slow, monkeypatch, kept):
+    """What would wait for the device, or copy from it and wait, is on a list of forbidden calls."""
+    watch, send = Watch(), Transfer.send
+
+    def noted(way, tensors):
+        found = send(way, tensors)
+        watch.there |= {tensor.untyped_storage().data_ptr() for tensor in found}
+        return found
+
+    monkeypatch.setattr(Transfer, "send", noted)
+
+    def switch(pipe, step, timestep, kwargs):
+        watch.on = step < 3  # off at the end: a generation ends with one wait
+        return kwargs
+
+    with watch, al.record(levels, **kept):
+        generate(["a house", "a red car"], pipe=levels, steps=4, callback_on_step_end=switch)
+        watch.on = False
+    assert watch.seen > 50 and watch.found == []
+
+
+def test_a_model_that_is_compiled_inside_the_block_is_recorded(pipe, generate):
+    """Compiled code stops at each tap and goes on behind it; without a compiler for C++ here, by the eager backend."""
+    parts = {name: part for name, part in pipe.components.items() if name != "unet"}
+    unet = type(pipe.unet).from_config(pipe.unet.config, cross_attention_dim=128).eval()
+    unet.load_state_dict(pipe.unet.state_dict())
+    compiled = type(pipe)(unet=unet, requires_safety_checker=False, **parts)
+    compiled.set_progress_bar_config(disable=True)
+    with al.record(pipe) as recording:
+        expected = generate(steps=2)
+    try:
+        with al.record(compiled) as found:
+            compiled.unet.compile(backend="eager")
+            image = generate(steps=2, pipe=compiled)
+    finally:
+        torch.compiler.reset()
+    assert torch.equal(image, expected) and compiled.unet._compiled_call_impl is not None
+    assert all(torch.equal(a, b) for a, b in zip(all_of(found), all_of(recording), strict=True))

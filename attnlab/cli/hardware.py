@@ -12,9 +12,9 @@ from ..pipelines import best_device, mixed_precision
 from ..recording.adapters import adapter_of
 from ..recording.stores import KEEP
 
-__all__ = ["describe_hardware", "recording_bytes"]
+__all__ = ["XL", "describe_hardware", "recording_bytes"]
 
-_XL = {
+XL = {
     "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -27,7 +27,7 @@ _XL = {
     "projection_class_embeddings_input_dim": 2816,
 }
 # The published U-Nets by name: side of their images in pixels, what differs from the library's defaults
-_UNETS = {"Stable Diffusion 1.5": (512, {"cross_attention_dim": 768}), "Stable Diffusion XL": (1024, _XL)}
+_UNETS = {"Stable Diffusion 1.5": (512, {"cross_attention_dim": 768}), "Stable Diffusion XL": (1024, XL)}
 _STEPS, _WORDS = 50, 10
 
 

@@ -5,7 +5,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
@@ -49,9 +49,11 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
     out : str or Path
         A folder that is new, empty, or has this recipe's data.
     workers : int
-        Processes that make shards, with one model per process; one that dies is replaced.
+        Processes that make shards, with one model per process; one that dies is replaced. Each has one of the GPUs, in
+        turn: as many workers as GPUs use all of them.
     client : dask.distributed.Client, optional
         Makes the shards instead. Its workers must see `out`, and have OMP_WAIT_POLICY=PASSIVE where they share cores.
+        Those of a `dask_cuda.LocalCUDACluster` have a GPU each.
 
     Raises
     ------
@@ -109,13 +111,17 @@ def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], 
     """Write one shard into out/.parts/; return how many records it has."""
     final = _shard(out, number)
     work, lines = final.with_name(f"{final.name}.partial-{uuid4().hex}"), []
-    with _MODEL, _threads(recipe.threads):
-        for folder in ("images", "masks"):
-            (work / folder).mkdir(parents=True)
+    for folder in ("images", "masks"):
+        (work / folder).mkdir(parents=True)
+    # while the model draws the next batch, a thread labels and writes the one before: no more are held than two
+    with _MODEL, _threads(recipe.threads), ThreadPoolExecutor(1) as thread:
+        written = None
         for batch in recipe.batches(number):
-            for index, image, labeling in _make_batch(recipe, batch):
-                lines.append(write_record(work, recipe, index, image, labeling))
+            drawn = _draw(recipe, batch)
+            lines += written.result() if written else []
+            written = thread.submit(_write, work, recipe, batch, *drawn)
             advance(len(batch))
+        lines += written.result()
     write_text(work / "records.jsonl", as_lines(lines))
     try:
         work.rename(final)
@@ -180,7 +186,8 @@ def _try(recipe):
         stop = "callback_on_step_end"  # where a pipeline has none, all its steps are done
         call = {stop: _stop} if stop in inspect.signature(pipe.__call__).parameters else {}
         try:
-            next(_make_batch(recipe, range(1), **call))
+            images, recording, cosines = _draw(recipe, range(1), **call)
+            _label(recipe, images[0], recording[0], cosines[0])
         except Exception as error:  # of any kind: the model, its scheduler and its layers are anybody's
             how = f"{recipe.steps} steps of {type(pipe.scheduler).__name__}"
             raise ValueError(f"this recipe cannot be made, its first step ({how}) failed: {error}") from error
@@ -262,7 +269,9 @@ def _with_processes(workers, recipe, out, missing, progress):
     missing, deaths = set(missing), 0
     while missing:
         before = len(missing)
-        with _patient_threads(), ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+        spawn = get_context("spawn")
+        begin = _begin_worker, (spawn.Value("i"), _visible_gpus())
+        with _patient_threads(), ProcessPoolExecutor(workers, spawn, *begin) as pool:
             jobs = {pool.submit(make_shard, recipe, out, number): number for number in sorted(missing)}
             try:
                 for job in as_completed(jobs):
@@ -280,8 +289,18 @@ def _with_processes(workers, recipe, out, missing, progress):
             raise RuntimeError(f"workers died {deaths} times without finishing a shard: out of memory? try fewer")
 
 
-def _end_with_parent():
-    """Let this process end with the one that began it, even where that is killed."""
+def _visible_gpus():
+    """Return what CUDA_VISIBLE_DEVICES may name, of the GPUs that this process sees."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _begin_worker(begun, gpus):
+    """Give this process a GPU of its own, in turn where there are fewer; let it end with the one that began it."""
+    if gpus:
+        with begun.get_lock():
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[begun.value % len(gpus)]
+            begun.value += 1
 
     def wait():
         parent_process().join()
@@ -303,9 +322,9 @@ def _patient_threads():
 
 
 @torch.no_grad()
-def _make_batch(recipe, batch, **call):
-    """Generate and label a batch: yield (index, image, labeling) of each record."""
-    pipe, tokens = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
+def _draw(recipe, batch, **call):
+    """Generate a batch: return its images, their recording, and how alike each is to its prompt."""
+    pipe, _ = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
     call |= {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
     if recipe.size:
         call["height"], call["width"] = recipe.size
@@ -315,10 +334,21 @@ def _make_batch(recipe, batch, **call):
     with record(pipe, **streaming(recipe)) as recording:
         made = pipe(prompts, generator=[seed(recipe.seed_of(i)) for i in batch], **call)
     clip = recipe.filters.clip
-    cosines = _similarity(clip)(made.images, prompts) if clip else [None] * len(batch)
-    for index, image, one, value in zip(batch, made.images, recording, cosines, strict=True):
-        pixels = np.asarray(image.convert("RGB"))
-        yield index, image, label(heats(one, recipe, pixels.shape[:2], tokens), pixels, recipe, value)
+    return made.images, recording, _similarity(clip)(made.images, prompts) if clip else [None] * len(batch)
+
+
+@torch.no_grad()
+def _label(recipe, image, recording, cosine):
+    """Label an image by its recording."""
+    _, tokens = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
+    pixels = np.asarray(image.convert("RGB"))
+    return label(heats(recording, recipe, pixels.shape[:2], tokens), pixels, recipe, cosine)
+
+
+def _write(work, recipe, batch, *drawn):
+    """Label and write a batch; return the records' lines."""
+    found = zip(batch, *drawn, strict=True)
+    return [write_record(work, recipe, i, image, _label(recipe, image, *more)) for i, image, *more in found]
 
 
 def _finish(out, recipe):

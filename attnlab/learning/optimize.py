@@ -156,15 +156,16 @@ class _QueryMaps:
     def __call__(self, i, x):
         trace, total, count = self.traces[i], 0, 0
         for name, recorded in trace.queries.items():
-            layer = trace.layers[name]
-            keys = layer.keys(x) * layer.scale
+            device = trace.device(name)
+            layer = trace.layers[name].to(device)
+            keys = layer.keys(x.to(device)) * layer.scale
             group = max(1, _QUERIES_AT_ONCE // recorded[0].numel())  # steps at once
             values = 0
             for first in range(0, len(recorded), group):
-                queries = [recorded[k].cpu() for k in range(first, min(first + group, len(recorded)))]
+                queries = [recorded[k] for k in range(first, min(first + group, len(recorded)))]
                 queries = layer.queries(torch.stack(queries))  # (step, head, pixel, width)
                 values = values + (attention(queries, keys) if self.softmax else keys @ queries.mT).sum((0, 1))
-            total = total + resize(values.unflatten(-1, trace.sizes[name])[None], self.size, "bilinear")[0]
+            total = total + resize(values.unflatten(-1, trace.sizes[name])[None], self.size, "bilinear")[0].cpu()
             count += len(recorded) * layer.heads
         return total / count
 

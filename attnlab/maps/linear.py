@@ -193,13 +193,14 @@ def linear_daam(
             raise ValueError(f"{name} normalizes its keys, which is not linear: use ovam")
         chosen = choose_heads(heads, layer.heads, name)
         if trace.queries:
-            queries = sum(layer.queries(trace.queries[name][i].cpu()) for i in index)  # (head, pixel, width)
+            queries = sum(layer.queries(trace.queries[name][i]) for i in index)  # (head, pixel, width)
         else:  # summed up while recording, normalized already
-            queries = split_heads(trace.sums[name].cpu(), layer.heads, None)
+            queries = split_heads(trace.sums[name], layer.heads, None)
         bias = torch.zeros(len(layer.weight), dtype=torch.float32) if layer.bias is None else layer.bias.float()
         weights = torch.cat([layer.weight.float(), bias[:, None]], 1)  # (head x width, text width + 1)
         weights = weights.unflatten(0, (layer.heads, -1))[chosen].flatten(0, 1)
-        scores = queries[chosen].transpose(0, 1).flatten(1) @ weights  # (pixel, text width + 1)
+        # (pixel, text width + 1), where the queries are
+        scores = (queries[chosen].transpose(0, 1).flatten(1) @ weights.to(queries.device)).cpu()
         sums[size] = sums.get(size, 0) + (layer.scale if scaled else 1.0) * scores
         count += len(index) * len(chosen)
     largest = max(sums, key=math.prod)

@@ -18,6 +18,7 @@ __all__ = ["MAX_POWER", "choose_text", "daam", "heat_maps", "ovam", "prompt_text
 MAX_POWER = 1000  # times that maps are propagated, by then as flat as they get
 _NOT_STREAMED = ""  # key for texts whose maps were not accumulated while recording
 _SCORES_AT_ONCE = 2**19  # most scores or query values in CPU caches: steps of small layers are computed together
+_SHARE = 8  # of a GPU's free memory, for the scores of the steps that are computed together; more are made of them
 
 
 def daam(
@@ -227,13 +228,13 @@ def heat_maps(
     def checked(values):
         if not values.isfinite().all():
             raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
-        return HeatMaps(values.numpy(), text.words, special)
+        return HeatMaps(values.cpu().numpy(), text.words, special)
 
     def mean(names, steps):
         total, count = 0, 0
         for name in names:
             groups, maps = of_layer(name, steps, summed=True)
-            total, count = total + maps.sum(0), count + len(groups)
+            total, count = total + maps.sum(0).cpu(), count + len(groups)
         return checked(total / count)
 
     if per is None:
@@ -247,26 +248,38 @@ def heat_maps(
 
 
 def _mean_over_steps(trace: Trace, name: str, steps, text: _Text, kind: str | None, groups) -> torch.Tensor:
-    """Return a layer's maps for groups of heads, mean over steps: float32 (group, token, pixel), row-major."""
+    """Return a layer's maps for groups of heads, mean over steps, on the device of what was recorded.
+
+    float32 (group, token, pixel), row-major.
+    """
     if not trace.queries:
-        return _of_sum(trace.streamed[text.streamed][name].cpu(), kind, groups) / len(trace.steps)
-    layer, recorded = trace.layers[name], trace.queries[name]
-    keys = layer.keys(text.embedding) * layer.scale  # (head, token, width)
-    outputs = layer.outputs(text.embedding) if kind else None
-    index = [trace.steps.index(step) for step in steps]
+        return _of_sum(trace.streamed[text.streamed][name], kind, groups) / len(trace.steps)
+    recorded, index = trace.queries[name], [trace.steps.index(step) for step in steps]
+    device = trace.device(name)
+    layer, embedding = trace.layers[name].to(device), text.embedding.to(device)
+    mask = None if text.attention_mask is None else text.attention_mask.to(device)
+    keys = layer.keys(embedding) * layer.scale  # (head, token, width)
+    outputs = layer.outputs(embedding) if kind else None
     scores, channels = len(keys) * keys.shape[1], len(layer.weight)  # per pixel and step
-    group = max(1, _SCORES_AT_ONCE // (max(scores, channels) * math.prod(trace.sizes[name])))
+    group = max(1, _at_once(device) // (max(scores, channels) * math.prod(trace.sizes[name])))
     total = None
     for i in range(0, len(index), group):
         queries = [recorded[k] for k in index[i : i + group]]
         queries = torch.stack(queries) if len(queries) > 1 else queries[0][None]  # one step needs no copy
-        found = attention(layer.queries(queries.cpu()), keys, text.attention_mask)  # (step, head, token, pixel)
+        found = attention(layer.queries(queries), keys, mask)  # (step, head, token, pixel)
         if kind:
             found = contributed(found, outputs, kind, groups)
         summed = found.sum(0) if len(found) > 1 else found[0]
         total = summed if total is None else total.add_(summed)
     chosen = total if kind else total[[head for (head,) in groups]]  # maps of attention are of one head each
     return chosen[:, text.tokens] / len(index)
+
+
+def _at_once(device):
+    """Return how many scores a device computes at a time."""
+    if device.type != "cuda":
+        return _SCORES_AT_ONCE
+    return torch.cuda.mem_get_info(device)[0] // (_SHARE * torch.float32.itemsize)
 
 
 def _of_sum(total, kind, groups):

@@ -12,7 +12,7 @@ from .adapters import Adapter, DenoiserCall
 __all__ = ["BatchParts", "is_calling"]
 
 # of these are the frames between this module and what calls the denoiser
-_BETWEEN = (str(Path(__file__).parent), contextlib.__file__, inspect.getsourcefile(torch.nn.Module))
+_BETWEEN = (str(Path(__file__).parent), contextlib.__file__, str(Path(torch.__file__).parent))
 _HOW = "name them yourself, record(pipe, parts=('negative', 'conditional')), or ('conditional',) without guidance"
 
 

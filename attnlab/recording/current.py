@@ -1,6 +1,7 @@
 """One generation while it runs: the calls of the denoiser that make it up, and the layers that are met in it."""
 
 import itertools
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from .adapters import DenoiserCall
 from .layers import Layer, alike, choose_layers
 from .trace import Trace
+from .transfer import Transfer
 
 __all__ = ["CurrentGeneration", "CurrentStep", "check_seen"]
 
@@ -23,6 +25,10 @@ class CurrentStep:
     text: torch.Tensor  # (batch, token, text width)
     active: bool  # whether it is recorded
     taken: dict[str, list[list]] = field(default_factory=dict)
+    met: dict[str, Layer] = field(default_factory=dict)  # layers first seen in this call, on the model's device
+    drift: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # above 0 where a layer's keys are others than at first
 
 
 class CurrentGeneration:
@@ -39,6 +45,7 @@ class CurrentGeneration:
         self.layers: dict[str, Layer] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
         self.keys: dict[str, torch.Tensor] = {}  # that each layer first had of the first image's text
+        self.flags: deque[tuple] = deque()  # (drift, its number in the transfer, call, names) not looked at yet
         self.chosen: list[str] | None = None  # names of the layers to keep, known after the first recorded step
 
     def goes_on(self, scheduler, call: DenoiserCall, rows, own: bool) -> bool:
@@ -70,27 +77,45 @@ class CurrentGeneration:
         return (self.step.timestep, call.timestep) in itertools.pairwise(order)
 
     def end(self):
-        """Hold on to nothing of the generation but its layers and how many calls it had."""
-        self.schedule, self.text, self.step, self.traces, self.keys = None, None, None, [], {}
+        """Hold on to nothing of the generation but its layers and how many calls it had; what was sent has arrived."""
+        for name, layer in self.layers.items():
+            if layer.same(known := self.known.get(name)):
+                self.layers[name] = known
+        self.schedule, self.text, self.step, self.traces, self.keys, self.known = None, None, None, [], {}, {}
 
-    def meet(self, name, call, adapter, values: bool) -> Layer:
+    def meet(self, name, call, adapter, stores) -> Layer:
         """Return a layer, which is copied when it is first met: only inside its forward does a LoRA have its scale."""
         if name not in self.layers:
-            layer, known = adapter.layer(name, call.query.dtype, values), self.known.get(name)
-            self.layers[name] = known if layer.same(known) else layer
+            self.step.met[name] = layer = adapter.layer(name, call.query.dtype, stores.values)
+            self.layers[name] = layer.moved(stores.transfer.send)
             self.sizes[name] = adapter.grid(call.query.shape[1], tuple(self.shape[-2:]))
         if self.step.rows and self.traces[0].generation.changed is None:
-            self._check_key(name, call.key[self.step.rows[0][1]].detach())
-        return self.layers[name]
+            key = call.key[self.step.rows[0][1]].detach()
+            first = self.keys.setdefault(name, key.clone()).to(key)
+            other = first.shape != key.shape
+            self.step.drift[name] = torch.ones(()) if other else (first - key).norm() - _ALIKE * first.norm()
+        return self.step.met.get(name, self.layers[name])
 
-    def _check_key(self, name, key):
-        """RuntimeError where a layer has other keys of the same text than at first: maps are of one set of weights."""
-        first = self.keys.setdefault(name, key.clone()).to(key)
-        if first.shape != key.shape or (first - key).norm() > _ALIKE * first.norm():
-            raise RuntimeError(
-                f"the keys of {name} change at step {self.calls}, as where a LoRA is switched on or off or has another "
-                f"scale: maps are of one set of weights; record the steps before it alone, steps=range({self.calls})"
-            )
+    def check_keys(self, flags: Transfer, step: CurrentStep | None) -> None:
+        """RuntimeError where a layer had other keys of the same text than at first: maps are of one set of weights.
+
+        Numbers on a GPU are not waited for: they are looked at in a later step, or without a step, at the end.
+        """
+        if step is not None and step.drift:
+            device = next(iter(step.drift.values())).device
+            drift = torch.stack([x.to(device, torch.float32, non_blocking=True) for x in step.drift.values()])
+            self.flags.append((*flags.send([drift]), flags.sent, self.calls, list(step.drift)))
+        while self.flags and self.flags[0][1] <= flags.arrived:
+            drift, _, call, names = self.flags.popleft()
+            if changed := [name for name, value in zip(names, drift.tolist(), strict=True) if value > 0]:
+                if call < self.calls:  # what followed is recorded already, and sums cannot be undone
+                    for trace in self.traces:
+                        trace.clear()
+                raise RuntimeError(
+                    f"the keys of {changed[0]} change at step {call}, as where a LoRA is switched on "
+                    "or off or has another scale: maps are of one set of weights; record the steps before it alone, "
+                    f"steps=range({call})"
+                )
 
     def choose(self, wanted, adapter, step):
         """Choose the layers to keep, once the first step has shown their sizes."""

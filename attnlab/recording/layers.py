@@ -6,7 +6,7 @@ Axes: head, pixel (row-major), token, width (channels of one head, or of the tex
 import copy
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -41,7 +41,7 @@ class Layer:
 
     @classmethod
     def of(cls, name: str, attention: Attention, dtype: torch.dtype = torch.float32, values: bool = False) -> "Layer":
-        """Copy the keys' half of a diffusers attention, and the `values`; `dtype` is that of its queries."""
+        """Copy the keys' half of a diffusers attention, and the `values`, on its device; `dtype` is of its queries."""
         weight, bias = _linear_map(attention.to_k, dtype)
         norms = copy.deepcopy((attention.norm_q, attention.norm_k))
         added = (*_linear_map(attention.to_v, dtype), _linear_map(attention.to_out[0], dtype)[0]) if values else ()
@@ -57,6 +57,17 @@ class Layer:
     def nbytes(self) -> int:
         """Bytes of the weights."""
         return sum(tensor.nbytes for tensor in self.weights.values())
+
+    def moved(self, move: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> "Layer":
+        """Return the layer with other tensors for its weights, those that `move` makes of them."""
+        weights = self.weights
+        return replace(self, **dict(zip(weights, move(list(weights.values())), strict=True)))
+
+    def to(self, device: torch.device) -> "Layer":
+        """Return the layer with its weights on a device, the layer itself where they are."""
+        if self.weight.device == device:
+            return self
+        return self.moved(lambda weights: [weight.to(device) for weight in weights])
 
     def same(self, other: "Layer | None") -> bool:
         """Return whether both layers have the same weights; False where a module normalizes keys."""
@@ -213,12 +224,12 @@ def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     if type(module) is nn.Linear and module.weight.device.type != "meta":
         bias = module.bias
-        return module.weight.detach().to("cpu", copy=True), None if bias is None else bias.detach().to("cpu", copy=True)
+        return module.weight.detach().clone(), None if bias is None else bias.detach().clone()
     parameter = next(module.parameters(), torch.empty(0))  # torch's own quantized layers have none
     dtype = parameter.dtype if parameter.is_floating_point() else dtype
     device = torch.device("cpu" if parameter.device.type == "meta" else parameter.device)
     inputs = torch.eye(module.in_features, dtype=dtype, device=device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        bias = module(torch.zeros_like(inputs[:1])).cpu()
-        weight = module(inputs).cpu() - bias
-    return weight.T.contiguous(), bias[0] if bias.any() else None
+        bias = module(torch.zeros_like(inputs[:1]))
+        weight = module(inputs) - bias
+    return weight.T.contiguous(), bias[0]

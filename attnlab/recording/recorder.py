@@ -24,10 +24,12 @@ from .recording import Recording
 from .stores import Stores
 from .texts import TextEncoder
 from .trace import Generation, Trace
+from .transfer import Transfer
 from .words import split
 
 __all__ = ["Recorder", "record"]
 
+_FLAG_BYTES = 4096  # more than a number per layer takes
 _BRANCHES = {"conditional": ("conditional",), "negative": ("negative",), "both": ("conditional", "negative")}
 
 
@@ -122,13 +124,14 @@ class Recorder:
         self._batch = BatchParts(self.adapter, _BRANCHES[branch], parts)
         self.recording = Recording(TextEncoder.of(pipe))
         self._stores = Stores(self.recording.encoder, **kept)
+        self._flags = Transfer(torch.device("cpu"), slot=_FLAG_BYTES)
         self._seeds = _seeds(generator)
         self._texts = EncodedTexts(), EncodedTexts()  # of the first text encoder, and of SDXL's second
         self._generation: CurrentGeneration | None = None
         self._handles: list = []
 
     def __enter__(self):
-        adapter = self.adapter
+        adapter, self.recording._arrive = self.adapter, self._stores.transfer.wait
         hooks = adapter.module._forward_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Recorder) for hook in hooks):
             raise RuntimeError("this pipeline is being recorded already: leave that block first, or ask for more in it")
@@ -148,13 +151,16 @@ class Recorder:
             handle.remove()
         for texts in self._texts:
             texts.calls = []
-        self._stores.forget()
-        if self._generation is not None:
-            self._generation.end()
+        try:
+            self._end_generation()
+        finally:
+            self.recording._arrive = None
+            self._stores.transfer.close()
+            self._flags.close()
 
     def check(self) -> None:
         """Raise RuntimeError where the block ended well but nothing was recorded."""
-        if any(t.steps for t in self.recording.traces):
+        if any(t.steps for t in self.recording._traces):
             return
         calls = 0 if self._generation is None else self._generation.calls
         reason = "the denoiser ran no whole step inside the record() block; call pipe(...) in it"
@@ -162,6 +168,7 @@ class Recorder:
             reason = f"none of steps={self._steps} occurred; the last generation ran {calls} steps"
         raise RuntimeError(f"nothing was recorded: {reason}")
 
+    @torch.compiler.disable
     @exact()
     def _before_step(self, module, args, kwargs):
         call = self.adapter.read(args, kwargs)
@@ -182,21 +189,32 @@ class Recorder:
             asked = f"the {self._batch.branches[0]} branch needs guidance"
             raise ValueError(f"{asked}: call the pipeline with a guidance_scale above 1, or record another branch")
         images, own = len(rows) // len(self._batch.branches), self._batch.named is None
-        first = not self.recording.traces  # a generator's seed is that of what it draws first
+        first = not self.recording._traces  # a generator's seed is that of what it draws first
         planned = getattr(self.adapter.pipe, "num_timesteps", None) if own else None
         if first and planned and self._steps is not None and min(self._steps) >= planned:
             raise ValueError(f"none of steps={self._steps} will occur: this generation has {planned}, from 0 on")
         seeds = self._seeds if first and len(self._seeds) == images else [None] * images
+        self._end_generation()
         known = {} if self._generation is None else self._generation.layers
-        self._stores.forget()
         self._generation = CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call, known)
         for (branch, row), seed in zip(rows, seeds * len(self._batch.branches), strict=True):
             text, words = self._read(call.text[row], branch)
             mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
             facts = _facts(self.adapter.pipe, own, branch, seed, planned, tuple(call.latents.shape[-2:]))
             self._generation.traces.append(Trace(text, mask, words, facts, layers=self._generation.layers))
-        self.recording.traces.extend(self._generation.traces)
+        self.recording._traces.extend(self._generation.traces)
         self._generation.text = call.text
+
+    @exact()
+    def _end_generation(self):
+        """Bring what the latest generation left on a GPU to its place, and wait for it: once a generation."""
+        self._stores.forget()
+        if (generation := self._generation) is not None:
+            self._stores.settle(generation.traces)
+            self._flags.wait()
+            generation.check_keys(self._flags, None)
+            self._stores.transfer.wait()
+            generation.end()
 
     def _read(self, text, branch):
         """Copy a text that the denoiser reads, and find its words."""
@@ -234,7 +252,7 @@ class Recorder:
             first = generation.chosen is None
             if not (first or (step.active and name in generation.chosen)) or not alike(call.context, step.text):
                 return
-            layer = generation.meet(name, call, self.adapter, self._stores.values)
+            layer = generation.meet(name, call, self.adapter, self._stores)
             step.taken[name] = [
                 self._stores.take(trace, layer, call.query[row].detach())
                 for (_, row), trace in zip(step.rows if step.active else (), generation.traces, strict=step.active)
@@ -242,6 +260,7 @@ class Recorder:
 
         return receive
 
+    @torch.compiler.disable
     @exact()
     def _after_step(self, module, args, output):
         """Put a step into the traces: it is whole only now, one that was interrupted half-way leaves nothing behind."""
@@ -252,6 +271,7 @@ class Recorder:
             generation.choose(self._layers, self.adapter, step)
         elif step.active:
             check_seen(generation.chosen, step)
+        generation.check_keys(self._flags, step)
         for i, trace in enumerate(generation.traces):
             trace.generation.ran = generation.calls + 1
             if step.active:

@@ -1,6 +1,6 @@
 """`Recording`: what was recorded of one or more images, and its file."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,19 +23,27 @@ class Recording(Sequence):
     ----------
     encoder : TextEncoder or None
         The text encoder of the recorded model, for other texts.
-    traces : list of Trace
-        What was recorded of each image.
     """
 
     def __init__(self, encoder: TextEncoder | None = None, traces: Sequence[Trace] = ()):
         self.encoder = encoder
-        self.traces = list(traces)
+        self._traces = list(traces)
+        self._arrive: Callable[[], None] | None = None  # what to wait by while more is recorded
+
+    @property
+    def traces(self) -> list[Trace]:
+        """What was recorded of each image; inside the block this waits for what is on its way from a GPU."""
+        if self._arrive is not None:
+            self._arrive()
+        return self._traces
 
     def __len__(self) -> int:
         return len(self.traces)
 
     def __getitem__(self, i: int | slice) -> "Recording":
-        return Recording(self.encoder, self.traces[i] if isinstance(i, slice) else [self.traces[i]])
+        part = Recording(self.encoder, self.traces[i] if isinstance(i, slice) else [self.traces[i]])
+        part._arrive = self._arrive
+        return part
 
     def __repr__(self) -> str:
         if len(self) != 1:

@@ -1,11 +1,13 @@
 """Stores: what is kept of each step's attention, the queries themselves or sums that do not grow with the steps.
 
 A store has `take`, which runs while the denoiser does, and `put`, which adds what was taken to an image's trace once
-the step is whole: one that is interrupted half-way leaves nothing behind. Axes: head, token, pixel (row-major).
+the step is whole: one that is interrupted half-way leaves nothing behind. All of it stays on the model's device and
+asks that for no number, so that a GPU is never waited for: queries leave it by a `Transfer`, a step at a time, and sums
+once, at the end of a generation (`Stores.settle`). Axes: head, token, pixel (row-major).
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from numbers import Integral
 
 import torch
@@ -16,6 +18,7 @@ from .adapters import Adapter, AttentionCall
 from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact, split_heads
 from .texts import Text, TextEncoder
 from .trace import SelfAttentionSum, Trace
+from .transfer import Transfer
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 
@@ -23,37 +26,36 @@ KEEP = ("queries", "sum", "maps", "contributions")  # what `record(keep=...)` ma
 
 
 class QueryStore:
-    """Every step's queries, in `dtype` on `device`: for maps of any text, at any step."""
+    """Every step's queries, in `dtype`, brought to main memory or wherever `transfer` leads: for maps of any text."""
 
-    def __init__(self, dtype: torch.dtype | None, device):
-        self.dtype, self.device = dtype, device
+    def __init__(self, dtype: torch.dtype | None, transfer: Transfer):
+        self.dtype, self.transfer = dtype, transfer
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> torch.Tensor:
         """Copy a layer's queries (pixel, head x width) of one image."""
         # a copy: a view would keep the whole batch, both halves of it, alive
-        return queries.to(self.device, self.dtype or queries.dtype, copy=True)
+        return queries.to(self.dtype or queries.dtype, copy=True)
 
-    def put(self, trace: Trace, name: str, taken: torch.Tensor) -> None:
-        """Append a step's queries to a trace."""
-        trace.queries.setdefault(name, []).append(taken)
+    def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
+        """Append a step's queries, by layer, to a trace."""
+        for name, queries in zip(taken, self.transfer.send(list(taken.values())), strict=True):
+            trace.queries.setdefault(name, []).append(queries)
 
 
 class QuerySum:
     """The sum of all steps' queries in float32, all that Linear DAAM needs."""
 
-    def __init__(self, device):
-        self.device = device
-
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> torch.Tensor:
         """Copy a layer's queries (pixel, head x width) of one image."""
-        return queries.to(self.device, copy=True)
+        return queries.clone()
 
-    def put(self, trace: Trace, name: str, taken: torch.Tensor) -> None:
-        """Add a step's queries to a trace."""
-        layer = trace.layers[name]
-        if layer.norm_q is not None:  # the sum is of what meets the keys
-            taken = layer.queries(taken).transpose(0, 1).flatten(1)
-        trace.sums[name] = trace.sums[name].add_(taken) if name in trace.sums else taken.float()
+    def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
+        """Add a step's queries, by layer, to a trace."""
+        for name, queries in taken.items():
+            layer = trace.layers[name]
+            if layer.norm_q is not None:  # the sum is of what meets the keys
+                queries = layer.queries(queries).transpose(0, 1).flatten(1)
+            trace.sums[name] = trace.sums[name].add_(queries) if name in trace.sums else queries.float()
 
 
 class MapStore:
@@ -62,8 +64,8 @@ class MapStore:
     `texts` has None for the prompt, as the model sees it; others have start and end token and no padding, as in `ovam`.
     """
 
-    def __init__(self, texts: Sequence[Text | None], device, contributions: bool = False):
-        self.texts, self.device, self.contributions = list(texts), device, contributions
+    def __init__(self, texts: Sequence[Text | None], transfer: Transfer, contributions: bool = False):
+        self.texts, self.transfer, self.contributions = list(texts), transfer, contributions
         self._keys: dict[tuple, list[torch.Tensor]] = {}  # of a text in a layer; behind them, its outputs
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list[tuple[str | None, torch.Tensor]]:
@@ -71,13 +73,14 @@ class MapStore:
         heads = layer.queries(queries)
         # a negative prompt may be no text at all, and one that changes has no sum
         shown = [text for text in self.texts if text or (trace.length and trace.generation.changed is None)]
-        return [(text and text.text, self._map(trace, layer, heads, text).to(self.device)) for text in shown]
+        return [(text and text.text, self._map(trace, layer, heads, text)) for text in shown]
 
-    def put(self, trace: Trace, name: str, taken: list[tuple[str | None, torch.Tensor]]) -> None:
-        """Add a step's maps to a trace."""
-        for text, found in taken:
-            sums = trace.streamed.setdefault(text, {})
-            sums[name] = sums[name].add_(found) if name in sums else found
+    def put(self, trace: Trace, taken: dict[str, list[tuple[str | None, torch.Tensor]]]) -> None:
+        """Add a step's maps, by layer, to a trace."""
+        for name, maps in taken.items():
+            for text, found in maps:
+                sums = trace.streamed.setdefault(text, {})
+                sums[name] = sums[name].add_(found) if name in sums else found
 
     def forget(self) -> None:
         """Drop the keys of an earlier generation: layers and traces may come to lie at the same address."""
@@ -85,14 +88,17 @@ class MapStore:
 
     def _map(self, trace, layer, queries, text):
         """Compute the maps of tokens up to the first end token; a prompt's padding takes part in the softmax."""
-        of = (id(trace) if text is None else id(text), id(layer))
+        of = (id(trace) if text is None else id(text), layer.name)
         if of not in self._keys:
+            if layer.weight.device != queries.device:  # of an earlier step, and perhaps still on its way
+                self.transfer.wait()
+                layer = layer.to(queries.device)
             embedding = trace.text if text is None else text.embedding[: text.length]
-            found = [layer.keys(embedding) * layer.scale]
-            found += [layer.outputs(embedding)] if self.contributions else []
-            self._keys[of] = [x.to(queries.device) for x in found]
+            embedding = embedding.to(queries.device, non_blocking=True)
+            self._keys[of] = [layer.keys(embedding) * layer.scale]
+            self._keys[of] += [layer.outputs(embedding)] if self.contributions else []
         mask = trace.attention_mask if text is None else None
-        mask = None if mask is None else mask.to(queries.device)
+        mask = None if mask is None else mask.to(queries.device, non_blocking=True)
         length = text.length if text else trace.length
         found = attention(queries, self._keys[of][0], mask)
         if self.contributions:  # projections of each head, and behind them the norm of all heads together
@@ -105,8 +111,8 @@ class MapStore:
 class SelfAttentionStore:
     """The sum over steps and layers of self-attention, mean over heads, for map heights that are asked for."""
 
-    def __init__(self, heights: Collection[int], device):
-        self.heights, self.device, self._count = heights, device, 0
+    def __init__(self, heights: Collection[int]):
+        self.heights, self._count = heights, 0
         self.begin(False, [], (1, 1))
 
     def tap(self, adapter: Adapter) -> list:
@@ -165,7 +171,7 @@ class SelfAttentionStore:
         total = 0
         for q, k in zip(queries, keys, strict=True):  # one head at a time: these are the largest tensors of all
             total = total + (q @ k.mT).softmax(-1)
-        return (total / module.heads).to(self.device)
+        return total / module.heads
 
 
 class Stores:
@@ -184,13 +190,14 @@ class Stores:
             raise ValueError(f"self_attention={self_attention!r}: give heights of maps, for example 16 or [16, 32]")
         encoded = {text.text: text for text in map(encoder, texts)}  # each once
         streamed = [None] * (keep in ("maps", "contributions")) + list(encoded.values())
-        self.maps = MapStore(streamed, device, keep == "contributions")
-        self.self_attention = SelfAttentionStore(heights, device)
+        self.transfer = Transfer(device)
+        self.maps = MapStore(streamed, self.transfer, keep == "contributions")
+        self.self_attention = SelfAttentionStore(heights)
         self._stores = [self.maps] if streamed else []
         if keep == "sum":
-            self._stores.insert(0, QuerySum(device))
+            self._stores.insert(0, QuerySum())
         if queries := keep == "queries" or (keep is None and not texts):
-            self._stores.insert(0, QueryStore(dtype, device))
+            self._stores.insert(0, QueryStore(dtype, self.transfer))
         self.values = queries or keep == "contributions"  # whether layers are kept with their values
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list:
@@ -199,9 +206,16 @@ class Stores:
 
     def put(self, trace: Trace, taken: dict[str, list]) -> None:
         """Put what was taken, by layer, into the image's trace."""
-        for name, parts in taken.items():
-            for store, part in zip(self._stores, parts, strict=True):
-                store.put(trace, name, part)
+        for store, parts in zip(self._stores, zip(*taken.values(), strict=True), strict=True):
+            store.put(trace, dict(zip(taken, parts, strict=True)))
+
+    def settle(self, traces: Iterable[Trace]) -> None:
+        """Bring the sums of a generation that has ended to where they are kept; they are there after a `wait`."""
+        for trace in traces:
+            for sums in (trace.sums, *trace.streamed.values()):
+                sums.update(zip(sums, self.transfer.send(list(sums.values())), strict=True))
+            for size, (total, count) in trace.self_attention.items():
+                trace.self_attention[size] = SelfAttentionSum(*self.transfer.send([total]), count)
 
     def forget(self) -> None:
         """Drop what belongs to one generation alone."""

@@ -68,6 +68,16 @@ class Trace:
         """Whether streamed sums are of contributions, told by one map more than heads."""
         return any(len(x) > self.layers[name].heads for sums in self.streamed.values() for name, x in sums.items())
 
+    def device(self, name: str) -> torch.device:
+        """Return where a layer's queries lie; those in a file are read into main memory."""
+        queries = self.queries[name]
+        return queries[0].device if isinstance(queries, list) else torch.device("cpu")
+
+    def clear(self) -> None:
+        """Drop all that was recorded, where it turned out to be wrong."""
+        for kept in (self.queries, self.sums, self.streamed, self.self_attention, self.steps, self.timesteps):
+            kept.clear()
+
     def tensors(self) -> Iterator[torch.Tensor]:
         """Give what is held in memory of this image alone."""
         yield self.text

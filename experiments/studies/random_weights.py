@@ -1,15 +1,25 @@
 """Make pipelines of Stable Diffusion's exact geometry with random weights, to measure costs on them."""
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PNDMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import nn
+from transformers import CLIPTextModelWithProjection
 
 from attnlab import load_pipeline
+from attnlab.cli.hardware import XL
 from attnlab.training import seeded
 
 from ..bundled.text_encoder import new_text_encoder
 
-__all__ = ["stable_diffusion_2_base", "stable_diffusion_15"]
+__all__ = ["stable_diffusion_2_base", "stable_diffusion_15", "stable_diffusion_xl"]
 
 _WINDOW = 77  # tokens of CLIP's texts
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -45,24 +55,51 @@ def stable_diffusion_2_base(dtype: torch.dtype = torch.float32, narrow: int = 1)
     return _pipeline(unet, {"width": 1024, "layers": 23, "heads": 16}, scheduler, dtype)
 
 
+def stable_diffusion_xl(dtype: torch.dtype = torch.float32, narrow: int = 1) -> DiffusionPipeline:
+    """Make a Stable Diffusion XL, as `stable_diffusion_15`: text 768 + 1280 wide, images of 1024 pixels, Euler.
+
+    `narrow` divides the denoiser's channels, as in `stable_diffusion_2_base`.
+    """
+    channels = [width // narrow for width in XL["block_out_channels"]]
+    norm = {"norm_num_groups": 32 // narrow}
+    with seeded(0), torch.device("meta"):
+        unet = UNet2DConditionModel(**{**XL, **norm, "block_out_channels": channels}, sample_size=128)
+    parts = _parts({"width": 768, "layers": 12, "heads": 12}, dtype)
+    with seeded(1):
+        second = new_text_encoder(parts["tokenizer"], width=1280, layers=32, heads=20).config
+        second.projection_dim = 1280
+        second = CLIPTextModelWithProjection(second).to(dtype).eval()
+    scheduler = EulerDiscreteScheduler(**_NOISE, timestep_spacing="leading")
+    return StableDiffusionXLPipeline(
+        **parts,
+        unet=_random(unet, dtype),
+        scheduler=scheduler,
+        tokenizer_2=parts["tokenizer"],
+        text_encoder_2=second,
+        add_watermarker=False,
+    )
+
+
 def _pipeline(unet, text, scheduler, dtype):
-    tiny = load_pipeline("tiny", device="cpu")
-    tokenizer = tiny.tokenizer
+    from diffusers import StableDiffusionPipeline  # only here: its import warns of torchvision, which is not wanted
+
+    none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline(**_parts(text, dtype), unet=_random(unet, dtype), scheduler=scheduler, **none)
+
+
+def _parts(text, dtype):
+    """Make an autoencoder, a tokenizer and a text encoder."""
+    tokenizer = load_pipeline("tiny", device="cpu").tokenizer
     tokenizer.model_max_length = _WINDOW
     with seeded(0):
         encoder = new_text_encoder(tokenizer, **text)
         levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
         vae = AutoencoderKL(block_out_channels=(8,) * 4, latent_channels=4, norm_num_groups=4, **levels)
-    return type(tiny)(
-        vae=nn.Module.to(vae, dtype).eval(),
-        text_encoder=encoder.to(dtype).eval(),
-        tokenizer=tokenizer,
-        unet=_random(unet, dtype),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    return {
+        "vae": nn.Module.to(vae, dtype).eval(),
+        "text_encoder": encoder.to(dtype).eval(),
+        "tokenizer": tokenizer,
+    }
 
 
 def _random(unet, dtype):

@@ -14,7 +14,10 @@ def adapter_of(pipe) -> Adapter:
     """Choose the adapter by the class of a pipeline's denoiser; TypeError where it is compiled or of another kind."""
     denoiser = getattr(pipe, "unet", None)
     if hasattr(denoiser, "_orig_mod") or any(m._compiled_call_impl for m in getattr(denoiser, "modules", list)()):
-        raise TypeError("the denoiser is compiled, and hooks are not called inside it: record before compiling it")
+        raise TypeError(
+            "the denoiser is compiled, and hooks that come later are not called inside it: record before compiling it, "
+            "or compile it inside the record() block, pipe.unet.compile()"
+        )
     for kind, adapter in _ADAPTERS.items():
         if isinstance(denoiser, kind):
             return adapter(pipe)

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..layers import Layer
 
-__all__ = ["Adapter", "AttentionCall", "DenoiserCall"]
+__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "Timesteps"]
 
 
 class DenoiserCall(NamedTuple):
@@ -33,6 +33,35 @@ class AttentionCall(NamedTuple):
     output: torch.Tensor | None = None  # (batch, pixel, head x width), probabilities times values
     hidden: torch.Tensor | None = None  # (batch, pixel, channel), what the queries were made of
     context: torch.Tensor | None = None  # (batch, token or pixel, channel), what the keys were made of
+
+
+class Timesteps:
+    """Timesteps of a denoiser's calls as numbers, without a GPU being asked for each: that waits for all its work.
+
+    A pipeline hands on an element of its scheduler's list, whose place in memory tells which one it is; so the list
+    alone is read, once. What is no element of it is read by itself.
+    """
+
+    def __init__(self):
+        self._list: tuple | None = None  # the scheduler's tensor, and its numbers
+
+    def number(self, timestep: torch.Tensor | float, known: torch.Tensor | None) -> int:
+        """Return a timestep as a whole number; `known` is the scheduler's list."""
+        if _holds(known, timestep):
+            if self._list is None or self._list[0] is not known:
+                self._list = known, known.tolist()
+            return round(self._list[1][timestep.storage_offset() - known.storage_offset()])
+        return round(float(torch.as_tensor(timestep).flatten()[0]))
+
+
+def _holds(known, timestep):
+    """Whether a tensor of one value, maybe expanded, is an element of a list in the same memory."""
+    if not (torch.is_tensor(timestep) and torch.is_tensor(known)) or known.dtype != timestep.dtype:
+        return False
+    if timestep.numel() != 1 and any(timestep.stride()):  # several values
+        return False
+    same = known.untyped_storage().data_ptr() == timestep.untyped_storage().data_ptr()
+    return same and 0 <= timestep.storage_offset() - known.storage_offset() < len(known) and known.is_contiguous()
 
 
 class Adapter(ABC):

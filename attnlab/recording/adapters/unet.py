@@ -7,7 +7,7 @@ import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.utils.hooks import RemovableHandle
 
-from .base import Adapter, AttentionCall, DenoiserCall
+from .base import Adapter, AttentionCall, DenoiserCall, Timesteps
 
 __all__ = ["SUPPORTED", "UNetAdapter", "map_size"]
 
@@ -32,6 +32,7 @@ class UNetAdapter(Adapter):
                 raise TypeError(f"{pipeline} cannot be recorded: {name} normalizes or extends its text; {SUPPORTED}")
         if any(isinstance(attention.processor, FusedAttnProcessor2_0) for _, attention in _attentions(pipe.unet)):
             raise TypeError("queries and keys are fused into one product: call pipe.unfuse_qkv_projections() first")
+        self._timesteps = Timesteps()
         self._signature = inspect.signature(type(pipe.unet).forward)
 
     def is_default(self, name: str) -> bool:
@@ -41,7 +42,7 @@ class UNetAdapter(Adapter):
     def read(self, args: tuple, kwargs: dict) -> DenoiserCall:
         """Read a call of the U-Net from its arguments."""
         call = self._signature.bind(self.module, *args, **kwargs).arguments
-        timestep = round(float(torch.as_tensor(call["timestep"]).flatten()[0]))
+        timestep = self._timesteps.number(call["timestep"], getattr(self.pipe.scheduler, "timesteps", None))
         return DenoiserCall(call["sample"], timestep, call["encoder_hidden_states"], call.get("encoder_attention_mask"))
 
     def parts(self, call: DenoiserCall) -> tuple[str, ...]:
@@ -69,10 +70,19 @@ class UNetAdapter(Adapter):
                 waiting.clear()
                 receive(call)
 
+        # a compiled model leaves its compiled code for each of these, and goes on in it afterwards
+        forget, meet_query, meet_key = map(
+            torch.compiler.disable,
+            (
+                lambda module, args: waiting.clear(),
+                lambda module, args, query: keep(query=query, hidden=args[0]),
+                lambda module, args, key: keep(key=key, context=args[0]),
+            ),
+        )
         return [
-            attention.register_forward_pre_hook(lambda module, args: waiting.clear()),
-            attention.to_q.register_forward_hook(lambda module, args, query: keep(query=query, hidden=args[0])),
-            attention.to_k.register_forward_hook(lambda module, args, key: keep(key=key, context=args[0])),
+            attention.register_forward_pre_hook(forget),
+            attention.to_q.register_forward_hook(meet_query),
+            attention.to_k.register_forward_hook(meet_key),
         ]
 
     def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
