@@ -30,7 +30,7 @@ from .studies.random_weights import stable_diffusion_2_base, stable_diffusion_15
 
 __all__ = ["check", "main"]
 
-PROMPT = "a burning house with fire and smoke"
+TEXT = "a burning house with fire and smoke"
 _RESULTS = Path(__file__).parent / "results" / "gpu.json"
 
 
@@ -43,7 +43,7 @@ def _modes(device, height):
         "sum": {"keep": "sum"},
         "maps": {"keep": "maps"},
         "contributions": {"keep": "contributions"},
-        "maps of a text": {"texts": PROMPT},
+        "maps of a text": {"texts": TEXT},
         "self-attention": {"keep": "sum", "self_attention": height},
     }
 
@@ -91,7 +91,7 @@ def _turn(pipe, device, kept, steps, size, count=False) -> _Turn:
         torch.cuda.reset_peak_memory_stats()
     before, start = torch.cuda.memory_allocated() if on_gpu else 0, time.perf_counter()
     with stalls.counted() if count else nullcontext(), al.record(pipe, **kept) if kept else nullcontext() as recording:
-        latents = pipe(PROMPT, generator=al.seed(0), callback_on_step_end=stalls, **call).images
+        latents = pipe(TEXT, generator=al.seed(0), callback_on_step_end=stalls, **call).images
     if on_gpu:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start

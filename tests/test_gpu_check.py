@@ -15,7 +15,7 @@ def test_it_measures_what_recordings_are(levels, generate):
     assert found["bit exact"] and found["stalls of plain"] == 0 and found["seconds a step"] > 0
     assert rows["plain"]["time ratio"] == [1, 1, 1] and rows["plain"]["kept bytes"] == 0
     with al.record(levels, keep="maps") as recording:
-        generate(gpu_check.PROMPT, pipe=levels, steps=2)
+        generate(gpu_check.TEXT, pipe=levels, steps=2)
     assert rows["maps"]["kept bytes"] == recording.nbytes
     assert rows["queries"]["kept bytes"] == rows["queries on the device"]["kept bytes"] > rows["sum"]["kept bytes"] > 0
     assert set(found["maps"]) == {"daam", "ovam", "contributions", "linear_daam"} and not any(found["maps"].values())

@@ -38,6 +38,8 @@ def recording_bytes(unet: UNet2DConditionModel, latent: tuple[int, int], text: i
 
     Parameters
     ----------
+    unet : UNet2DConditionModel
+        Whose layers are recorded, as by default.
     latent : (height, width)
         Of the latents, 1/8 of the image's.
     text : int

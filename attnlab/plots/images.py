@@ -92,7 +92,14 @@ def show_heat(
 def heat_bar(fig: Figure, label: str = "", vmax: float | None = None) -> None:
     """Draw one color bar at the right of a figure of `grid`, which becomes wider, for all of its heat maps.
 
-    It ends at `vmax`, as in `show_heat`, or else at "max": each map's own maximum. `label` says what they measure.
+    Parameters
+    ----------
+    fig : Figure
+        Of `grid`.
+    label : str
+        What the maps measure.
+    vmax : float, optional
+        Where the bar ends, as in `show_heat`; or else at "max", each map's own maximum.
     """
     fig.set_figwidth(fig.get_figwidth() + 0.45 + 0.2 * bool(label))  # so that the cells stay as large
     colored = plt.cm.ScalarMappable(colors.Normalize(0, 1 if vmax is None else vmax), _COLORMAP)

@@ -93,7 +93,15 @@ def grid(
 
 @style()
 def legend(fig: Figure, names: Sequence[str]) -> None:
-    """List classes in their colors at the right of a figure of `grid`, which becomes wider."""
+    """List classes in their colors at the right of a figure of `grid`, which becomes wider.
+
+    Parameters
+    ----------
+    fig : Figure
+        Of `grid`.
+    names : sequence of str
+        Of the classes, in their order.
+    """
     fig.set_figwidth(fig.get_figwidth() + 0.45 + 0.075 * max(map(len, names)))
     handles = [Patch(color=class_color(name, i), label=name) for i, name in enumerate(names)]
     fig.legend(handles=handles, loc="outside right upper", handlelength=1, labelspacing=0.25)

@@ -1,19 +1,16 @@
 """One generation while it runs: the calls of the denoiser that make it up, and the layers that are met in it."""
 
 import itertools
-from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 
 from .adapters import DenoiserCall
-from .layers import Layer, alike, choose_layers
+from .keys import KeyWatch
+from .layers import Layer, alike, choose_layers, exact
 from .trace import Trace
-from .transfer import Transfer
 
 __all__ = ["CurrentGeneration", "CurrentStep", "check_seen"]
-
-_ALIKE = 5e-3  # relative distance up to which keys are those of the same weights: half precision rounds
 
 
 @dataclass
@@ -26,9 +23,6 @@ class CurrentStep:
     active: bool  # whether it is recorded
     taken: dict[str, list[list]] = field(default_factory=dict)
     met: dict[str, Layer] = field(default_factory=dict)  # layers first seen in this call, on the model's device
-    drift: dict[str, torch.Tensor] = field(
-        default_factory=dict
-    )  # above 0 where a layer's keys are others than at first
 
 
 class CurrentGeneration:
@@ -44,8 +38,7 @@ class CurrentGeneration:
         self.known = known  # layers of the generation before, most of which have the same weights still
         self.layers: dict[str, Layer] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
-        self.keys: dict[str, torch.Tensor] = {}  # that each layer first had of the first image's text
-        self.flags: deque[tuple] = deque()  # (drift, its number in the transfer, call, names) not looked at yet
+        self.keys = KeyWatch()  # of the first image's text
         self.chosen: list[str] | None = None  # names of the layers to keep, known after the first recorded step
 
     def goes_on(self, scheduler, call: DenoiserCall, rows, own: bool) -> bool:
@@ -76,46 +69,56 @@ class CurrentGeneration:
         order = [round(float(t)) for t in timesteps]
         return (self.step.timestep, call.timestep) in itertools.pairwise(order)
 
-    def end(self):
-        """Hold on to nothing of the generation but its layers and how many calls it had; what was sent has arrived."""
-        for name, layer in self.layers.items():
-            if layer.same(known := self.known.get(name)):
-                self.layers[name] = known
-        self.schedule, self.text, self.step, self.traces, self.keys, self.known = None, None, None, [], {}, {}
+    @exact()
+    def end(self, stores) -> dict[str, Layer]:
+        """Bring what is left on a GPU to its place, wait for it, and hold on to nothing else; return the layers."""
+        stores.forget()
+        stores.settle(self.traces)
+        self.keys.end()
+        try:
+            self._check_keys()
+        finally:
+            stores.host_copy.wait()
+            for name, layer in self.layers.items():
+                if layer.same(known := self.known.get(name)):
+                    self.layers[name] = known
+            self.schedule, self.text, self.step, self.traces, self.known = None, None, None, [], {}
+        return self.layers
 
     def meet(self, name, call, adapter, stores) -> Layer:
         """Return a layer, which is copied when it is first met: only inside its forward does a LoRA have its scale."""
         if name not in self.layers:
             self.step.met[name] = layer = adapter.layer(name, call.query.dtype, stores.values)
-            self.layers[name] = layer.moved(stores.transfer.send)
+            self.layers[name] = layer.moved(stores.host_copy.send)
             self.sizes[name] = adapter.grid(call.query.shape[1], tuple(self.shape[-2:]))
         if self.step.rows and self.traces[0].generation.changed is None:
-            key = call.key[self.step.rows[0][1]].detach()
-            first = self.keys.setdefault(name, key.clone()).to(key)
-            other = first.shape != key.shape
-            self.step.drift[name] = torch.ones(()) if other else (first - key).norm() - _ALIKE * first.norm()
+            self.keys.meet(name, call.key[self.step.rows[0][1]].detach())
         return self.step.met.get(name, self.layers[name])
 
-    def check_keys(self, flags: Transfer, step: CurrentStep | None) -> None:
-        """RuntimeError where a layer had other keys of the same text than at first: maps are of one set of weights.
+    def end_step(self, stores):
+        """Put a step into the traces: it is whole only now, one that was interrupted half-way leaves nothing behind."""
+        self.keys.end_step(self.calls)
+        self._check_keys()
+        for i, trace in enumerate(self.traces):
+            trace.generation.ran = self.calls + 1
+            if self.step.active:
+                trace.steps.append(self.calls)
+                trace.timesteps.append(self.step.timestep)
+                stores.put(trace, {name: self.step.taken[name][i] for name in self.chosen})
+                stores.self_attention.put(trace, i)
+        self.calls += 1
 
-        Numbers on a GPU are not waited for: they are looked at in a later step, or without a step, at the end.
-        """
-        if step is not None and step.drift:
-            device = next(iter(step.drift.values())).device
-            drift = torch.stack([x.to(device, torch.float32, non_blocking=True) for x in step.drift.values()])
-            self.flags.append((*flags.send([drift]), flags.sent, self.calls, list(step.drift)))
-        while self.flags and self.flags[0][1] <= flags.arrived:
-            drift, _, call, names = self.flags.popleft()
-            if changed := [name for name, value in zip(names, drift.tolist(), strict=True) if value > 0]:
-                if call < self.calls:  # what followed is recorded already, and sums cannot be undone
-                    for trace in self.traces:
-                        trace.clear()
-                raise RuntimeError(
-                    f"the keys of {changed[0]} change at step {call}, as where a LoRA is switched on "
-                    "or off or has another scale: maps are of one set of weights; record the steps before it alone, "
-                    f"steps=range({call})"
-                )
+    def _check_keys(self):
+        """RuntimeError where a layer had other keys of the same text than at first, as far as is known by now."""
+        if found := self.keys.changed():
+            name, call = found
+            if call < self.calls:  # what followed is recorded already, and sums cannot be undone
+                for trace in self.traces:
+                    trace.clear()
+            raise RuntimeError(
+                f"the keys of {name} change at step {call}, as where a LoRA is switched on or off or has another "
+                f"scale: maps are of one set of weights; record the steps before it alone, steps=range({call})"
+            )
 
     def choose(self, wanted, adapter, step):
         """Choose the layers to keep, once the first step has shown their sizes."""

@@ -24,12 +24,10 @@ from .recording import Recording
 from .stores import Stores
 from .texts import TextEncoder
 from .trace import Generation, Trace
-from .transfer import Transfer
 from .words import split
 
 __all__ = ["Recorder", "record"]
 
-_FLAG_BYTES = 4096  # more than a number per layer takes
 _BRANCHES = {"conditional": ("conditional",), "negative": ("negative",), "both": ("conditional", "negative")}
 
 
@@ -124,14 +122,13 @@ class Recorder:
         self._batch = BatchParts(self.adapter, _BRANCHES[branch], parts)
         self.recording = Recording(TextEncoder.of(pipe))
         self._stores = Stores(self.recording.encoder, **kept)
-        self._flags = Transfer(torch.device("cpu"), slot=_FLAG_BYTES)
         self._seeds = _seeds(generator)
         self._texts = EncodedTexts(), EncodedTexts()  # of the first text encoder, and of SDXL's second
         self._generation: CurrentGeneration | None = None
         self._handles: list = []
 
     def __enter__(self):
-        adapter, self.recording._arrive = self.adapter, self._stores.transfer.wait
+        adapter, self.recording._arrive = self.adapter, self._stores.host_copy.wait
         hooks = adapter.module._forward_pre_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Recorder) for hook in hooks):
             raise RuntimeError("this pipeline is being recorded already: leave that block first, or ask for more in it")
@@ -152,11 +149,11 @@ class Recorder:
         for texts in self._texts:
             texts.calls = []
         try:
-            self._end_generation()
+            if self._generation is not None:
+                self._generation.end(self._stores)
         finally:
+            self._stores.host_copy.close()
             self.recording._arrive = None
-            self._stores.transfer.close()
-            self._flags.close()
 
     def check(self) -> None:
         """Raise RuntimeError where the block ended well but nothing was recorded."""
@@ -186,16 +183,17 @@ class Recorder:
     def _begin(self, call, rows):
         """Begin a generation, with a trace of each image."""
         if not rows:
-            asked = f"the {self._batch.branches[0]} branch needs guidance"
-            raise ValueError(f"{asked}: call the pipeline with a guidance_scale above 1, or record another branch")
+            asked = (
+                f"the {self._batch.branches[0]} branch needs guidance: call the pipeline with a guidance_scale above 1"
+            )
+            raise ValueError(f"{asked}, or record another branch")
         images, own = len(rows) // len(self._batch.branches), self._batch.named is None
         first = not self.recording._traces  # a generator's seed is that of what it draws first
         planned = getattr(self.adapter.pipe, "num_timesteps", None) if own else None
         if first and planned and self._steps is not None and min(self._steps) >= planned:
             raise ValueError(f"none of steps={self._steps} will occur: this generation has {planned}, from 0 on")
         seeds = self._seeds if first and len(self._seeds) == images else [None] * images
-        self._end_generation()
-        known = {} if self._generation is None else self._generation.layers
+        known = {} if self._generation is None else self._generation.end(self._stores)
         self._generation = CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call, known)
         for (branch, row), seed in zip(rows, seeds * len(self._batch.branches), strict=True):
             text, words = self._read(call.text[row], branch)
@@ -204,17 +202,6 @@ class Recorder:
             self._generation.traces.append(Trace(text, mask, words, facts, layers=self._generation.layers))
         self.recording._traces.extend(self._generation.traces)
         self._generation.text = call.text
-
-    @exact()
-    def _end_generation(self):
-        """Bring what the latest generation left on a GPU to its place, and wait for it: once a generation."""
-        self._stores.forget()
-        if (generation := self._generation) is not None:
-            self._stores.settle(generation.traces)
-            self._flags.wait()
-            generation.check_keys(self._flags, None)
-            self._stores.transfer.wait()
-            generation.end()
 
     def _read(self, text, branch):
         """Copy a text that the denoiser reads, and find its words."""
@@ -242,7 +229,7 @@ class Recorder:
                 trace.streamed.pop(None, None)  # sums of its words' maps would be of several texts
             else:
                 trace.text, trace.words = self._read(text[row], branch)
-                generation.keys.clear()  # which are of the text before
+                generation.keys.forget()  # which are of the text before
         generation.text = text
 
     def _receiver(self, name):
@@ -263,7 +250,6 @@ class Recorder:
     @torch.compiler.disable
     @exact()
     def _after_step(self, module, args, output):
-        """Put a step into the traces: it is whole only now, one that was interrupted half-way leaves nothing behind."""
         generation, step = self._generation, self._generation.step
         if generation.chosen is None or step.active:
             self._stores.self_attention.check()
@@ -271,15 +257,7 @@ class Recorder:
             generation.choose(self._layers, self.adapter, step)
         elif step.active:
             check_seen(generation.chosen, step)
-        generation.check_keys(self._flags, step)
-        for i, trace in enumerate(generation.traces):
-            trace.generation.ran = generation.calls + 1
-            if step.active:
-                trace.steps.append(generation.calls)
-                trace.timesteps.append(step.timestep)
-                self._stores.put(trace, {name: step.taken[name][i] for name in generation.chosen})
-                self._stores.self_attention.put(trace, i)
-        generation.calls += 1
+        generation.end_step(self._stores)
 
 
 def _numbers(steps):

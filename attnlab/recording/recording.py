@@ -25,10 +25,9 @@ class Recording(Sequence):
         The text encoder of the recorded model, for other texts.
     """
 
-    def __init__(self, encoder: TextEncoder | None = None, traces: Sequence[Trace] = ()):
-        self.encoder = encoder
-        self._traces = list(traces)
-        self._arrive: Callable[[], None] | None = None  # what to wait by while more is recorded
+    def __init__(self, encoder: TextEncoder | None = None, traces: Sequence[Trace] = (), arrive: Callable = None):
+        self.encoder, self._traces = encoder, list(traces)
+        self._arrive = arrive  # what to wait by, while more is recorded, for what is on its way
 
     @property
     def traces(self) -> list[Trace]:
@@ -41,18 +40,15 @@ class Recording(Sequence):
         return len(self.traces)
 
     def __getitem__(self, i: int | slice) -> "Recording":
-        part = Recording(self.encoder, self.traces[i] if isinstance(i, slice) else [self.traces[i]])
-        part._arrive = self._arrive
-        return part
+        return Recording(self.encoder, self.traces[i] if isinstance(i, slice) else [self.traces[i]], self._arrive)
 
     def __repr__(self) -> str:
         if len(self) != 1:
             state = "" if self.complete else ", not all of them complete"
             return f"<Recording of {len(self)} images, {self.nbytes / 1e6:.1f} MB{state}>"
-        trace = self.traces[0]
+        trace, made = self.traces[0], self.traces[0].generation
         text = "embeddings" if trace.words is None else repr(" ".join(word.text for word in trace.words))
-        ran, planned = trace.generation.ran, trace.generation.planned
-        state = "" if self.complete else f", interrupted after {ran} of {planned} steps"
+        state = "" if self.complete else f", interrupted after {made.ran} of {made.planned} steps"
         size = f"{len(trace.sizes)} layers, {len(trace.steps)} steps, {self.nbytes / 1e6:.1f} MB"
         return f"<Recording of {text}: {size}{state}>"
 
@@ -142,7 +138,7 @@ class Recording(Sequence):
         if not chosen:
             known = sorted({t.generation.branch for t in self.traces})
             raise ValueError(f"branch {name!r} was not recorded, only {', '.join(known)}: record(pipe, branch='both')")
-        return Recording(self.encoder, chosen)
+        return Recording(self.encoder, chosen, self._arrive)
 
     def self_attention(self, height: int | None = None) -> tuple[torch.Tensor, tuple[int, int]]:
         """Return the mean self-attention of the layers of one size, and that size, (height, width).

@@ -2,7 +2,7 @@
 
 A store has `take`, which runs while the denoiser does, and `put`, which adds what was taken to an image's trace once
 the step is whole: one that is interrupted half-way leaves nothing behind. All of it stays on the model's device and
-asks that for no number, so that a GPU is never waited for: queries leave it by a `Transfer`, a step at a time, and sums
+asks that for no number, so that a GPU is never waited for: queries leave it by a `HostCopy`, a step at a time, and sums
 once, at the end of a generation (`Stores.settle`). Axes: head, token, pixel (row-major).
 """
 
@@ -15,10 +15,10 @@ from torch import nn
 
 from ..pipelines import as_device
 from .adapters import Adapter, AttentionCall
+from .host_copy import HostCopy
 from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact, split_heads
 from .texts import Text, TextEncoder
 from .trace import SelfAttentionSum, Trace
-from .transfer import Transfer
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 
@@ -26,10 +26,10 @@ KEEP = ("queries", "sum", "maps", "contributions")  # what `record(keep=...)` ma
 
 
 class QueryStore:
-    """Every step's queries, in `dtype`, brought to main memory or wherever `transfer` leads: for maps of any text."""
+    """Every step's queries, in `dtype`, brought to main memory or wherever `host_copy` leads: for maps of any text."""
 
-    def __init__(self, dtype: torch.dtype | None, transfer: Transfer):
-        self.dtype, self.transfer = dtype, transfer
+    def __init__(self, dtype: torch.dtype | None, host_copy: HostCopy):
+        self.dtype, self.host_copy = dtype, host_copy
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> torch.Tensor:
         """Copy a layer's queries (pixel, head x width) of one image."""
@@ -38,7 +38,7 @@ class QueryStore:
 
     def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
         """Append a step's queries, by layer, to a trace."""
-        for name, queries in zip(taken, self.transfer.send(list(taken.values())), strict=True):
+        for name, queries in zip(taken, self.host_copy.send(list(taken.values())), strict=True):
             trace.queries.setdefault(name, []).append(queries)
 
 
@@ -64,8 +64,8 @@ class MapStore:
     `texts` has None for the prompt, as the model sees it; others have start and end token and no padding, as in `ovam`.
     """
 
-    def __init__(self, texts: Sequence[Text | None], transfer: Transfer, contributions: bool = False):
-        self.texts, self.transfer, self.contributions = list(texts), transfer, contributions
+    def __init__(self, texts: Sequence[Text | None], host_copy: HostCopy, contributions: bool = False):
+        self.texts, self.host_copy, self.contributions = list(texts), host_copy, contributions
         self._keys: dict[tuple, list[torch.Tensor]] = {}  # of a text in a layer; behind them, its outputs
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list[tuple[str | None, torch.Tensor]]:
@@ -91,7 +91,7 @@ class MapStore:
         of = (id(trace) if text is None else id(text), layer.name)
         if of not in self._keys:
             if layer.weight.device != queries.device:  # of an earlier step, and perhaps still on its way
-                self.transfer.wait()
+                self.host_copy.wait()
                 layer = layer.to(queries.device)
             embedding = trace.text if text is None else text.embedding[: text.length]
             embedding = embedding.to(queries.device, non_blocking=True)
@@ -190,14 +190,14 @@ class Stores:
             raise ValueError(f"self_attention={self_attention!r}: give heights of maps, for example 16 or [16, 32]")
         encoded = {text.text: text for text in map(encoder, texts)}  # each once
         streamed = [None] * (keep in ("maps", "contributions")) + list(encoded.values())
-        self.transfer = Transfer(device)
-        self.maps = MapStore(streamed, self.transfer, keep == "contributions")
+        self.host_copy = HostCopy(device)
+        self.maps = MapStore(streamed, self.host_copy, keep == "contributions")
         self.self_attention = SelfAttentionStore(heights)
         self._stores = [self.maps] if streamed else []
         if keep == "sum":
             self._stores.insert(0, QuerySum())
         if queries := keep == "queries" or (keep is None and not texts):
-            self._stores.insert(0, QueryStore(dtype, self.transfer))
+            self._stores.insert(0, QueryStore(dtype, self.host_copy))
         self.values = queries or keep == "contributions"  # whether layers are kept with their values
 
     def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list:
@@ -213,9 +213,9 @@ class Stores:
         """Bring the sums of a generation that has ended to where they are kept; they are there after a `wait`."""
         for trace in traces:
             for sums in (trace.sums, *trace.streamed.values()):
-                sums.update(zip(sums, self.transfer.send(list(sums.values())), strict=True))
+                sums.update(zip(sums, self.host_copy.send(list(sums.values())), strict=True))
             for size, (total, count) in trace.self_attention.items():
-                trace.self_attention[size] = SelfAttentionSum(*self.transfer.send([total]), count)
+                trace.self_attention[size] = SelfAttentionSum(*self.host_copy.send([total]), count)
 
     def forget(self) -> None:
         """Drop what belongs to one generation alone."""

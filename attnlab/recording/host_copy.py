@@ -11,7 +11,7 @@ from threading import Thread
 
 import torch
 
-__all__ = ["CudaLink", "Transfer", "link_between"]
+__all__ = ["CudaLink", "HostCopy", "link_between"]
 
 _SLOTS = 4
 _SLOT_BYTES = 32 * 2**20
@@ -43,7 +43,7 @@ def link_between(source: torch.device, target: torch.device) -> CudaLink | None:
     return CudaLink(source) if source.type == "cuda" and target.type == "cpu" else None
 
 
-class Transfer:
+class HostCopy:
     """Tensors on their way to `target`; the order in which they were sent is that in which they arrive.
 
     Parameters
@@ -114,7 +114,7 @@ class Transfer:
             if self._free.empty():
                 for _ in range(_SLOTS):
                     self._free.put(link.slot(self.slot))
-            self._thread = Thread(target=self._drain, name="attnlab transfer", daemon=True)
+            self._thread = Thread(target=self._drain, name="attnlab host copy", daemon=True)
             self._thread.start()
         slot = self._free.get()  # waits where all are full
         try:

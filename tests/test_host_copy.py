@@ -13,8 +13,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 import attnlab as al
-from attnlab.recording import transfer
-from attnlab.recording.transfer import Transfer
+from attnlab.recording import host_copy
+from attnlab.recording.host_copy import HostCopy
 
 CPU = torch.device("cpu")
 KEPT = [{"keep": "queries"}, {"keep": "queries", "dtype": torch.float16}, {"keep": "sum"}, {"keep": "maps"}]
@@ -42,9 +42,9 @@ class SlowLink:
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Make every transfer one over a slow link, as if the model ran on a GPU; return the links that come to be."""
+    """Make every copy one over a slow link, as if the model ran on a GPU; return the links that come to be."""
     links = []
-    monkeypatch.setattr(transfer, "link_between", lambda source, target: links.append(SlowLink()) or links[-1])
+    monkeypatch.setattr(host_copy, "link_between", lambda source, target: links.append(SlowLink()) or links[-1])
     return links
 
 
@@ -58,7 +58,7 @@ def test_what_arrives_is_what_was_sent(slow, slot):
     sent = [
         [numbers(5, 7, seed=k), numbers(3, dtype=torch.float16, seed=k), numbers(2, 2, 9, seed=k)] for k in range(9)
     ]
-    way = Transfer(CPU, slot)
+    way = HostCopy(CPU, slot)
     arriving = [way.send(tensors) for tensors in sent]
     assert way.send([]) == []
     way.wait()
@@ -66,19 +66,19 @@ def test_what_arrives_is_what_was_sent(slow, slot):
     for tensors, found in zip(sent, arriving, strict=True):
         assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tensors, found, strict=True))
     way.close()
-    assert "attnlab transfer" not in [thread.name for thread in threading.enumerate()]
+    assert "attnlab host copy" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_nothing_is_copied_on_one_device():
     tensors = [numbers(4)]
-    way = Transfer(CPU)
+    way = HostCopy(CPU)
     assert way.send(tensors)[0] is tensors[0] and way.arrived == way.sent == 0
     way.wait()
 
 
 def test_a_full_ring_makes_the_next_copy_wait(slow):
     """No more than four copies are on their way, whatever is asked for."""
-    gate, way, made = threading.Event(), Transfer(CPU, slot=16), []
+    gate, way, made = threading.Event(), HostCopy(CPU, slot=16), []
     way._link(CPU).start = lambda source, slot: made.append(1) or (lambda: gate.wait(10) and slot.copy_(source))
     sender = threading.Thread(target=way.send, args=([numbers(40)],))  # ten slots
     sender.start()
@@ -93,7 +93,7 @@ def test_a_full_ring_makes_the_next_copy_wait(slow):
 
 def test_an_error_on_the_way_reaches_the_user(slow):
     """And nothing blocks after it, however much is sent."""
-    way = Transfer(CPU, slot=16)
+    way = HostCopy(CPU, slot=16)
 
     def broken(source, slot):
         def wait():
@@ -112,7 +112,7 @@ def test_an_error_on_the_way_reaches_the_user(slow):
 
 
 def test_an_interrupt_costs_no_slot(slow):
-    way, start = Transfer(CPU, slot=16), SlowLink().start
+    way, start = HostCopy(CPU, slot=16), SlowLink().start
     link = way._link(CPU)
     for _ in range(6):
 
@@ -150,11 +150,11 @@ def test_recordings_are_the_same_over_a_slow_link(levels, generate, monkeypatch,
     image, expected = record()
     with monkeypatch.context() as patch:
         links = []
-        patch.setattr(transfer, "link_between", lambda source, target: links.append(SlowLink()) or links[-1])
+        patch.setattr(host_copy, "link_between", lambda source, target: links.append(SlowLink()) or links[-1])
         again, found = record()
     assert torch.equal(image, again) and links[0].begun
     assert len(found) == len(expected) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert "attnlab transfer" not in [thread.name for thread in threading.enumerate()]
+    assert "attnlab host copy" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_equal_weights_are_held_once_over_a_slow_link(pipe, generate, slow):
@@ -175,7 +175,7 @@ def test_inside_the_block_what_is_on_its_way_is_waited_for(pipe, generate, slow,
 
 
 def test_an_interrupt_leaves_whole_steps(pipe, generate, slow, recording):
-    """In the middle of the third step, with transfers in flight."""
+    """In the middle of the third step, with copies in flight."""
     calls = []
 
     def interrupt(module, args):
@@ -212,8 +212,8 @@ def test_keys_that_change_are_found_without_waiting_for_them(pipe, generate, mon
         def start(self, source, slot):
             return lambda: gate.wait(10) and slot[: len(source)].copy_(source)
 
-    monkeypatch.setattr(transfer, "link_between", lambda source, target: Late())
-    monkeypatch.setattr(transfer, "_SLOTS", 64)  # room for the whole generation
+    monkeypatch.setattr(host_copy, "link_between", lambda source, target: Late())
+    monkeypatch.setattr(host_copy, "_SLOTS", 64)  # room for the whole generation
     ran = []
     try:
         with (
@@ -263,14 +263,14 @@ def callers():
 @pytest.mark.parametrize("kept", KEPT, ids=str)
 def test_no_step_but_the_first_asks_a_gpu_for_a_number(levels, generate, slow, monkeypatch, kept):
     """What would wait for the device, or copy from it and wait, is on a list of forbidden calls."""
-    watch, send = Watch(), Transfer.send
+    watch, send = Watch(), HostCopy.send
 
     def noted(way, tensors):
         found = send(way, tensors)
         watch.there |= {tensor.untyped_storage().data_ptr() for tensor in found}
         return found
 
-    monkeypatch.setattr(Transfer, "send", noted)
+    monkeypatch.setattr(HostCopy, "send", noted)
 
     def switch(pipe, step, timestep, kwargs):
         watch.on = step < 3  # off at the end: a generation ends with one wait
