@@ -18,8 +18,8 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["BUNDLED", "DTYPES", "as_device", "best_device", "bundled", "load_parts", "load_pipeline"]
-__all__ += ["mixed_precision", "seed"]
+__all__ = ["BUNDLED", "DTYPES", "as_device", "best_device", "bundled", "has_bfloat16", "load_parts"]
+__all__ += ["load_pipeline", "mixed_precision", "seed"]
 
 BUNDLED = Path(__file__).parent / "models"
 DTYPES = ("float32", "float16", "bfloat16")  # of weights, by name
@@ -106,11 +106,19 @@ def as_device(device: str | torch.device) -> torch.device:
         raise ValueError(f"device={device!r} does not work here, {best_device()!r} does: {reason}") from error
 
 
-def mixed_precision(device: str | torch.device, **options) -> AbstractContextManager:
-    """Return a block in which models compute in bfloat16, where the device has instructions for it.
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Return whether a device has instructions for bfloat16.
 
-    A processor without them imitates each one, and takes some twenty times as long as in float32: nothing is changed
-    there.
+    One without them imitates each, and takes some twenty times as long as in float32.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # what torch's own compiler asks
+    return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def mixed_precision(device: str | torch.device, **options) -> AbstractContextManager:
+    """Return a block in which models compute in bfloat16, where the device has it; it changes nothing elsewhere.
 
     Parameters
     ----------
@@ -120,11 +128,7 @@ def mixed_precision(device: str | torch.device, **options) -> AbstractContextMan
         As in `torch.autocast`, for example `cache_enabled=`.
     """
     kind = torch.device(device).type
-    if kind == "cpu":
-        able = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # what torch's own compiler asks
-    else:
-        able = kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(kind, torch.bfloat16, **options) if able else nullcontext()
+    return torch.autocast(kind, torch.bfloat16, **options) if has_bfloat16(device) else nullcontext()
 
 
 def _dtype(dtype) -> torch.dtype | None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from diffusers import UNet2DConditionModel
 
-from ..pipelines import best_device, mixed_precision
+from ..pipelines import best_device, has_bfloat16
 from ..recording.adapters import adapter_of
 from ..recording.stores import KEEP
 
@@ -78,7 +78,7 @@ def describe_hardware() -> Iterator[tuple[str, str]]:
     for i in range(torch.cuda.device_count() if device == "cuda" else 0):
         free, total = torch.cuda.mem_get_info(i)
         yield "gpu", f"cuda:{i}, {torch.cuda.get_device_name(i)}: {_gb(total)} of memory, {_gb(free)} free"
-    native = isinstance(mixed_precision(device), torch.autocast)  # whether it has instructions for bfloat16
+    native = has_bfloat16(device)
     if device == "cpu":
         half = 'load_pipeline(..., dtype="bfloat16") halves its memory' if native else "bfloat16 is slow on this one"
         yield "dtype", f"float32 on the CPU; {half}"

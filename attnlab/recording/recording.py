@@ -1,6 +1,6 @@
 """`Recording`: what was recorded of one or more images, and its file."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class Recording(Sequence):
         The text encoder of the recorded model, for other texts.
     """
 
-    def __init__(self, encoder: TextEncoder | None = None, traces: Sequence[Trace] = (), arrive: Callable = None):
+    def __init__(self, encoder: TextEncoder | None = None, traces: Sequence[Trace] = (), arrive=None):
         self.encoder, self._traces = encoder, list(traces)
         self._arrive = arrive  # what to wait by, while more is recorded, for what is on its way
 

@@ -117,7 +117,7 @@ class MapControls:
 
     def __init__(self, method: str, changed: Callable[[], None]):
         self.method = ui.ToggleButtons(options=views.MAP_METHODS, value=method, style={"button_width": "80px"})
-        self.opacity = ui.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity", **sized("260px"))
+        self.opacity = ui.FloatSlider(value=0.6, min=0, max=1, step=0.05, description="opacity", **sized("260px"))
         self.colormap = ui.Dropdown(options=views.COLORMAPS, description="colors", **sized("140px"))
         self.scale = ui.Dropdown(options=views.SCALES, description="scale", **sized("140px"))
         self.choices = {"layers": [], "steps": [], "heads": []}  # of a recording, in the order of its sliders

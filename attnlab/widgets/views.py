@@ -88,7 +88,7 @@ def side_by_side(
     image,
     maps: Mapping[str, np.ndarray],
     *,
-    opacity: float = 0.5,
+    opacity: float = 0.6,
     colormap: str = "inferno",
     scale: str = "together",
     highest: float = 0.0,
