@@ -13,7 +13,9 @@ ones, give `--out attnlab/models`. On 2 cores set GOMP_CPU_AFFINITY="0 1" OMP_PR
 
 import argparse
 import logging
+import math
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +173,8 @@ class StreetTraining:
         model = self._new(tokenizer)
         done = training.load_checkpoint(self.work / stage / "checkpoint.safetensors", {"average": model})["done"]
         if done < self.preset.denoiser.steps:
-            _log.warning("%s is at step %d of %d: not exported", stage, done, self.preset.denoiser.steps)
+            steps = self.preset.denoiser.steps
+            _log.warning("%s is at step %d of %d: not exported; the same call goes on", stage, done, steps)
             return
         from diffusers import StableDiffusionPipeline  # only here: its import warns of torchvision, which is not wanted
 
@@ -211,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of the denoisers, in place of the preset's")
     parser.add_argument("--seed", type=int, help="of the denoisers' batches and starts, in place of the preset's")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which the denoisers pause")
+    start, given = time.time(), parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work = given.work or Path("runs") / f"tiny-{given.preset}"
     places = work, given.out or work / "models", torch.device(given.device), given.start, given.text_layers
@@ -220,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = StreetTraining(replace(preset, denoiser=replace(preset.denoiser, **changed)), *places)
     for stage in ("vae", "denoisers", "segmenter", "export"):
         if stage == "denoisers" and (stages := [one for one in DENOISERS if one in given.stages]):
-            run.train_denoisers(stages)
+            run.train_denoisers(stages, start + 60 * given.minutes)
         elif stage in given.stages:
             getattr(run, stage)()
 
