@@ -320,6 +320,21 @@ def test_offloaded_weights(pipe, generate, recording):
     assert abs(al.daam(found).values - expected).max() <= 1e-4 * expected.max()
 
 
+def test_weights_stored_in_fp8(pipe, generate, tmp_path):
+    """Layers that are cast to float32 only while they run: the same image, the model's own keys, also from a file."""
+    small = clone(pipe)
+    small.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    plain = generate(pipe=small)
+    with al.record(small) as recording:
+        assert torch.equal(generate(pipe=small), plain) and not torch.equal(plain, generate())
+    name, text = next(iter(recording.trace.layers)), recording.trace.text
+    with torch.no_grad():
+        made = small.unet.get_submodule(name).to_k(text)
+    assert torch.equal(recording.trace.layers[name].keys(text).transpose(0, 1).flatten(1), made)
+    again = al.Recording.load(recording.save(tmp_path / "fp8.safetensors"))
+    assert (al.daam(again).values == al.daam(recording).values).all()
+
+
 def test_callback_turns_guidance_off(pipe, generate):
     """diffusers' dynamic guidance: from step 2 on the batch has its conditional half alone. Still one image."""
 
