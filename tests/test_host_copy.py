@@ -248,9 +248,14 @@ class Watch(TorchFunctionMode):
                 isinstance(x, torch.device | str) for x in [*args[1:], *(kwargs or {}).values()]
             )
             there = args and torch.is_tensor(args[0]) and args[0].untyped_storage().data_ptr() in self.there
-            if not there and (name in WAITS or (moves and not (kwargs or {}).get("non_blocking"))):
+            picks = name == "__getitem__" and any(isinstance(i, list | torch.Tensor) for i in as_tuple(args[1]))
+            if not there and (name in WAITS or picks or (moves and not (kwargs or {}).get("non_blocking"))):
                 self.found.append((name, next(f for f in callers() if "attnlab/recording" in f)))
         return func(*args, **(kwargs or {}))
+
+
+def as_tuple(index):
+    return index if isinstance(index, tuple) else (index,)
 
 
 def callers():

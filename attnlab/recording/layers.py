@@ -152,12 +152,19 @@ def contributed(
     """
     total = outputs.flatten(0, 1).T @ probabilities.flatten(-3, -2)  # (..., channel, pixel)
     length = total.norm(dim=-2, keepdim=True).clamp_min_(torch.finfo(total.dtype).tiny)
+    groups = [_span(heads) for heads in groups]
     if kind == "norm":
         found = [_norms(probabilities[..., heads, :, :], outputs[heads]) for heads in groups]
     else:
         along = (outputs.flatten(0, 1) @ (total / length)).view_as(probabilities) * probabilities
         found = [along[..., heads, :, :].sum(-3) for heads in groups]
     return torch.stack(found, -3) / length.mean(-1, keepdim=True).unsqueeze(-3)
+
+
+def _span(heads):
+    """Return numbers that follow one another as a slice: a list would be copied to a GPU, which waits for it."""
+    follow = heads == list(range(heads[0], heads[0] + len(heads)))
+    return slice(heads[0], heads[0] + len(heads)) if follow else heads
 
 
 def _norms(probabilities, outputs):
