@@ -10,6 +10,7 @@ from skimage.measure import label, regionprops
 from tqdm import tqdm
 
 from attnlab.metrics import class_ious, confusion
+from attnlab.pipelines import mixed_precision
 from attnlab.scenes import street
 from attnlab.segmentation import Segmenter
 from attnlab.segmentation.model import UNet, as_input
@@ -56,7 +57,7 @@ def restore(autoencoder: AutoencoderKL, images: np.ndarray, batch: int = 100) ->
     """Return images as the VAE restores them, uint8 (image, row, column, rgb)."""
     restored = []
     for i in tqdm(range(0, len(images), batch), desc="restoring", leave=False, delay=1):
-        with torch.autocast(autoencoder.device.type, torch.bfloat16):
+        with mixed_precision(autoencoder.device):
             latents = autoencoder.encode(as_input(images[i : i + batch]).to(autoencoder.device)).latent_dist.mean
             pixels = autoencoder.decode(latents).sample.float().clamp(-1, 1)
         restored.append(((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())

@@ -7,7 +7,6 @@ from diffusers import (
     DiffusionPipeline,
     EulerDiscreteScheduler,
     PNDMScheduler,
-    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from torch import nn
@@ -60,6 +59,8 @@ def stable_diffusion_xl(dtype: torch.dtype = torch.float32, narrow: int = 1) -> 
 
     `narrow` divides the denoiser's channels, as in `stable_diffusion_2_base`.
     """
+    from diffusers import StableDiffusionXLPipeline  # only here: its import warns of torchvision, which is not wanted
+
     channels = [width // narrow for width in XL["block_out_channels"]]
     norm = {"norm_num_groups": 32 // narrow}
     with seeded(0), torch.device("meta"):
