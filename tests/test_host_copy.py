@@ -7,9 +7,11 @@ read before it has arrived, is seen.
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 import attnlab as al
@@ -304,3 +306,36 @@ def test_a_model_that_is_compiled_inside_the_block_is_recorded(pipe, generate):
         torch.compiler.reset()
     assert torch.equal(image, expected) and compiled.unet._compiled_call_impl is not None
     assert all(torch.equal(a, b) for a, b in zip(all_of(found), all_of(recording), strict=True))
+
+
+@pytest.mark.parametrize("weights", ["cpu", "lazy"])
+@pytest.mark.parametrize("keep", ["queries", "sum", "maps", "contributions"])
+def test_maps_of_a_recording_on_a_gpu_mix_no_devices(levels, generate, keep, weights):
+    """Tensors that only have a shape, on a device of which every build of torch knows ("lazy"), as if it were a GPU."""
+    with al.record(levels, keep=keep, texts=["smoke"]) as recording:
+        generate(pipe=levels, steps=2)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+
+        def on(device, tensor):
+            return mode.from_tensor(tensor).to(device)
+
+        trace = replace(recording.trace)
+        trace.layers = {
+            n: layer.moved(lambda some: [on(weights, x) for x in some]) for n, layer in trace.layers.items()
+        }
+        trace.queries = {n: [on("lazy", x) for x in some] for n, some in trace.queries.items()}
+        trace.sums = {n: on("lazy", x) for n, x in trace.sums.items()}
+        trace.streamed = {t: {n: on("lazy", x) for n, x in sums.items()} for t, sums in trace.streamed.items()}
+        there, asked = al.Recording(recording.encoder, [trace]), []
+        if trace.queries or keep == "maps":
+            asked += [lambda: al.daam(there), lambda: al.daam(there, per="layer")]
+        if trace.queries or keep == "contributions":
+            asked += [lambda: al.contributions(there), lambda: al.contributions(there, kind="projection")]
+        if trace.queries or trace.sums:
+            asked += [lambda: al.linear_daam(there)]
+        if keep != "contributions":
+            asked += [lambda: al.ovam(there, "smoke")]
+        for ask in asked:
+            with pytest.raises(DataDependentOutputException):  # of the look for NaN, the first that needs a value
+                ask()
+    assert asked

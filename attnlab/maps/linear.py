@@ -196,11 +196,11 @@ def linear_daam(
             queries = sum(layer.queries(trace.queries[name][i]) for i in index)  # (head, pixel, width)
         else:  # summed up while recording, normalized already
             queries = split_heads(trace.sums[name], layer.heads, None)
-        bias = torch.zeros(len(layer.weight), dtype=torch.float32) if layer.bias is None else layer.bias.float()
-        weights = torch.cat([layer.weight.float(), bias[:, None]], 1)  # (head x width, text width + 1)
+        layer = layer.to(queries.device)
+        bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+        weights = torch.cat([layer.weight.float(), bias[:, None].float()], 1)  # (head x width, text width + 1)
         weights = weights.unflatten(0, (layer.heads, -1))[chosen].flatten(0, 1)
-        # (pixel, text width + 1), where the queries are
-        scores = (queries[chosen].transpose(0, 1).flatten(1) @ weights.to(queries.device)).cpu()
+        scores = (queries[chosen].transpose(0, 1).flatten(1) @ weights).cpu()  # (pixel, text width + 1)
         sums[size] = sums.get(size, 0) + (layer.scale if scaled else 1.0) * scores
         count += len(index) * len(chosen)
     largest = max(sums, key=math.prod)
