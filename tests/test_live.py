@@ -1,11 +1,11 @@
 """The live page: its data are of the bundled model as it is now, and it asks nobody for anything."""
 
 import base64
-import importlib.util
 import io
 import re
 from pathlib import Path
 
+import live
 import numpy as np
 import pytest
 import torch
@@ -19,26 +19,17 @@ PAGE = ROOT / "docs/live"
 
 
 @pytest.fixture(scope="module")
-def live():
-    """The script that writes the page's data."""
-    spec = importlib.util.spec_from_file_location("live", ROOT / "docs/live.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def data(live):
+def data():
     return live.read()
 
 
-def maps(live, image, vectors):
+def maps(image, vectors):
     """Maps (word, row, column) of a stored image, computed as the page does."""
     matrix = live.unpack(image["matrix"])
     return (vectors @ matrix[:, :-1].T + matrix[:, -1]).reshape(-1, *image["size"])
 
 
-def test_data_are_of_the_bundled_model(live, data):
+def test_data_are_of_the_bundled_model(data):
     """`python docs/live.py` where this fails: the model was trained anew, or an image or a word was changed."""
     words = [word for group in live.WORDS.values() for word in group]
     assert {title: tuple(group) for title, group in data["words"].items()} == live.WORDS
@@ -49,19 +40,19 @@ def test_data_are_of_the_bundled_model(live, data):
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(stored["png"]))))
     assert np.abs(shown.astype(int) - np.asarray(image)).max() <= 2  # other processors round otherwise
     expected = linear @ torch.stack([linear.embed(word) for word in words])
-    found = maps(live, stored, live.unpack(data["vectors"]))
+    found = maps(stored, live.unpack(data["vectors"]))
     highest = np.abs(expected).max((1, 2))
     worst = (np.abs(found - expected).max((1, 2)) / highest).max()
     assert worst < 1e-2
 
 
-def test_the_scale_holds_every_word_of_every_image(live, data):
+def test_the_scale_holds_every_word_of_every_image(data):
     vectors = live.unpack(data["vectors"])
-    highest = max(maps(live, image, vectors).max() for image in data["images"])
+    highest = max(maps(image, vectors).max() for image in data["images"])
     assert data["highest"] == pytest.approx(highest, rel=1e-2)
 
 
-def test_words_are_those_of_the_captions(live):
+def test_words_are_those_of_the_captions():
     words = [word for group in live.WORDS.values() for word in group]
     assert len(set(words)) == len(words)
     tokens = al.load_pipeline(live.MODEL).tokenizer.get_vocab()
@@ -70,7 +61,7 @@ def test_words_are_those_of_the_captions(live):
     assert {word.strip(",") for caption in captions for word in caption.split()} <= set(words)
 
 
-def test_half_precision_keeps_small_numbers(live):
+def test_half_precision_keeps_small_numbers():
     small = torch.linspace(-3e-6, 3e-6, 12).reshape(3, 4)
     assert live.unpack(live._pack(small)) == pytest.approx(small.numpy(), abs=3e-9)
 

@@ -1,10 +1,10 @@
 """The pages that people read first name what is there: links, pictures, notebooks."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import nbformat
+import pages
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,24 +23,15 @@ def test_every_notebook_is_in_the_readme():
     assert [path.stem for path in sorted(ROOT.glob("notebooks/*.ipynb")) if f"[{path.stem}]" not in text] == []
 
 
-@pytest.fixture(scope="module")
-def pages():
-    """The script of `make docs`."""
-    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs/pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
-def test_no_page_is_older_than_its_notebook(pages, path):
+def test_no_page_is_older_than_its_notebook(path):
     """Run the notebook and `make docs` where this fails."""
     text = (ROOT / f"docs/notebooks/{path.stem}.md").read_text("utf-8")
     assert text.startswith(f"<!-- code {pages.code_digest(nbformat.read(path, 4))} -->")
     assert str(ROOT) not in text and "Traceback" not in text
 
 
-def test_a_page_shows_what_a_run_printed_and_drew(pages):
+def test_a_page_shows_what_a_run_printed_and_drew():
     """Figures are linked, other pictures lie beside it, bars are left out, and another code is refused."""
     new, pixel = nbformat.v4, "iVBORw0KGgo="
     code = [new.new_code_cell("word = 1"), new.new_code_cell("draw(word)"), new.new_code_cell("widget")]

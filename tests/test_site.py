@@ -5,17 +5,14 @@ import importlib
 import inspect
 import pkgutil
 import re
-import sys
 from pathlib import Path
 
-import pytest
-
-import attnlab
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs"))  # scripts, and no package
 import links
+import pytest
 import reference
 import sources
+
+import attnlab
 
 ROOT = Path(__file__).resolve().parents[1]
 

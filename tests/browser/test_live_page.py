@@ -1,9 +1,9 @@
 """The live page as visitors use it: opened as a file, with the mouse, with keys, light and dark, wide and narrow."""
 
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import live
 import numpy as np
 import pytest
 from test_inspector import CHROMIUM, CONTRAST, QUIET, SHOTS
@@ -65,16 +65,7 @@ def visit(act, width=1400, height=900, **options):
 
 
 @pytest.fixture(scope="module")
-def live():
-    """The script that writes the page's data."""
-    spec = importlib.util.spec_from_file_location("live", ROOT / "docs/live.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def linears(live):
+def linears():
     """Linear maps of the images, drawn again."""
     pipe = al.load_pipeline(live.MODEL)
     pipe.set_progress_bar_config(disable=True)
@@ -164,7 +155,7 @@ def test_what_begins_a_word_is_enough_and_what_is_none_is_said():
     visit(act)
 
 
-def strongest_of(live, cell, image=0):
+def strongest_of(cell, image=0):
     """Words with their scores at a cell, strongest first, from the stored data."""
     data = live.read()
     matrix, vectors = (live.unpack(packed) for packed in (data["images"][image]["matrix"], data["vectors"]))
@@ -173,7 +164,7 @@ def strongest_of(live, cell, image=0):
     return [(words[i], scores[i]) for i in np.argsort(-scores)]
 
 
-def test_a_click_lists_the_words_of_a_pixel(live):
+def test_a_click_lists_the_words_of_a_pixel():
     def act(page):
         picture = page.locator(".picture").nth(1)  # the first map
         box = picture.bounding_box()
@@ -193,7 +184,7 @@ def test_a_click_lists_the_words_of_a_pixel(live):
 
     held, listed = visit(act)
     assert held.startswith("Row 8, column 12 of 16 x 16 (click again to let go): tree ")
-    expected = strongest_of(live, 7 * CELLS + 11)[: len(listed)]
+    expected = strongest_of(7 * CELLS + 11)[: len(listed)]
     assert len(listed) == 8 and [float(score) for _, score in listed] == pytest.approx(
         [score for _, score in expected], abs=0.011
     )
