@@ -32,6 +32,7 @@ from attnlab.dataset import (
     label,
     making,
     verify_dataset,
+    workers,
 )
 from attnlab.maps.heatmaps import upscale
 
@@ -466,13 +467,13 @@ def test_a_batch_is_written_while_the_next_one_is_drawn(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("gpus, given", [(["4", "7"], ["4", "7", "4"]), ([], ["unset"] * 3)])
 def test_workers_have_gpus_of_their_own(monkeypatch, gpus, given):
-    monkeypatch.setattr(making, "Thread", lambda **options: SimpleNamespace(start=lambda: None))
+    monkeypatch.setattr(workers, "Thread", lambda **options: SimpleNamespace(start=lambda: None))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(gpus) or "unset")
     begun = SimpleNamespace(value=0, get_lock=nullcontext)
-    assert not gpus or making._visible_gpus() == gpus
+    assert not gpus or workers.visible_gpus() == gpus
     found = []
     for _ in given:
-        making._begin_worker(begun, gpus)
+        workers.begin_worker(begun, gpus)
         found.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert found == given
 

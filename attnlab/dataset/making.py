@@ -2,16 +2,15 @@
 
 import errno
 import inspect
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import RLock, Thread
+from threading import RLock
 from uuid import uuid4
 
 import numpy as np
@@ -28,6 +27,7 @@ from .labeling import heats, label, streaming
 from .recipe import Recipe
 from .records import SUMS_FILE, Dataset, as_lines, read_lines, record_files, sha256, write_record, wrong_line
 from .similarity import Similarity
+from .workers import begin_worker, patient_threads, visible_gpus
 
 __all__ = ["SHARDS", "generate_dataset", "make_shard"]
 
@@ -270,8 +270,8 @@ def _with_processes(workers, recipe, out, missing, progress):
     while missing:
         before = len(missing)
         spawn = get_context("spawn")
-        begin = _begin_worker, (spawn.Value("i"), _visible_gpus())
-        with _patient_threads(), ProcessPoolExecutor(workers, spawn, *begin) as pool:
+        begin = begin_worker, (spawn.Value("i"), visible_gpus())
+        with patient_threads(), ProcessPoolExecutor(workers, spawn, *begin) as pool:
             jobs = {pool.submit(make_shard, recipe, out, number): number for number in sorted(missing)}
             try:
                 for job in as_completed(jobs):
@@ -287,38 +287,6 @@ def _with_processes(workers, recipe, out, missing, progress):
         deaths = deaths + 1 if len(missing) == before else 0
         if deaths > _MAX_DEATHS:
             raise RuntimeError(f"workers died {deaths} times without finishing a shard: out of memory? try fewer")
-
-
-def _visible_gpus():
-    """Return what CUDA_VISIBLE_DEVICES may name, of the GPUs that this process sees."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _begin_worker(begun, gpus):
-    """Give this process a GPU of its own, in turn where there are fewer; let it end with the one that began it."""
-    if gpus:
-        with begun.get_lock():
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[begun.value % len(gpus)]
-            begun.value += 1
-
-    def wait():
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def _patient_threads():
-    """Let processes begun in this block have threads that sleep while they wait: others would fight for cores."""
-    before = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    try:
-        yield
-    finally:
-        os.environ.pop("OMP_WAIT_POLICY")
-        os.environ.update({} if before is None else {"OMP_WAIT_POLICY": before})
 
 
 @torch.no_grad()
