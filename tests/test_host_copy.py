@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 import attnlab as al
 from attnlab.recording import host_copy
 from attnlab.recording.host_copy import HostCopy
+from attnlab.recording.keys import KeyWatch
 
 CPU = torch.device("cpu")
 KEPT = [{"keep": "queries"}, {"keep": "queries", "dtype": torch.float16}, {"keep": "sum"}, {"keep": "maps"}]
@@ -228,6 +229,24 @@ def test_keys_that_change_are_found_without_waiting_for_them(pipe, generate, mon
     finally:
         module.weight.data.copy_(before)
     assert ran and not found.traces[0].steps and not list(found.traces[0].queries) and not found.traces[0].sums
+
+
+def test_a_watch_of_keys_ends_its_thread_after_an_error(monkeypatch):
+    class Broken(SlowLink):
+        def start(self, source, slot):
+            def wait():
+                raise OSError("the device is lost")
+
+            return wait
+
+    monkeypatch.setattr(host_copy, "link_between", lambda source, target: Broken())
+    watch, before = KeyWatch(), set(threading.enumerate())
+    watch.meet("a layer", numbers(3, 4))
+    watch.end_step(0)
+    [thread] = set(threading.enumerate()) - before
+    with pytest.raises(RuntimeError, match="could not be brought to cpu"):
+        watch.end()
+    assert not thread.is_alive()
 
 
 WAITS = {"item", "__float__", "__int__", "__bool__", "__index__", "__contains__", "tolist", "numpy", "cpu", "cuda"}

@@ -49,7 +49,9 @@ class KeyWatch:
         self._first.clear()
 
     def end(self) -> None:
-        """Wait until all is known."""
+        """Wait until all is known; raise what went wrong on the way."""
         self._first.clear()
-        self._copy.wait()
-        self._copy.close()
+        try:
+            self._copy.wait()
+        finally:  # its thread ends after an error, too
+            self._copy.close()
