@@ -1,0 +1,22 @@
+"""Small pipelines of the real diffusers classes: random weights, real tokenizers, image grids of 8 rows x 12 columns.
+
+`pipe, call = SMALL["flux"]()` makes one and the arguments it is called with; so that it generates well under a second:
+`pipe(**call, num_inference_steps=2, output_type="latent", generator=torch.Generator().manual_seed(7))`.
+"""
+
+from . import joint, static
+from .encoders import OTHER, PROMPT
+
+SMALL = {
+    builder.__name__: builder
+    for builder in (
+        joint.flux,
+        joint.flux_distilled,
+        joint.sd3,
+        joint.qwen_image,
+        joint.z_image,
+        static.pixart_sigma,
+        static.sana,
+    )
+}
+__all__ = ["OTHER", "PROMPT", "SMALL"]

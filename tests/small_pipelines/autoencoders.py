@@ -1,0 +1,52 @@
+"""Autoencoders of the real classes, made small: one latent pixel of 2 x 2 pixels where the pipeline allows."""
+
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLQwenImage
+
+from .encoders import random_weights
+
+
+def kl(channels=4):
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=channels,
+        norm_num_groups=2,
+        shift_factor=0.1,
+        scaling_factor=1.5,
+    )
+    return random_weights(vae)
+
+
+def qwen_image():
+    """Qwen-Image's, which was made for films: three axes, of which time is one picture long."""
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1] * 4,
+        latents_std=[1.5] * 4,
+    )
+    return random_weights(vae)
+
+
+def deep_compression():
+    """Sana's: one latent pixel of 8 x 8 pixels, since its pipeline takes multiples of 32 pixels."""
+    blocks = ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock")
+    scales = ((), (), (), (5,))
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales,
+        encoder_layers_per_block=(1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        scaling_factor=0.4,
+    )
+    return random_weights(vae)

@@ -1,0 +1,185 @@
+"""Tokenizers and text encoders of the real classes, made small: a few hundred pieces, two layers, random weights.
+
+The tokenizers split as the large ones do: the same marks of a word's start or end, the same special tokens. Most words
+of the two prompts are one piece, "burning" is several, as a word may be in any model.
+"""
+
+import json
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+import attnlab as al
+
+PROMPT = "a burning house with fire and smoke and a car"
+OTHER = "a red tree"
+WORDS = "a the with and on in of by red blue tree car house fire smoke night image color size user system".split()
+SENTENCES = [
+    *[" ".join(WORDS)] * 20,
+    *[f"{word} in the {other} and the {word}" for word in WORDS for other in WORDS],
+    *["burn burned turning sing"] * 3,  # "burning" is rare, so it stays several pieces
+]
+LETTERS = [chr(code) for code in range(33, 127)]  # what can be typed on any keyboard, but the space
+CHAT = """{% for message in messages %}<|im_start|>{{ message.role }}
+{% if message.content is string %}{{ message.content }}{% else %}\
+{% for part in message.content %}{{ part.text }}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+
+def random_weights(model, seed=0):
+    """The model with weights that all do something: no gate at zero, no norm at exactly one."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.ndim >= 2:
+            weight.data = noise / weight[0].numel() ** 0.5  # so that what comes out is as large as what goes in
+        else:
+            weight.data = noise / 10 + ("norm" in name.lower() and name.endswith("weight"))
+    return model.eval().requires_grad_(False)
+
+
+# Tokenizers
+
+
+@cache
+def clip_tokenizer():
+    """CLIP: byte pairs whose mark "</w>" ends a word, start and end tokens; 48 tokens at most."""
+    return al.load_pipeline("tiny", device="cpu").tokenizer
+
+
+def t5_tokenizer():
+    """T5: sentencepiece (unigram) whose mark "▁" starts a word, an end token, no start token."""
+    pieces = [(f"▁{word}", -2.0) for word in [*WORDS, "burn"]] + [("ing", -3.0)]
+    special = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
+    vocabulary = special + pieces + [(letter, -6.0) for letter in ["▁", *LETTERS]]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=64)
+
+
+@cache
+def byte_pairs(mark):
+    """Vocabulary {piece: number} and merges of byte pair encoding, learned from the sentences; mark stands for a space."""
+    if mark == "Ġ":  # one sign for every byte
+        splitter, alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet()
+    else:
+        splitter, alphabet = pre_tokenizers.Metaspace(mark, prepend_scheme="never"), [mark, *LETTERS]
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = splitter
+    size = len(alphabet) + 95
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    learner.train_from_iterator(SENTENCES, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    return learned["vocab"], [tuple(pair) for pair in learned["merges"]]
+
+
+def with_special(special, pieces):
+    """Vocabulary {piece: number} that begins with the special tokens."""
+    return {piece: number for number, piece in enumerate([*special, *pieces])}
+
+
+def qwen_tokenizer():
+    """Qwen 2 and 3: byte pairs whose mark "Ġ" is the space before a word, a chat template, no start or end token."""
+    vocabulary, merges = byte_pairs("Ġ")
+    vision = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+    return Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        eos_token="<|im_end|>",
+        extra_special_tokens=["<|im_start|>", *vision],
+        chat_template=CHAT,
+        model_max_length=2048,
+    )
+
+
+def gemma_tokenizer():
+    """Gemma: sentencepiece (byte pairs) whose mark "▁" is the space before a word, a start token, no end token."""
+    vocabulary, merges = byte_pairs("▁")
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]  # of what no piece spells, as the end of a line
+    return GemmaTokenizer(
+        vocab=with_special(special, [*bytes_, *vocabulary]), merges=merges, add_bos_token=True, model_max_length=2048
+    )
+
+
+# Text encoders. All take the tokenizer whose text they read, and the width of what they return
+
+
+def clip(width, kind=CLIPTextModel, seed=0):
+    tokenizer = clip_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=width,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return random_weights(kind(config), seed)
+
+
+def t5(tokenizer, width):
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=2)
+    return random_weights(T5EncoderModel(config))
+
+
+def decoder_only(width):
+    """What the configurations of language models have in common."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": width // 2,
+        "max_position_embeddings": 2048,
+    }
+
+
+def gemma2(tokenizer, width):
+    return random_weights(Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **decoder_only(width))))
+
+
+def qwen3(tokenizer, width):
+    return random_weights(Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), **decoder_only(width))))
+
+
+def qwen_vision(tokenizer, width):
+    """Qwen 2.5 VL: reads text, and images among it."""
+    rotary = {"mrope_section": [1, 1, width // 4 - 2], "rope_type": "default", "rope_theta": 1e6}  # time, row, column
+    text = decoder_only(width) | {"vocab_size": len(tokenizer), "rope_parameters": rotary}
+    text |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    del text["head_dim"]  # this model always divides its width by the heads
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": width}
+    names = ("image_pad", "vision_start", "vision_end")
+    image, start, end = (tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names)
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=image,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    return random_weights(Qwen2_5_VLForConditionalGeneration(config))

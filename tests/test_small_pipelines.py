@@ -1,0 +1,36 @@
+"""Small pipelines of all families: they run, repeat, and their pictures depend on the text."""
+
+import pytest
+import torch
+from small_pipelines import OTHER, PROMPT, SMALL
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def small(request):
+    """A family's pipeline and the arguments of its calls."""
+    pipe, call = SMALL[request.param]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, call
+
+
+def generate(small, **change):
+    """Latents of a generation of two steps."""
+    pipe, call = small
+    generator = torch.Generator().manual_seed(7)
+    result = pipe(**call | change, num_inference_steps=2, output_type="latent", generator=generator)
+    return result[0]
+
+
+def test_generates(small):
+    image = generate(small)
+    assert image.isfinite().all() and image.std() > 0.01
+
+
+def test_repeats_with_the_same_seed(small):
+    assert torch.equal(generate(small), generate(small))
+
+
+def test_reads_the_prompt(small):
+    assert small[1]["prompt"] == PROMPT
+    image, other = generate(small), generate(small, prompt=OTHER)
+    assert (image - other).abs().max() > 1e-3 * image.abs().max()
