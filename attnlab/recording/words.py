@@ -1,16 +1,23 @@
 """Map words to token positions by position and spelling, so that repeated words stay apart."""
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+from functools import cache, reduce
+from itertools import accumulate
 from numbers import Integral
 from typing import NamedTuple
 
-__all__ = ["Query", "Word", "find", "matches", "split", "text_span", "vocabulary"]
+__all__ = ["Query", "Word", "find", "matches", "merge", "of_prompt", "special_ids", "split", "text_span", "vocabulary"]
 
 Query = str | int | tuple[str, int]
 """What asks for a word: "smoke", or a phrase, "red car"; a number, for the n-th word; ("car", 1), the second "car"."""
 _END_OF_WORD = "</w>"  # how CLIP's tokenizer marks the last piece of a word
 _CUT = "…"  # how a word is marked of which the window cut off the end
+_UNKNOWN = "\ufffd"  # stands for what a tokenizer has no piece for
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # sentencepiece's piece for a byte of a character that it has no piece for
+_NO_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts that put none between words
 
 
 class Word(NamedTuple):
@@ -33,9 +40,27 @@ def split(tokenizer, ids: Sequence[int]) -> list[Word]:
     """Group the tokens of a text into words, in order, as the tokenizer writes them (CLIP's in lower case).
 
     Tokens are grouped in the order of the text by the word they are pieces of: pieces of a word stay together, equal
-    words stay apart. A learned token (textual inversion) is a word, with all its vectors and the capitals of its name.
-    A word of which the window cut off the end is written with an ellipsis, "umbr…".
+    words stay apart. Special tokens are no words. A learned token (textual inversion) is a word, with all its vectors
+    and the capitals of its name. Punctuation is a word; a token that holds parts of two words, as "-light", belongs to
+    both. In scripts without spaces (Chinese) each token is a word. What CLIP's window cut off is written with an
+    ellipsis, "umbr…".
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizer
+        CLIP's, or one of sentencepiece (T5, Gemma), of byte pairs (Qwen, Llama 3) or of word pieces (BERT).
+    ids : sequence of int
+        Numbers of the tokens. Special tokens and padding may be anywhere; what follows CLIP's end token is not read.
     """
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    # a text of learned tokens alone shows no mark: a letter does
+    if any(piece.endswith(_END_OF_WORD) for piece in [*pieces, *tokenizer.tokenize("a")]):
+        return _split_at_ends(tokenizer, ids)
+    return _split_by_characters(tokenizer, ids, pieces)
+
+
+def _split_at_ends(tokenizer, ids):
+    """Group CLIP's pieces, of which the last one of a word is marked."""
     span = text_span(tokenizer, ids)
     learned = {number: name for name, number in tokenizer.get_added_vocab().items()}
     groups: list[list[int]] = []
@@ -50,6 +75,87 @@ def split(tokenizer, ids: Sequence[int]) -> list[Word]:
     if not ended:
         found[-1] = found[-1]._replace(text=found[-1].text.rstrip("\ufffd") + _CUT)  # half a letter is no letter
     return found
+
+
+def _split_by_characters(tokenizer, ids, pieces):
+    """Group the pieces of other tokenizers by the characters that they spell, special tokens left out."""
+    special, read = special_ids(tokenizer), _reader(tokenizer)
+    learned = {number: name for name, number in tokenizer.get_added_vocab().items() if number not in special}
+    found: list[Word] = []
+    spelled: list[tuple[int, bytes]] = []  # the tokens of the text since the last special or learned one
+    previous = ""  # the learned token just before
+    for position, (number, piece) in enumerate(zip(ids, pieces, strict=True)):
+        if number in special or number in learned:
+            found += _words_in(spelled)
+            spelled = []
+        else:
+            unknown = number == tokenizer.unk_token_id
+            spelled.append((position, (_UNKNOWN.encode() if unknown else read(piece))))
+        name = learned.get(number, "")
+        if name and previous and _follows(previous, name):
+            found[-1] = Word(found[-1].text, (*found[-1].tokens, position))
+        elif name:
+            found.append(Word(name, (position,)))
+        previous = name
+    return found + _words_in(spelled)
+
+
+def _reader(tokenizer) -> Callable[[str], bytes]:
+    """Choose how to read the UTF-8 bytes of a tokenizer's pieces, by the sign that it writes for a space."""
+    sample = "".join(tokenizer.tokenize("a a"))
+    if "Ġ" in sample:  # byte pairs
+        return lambda piece: bytes(_byte_signs()[sign] for sign in piece)
+    if "▁" in sample:  # sentencepiece
+        return lambda piece: bytes.fromhex(m[1]) if (m := _BYTE.fullmatch(piece)) else piece.replace("▁", " ").encode()
+    if " " in sample:  # a token for every byte
+        return lambda piece: piece.encode("latin-1")
+    return lambda piece: piece.removeprefix("##").encode() if piece.startswith("##") else f" {piece}".encode()
+
+
+@cache
+def _byte_signs() -> dict[str, int]:
+    """Map the signs of byte pair encoding to bytes: a byte that prints is itself, the others follow from "Ā" on."""
+    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in prints]
+    return {chr(byte): byte for byte in prints} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _words_in(spelled):
+    """Group tokens, as (position, bytes), into words: letters, digits, or other signs without a space between."""
+    owners = [position for position, data in spelled for _ in data]  # the token of each byte
+    text = b"".join(data for _, data in spelled).decode(errors="surrogateescape")  # a stray byte is a character, too
+    found: list[Word] = []
+    kind, last, byte = "space", -1, 0  # of the character before: its kind and last token; and where the next one starts
+    for character in text:
+        size = len(character.encode(errors="surrogateescape"))
+        tokens = tuple(dict.fromkeys(owners[byte : byte + size]))
+        byte += size
+        before, kind = kind, _kind(character, kind)
+        if kind != before or (kind == "no spaces" and tokens[0] > last):
+            found.append(Word("", ()))
+        found[-1] = Word(found[-1].text + character, tuple(dict.fromkeys((*found[-1].tokens, *tokens))))
+        last = tokens[-1]
+    found = [Word(word.text.encode(errors="surrogateescape").decode(errors="replace"), word.tokens) for word in found]
+    return [word for word in found if word.text.strip()]
+
+
+def _kind(character, before) -> str:
+    """Tell what kind of word a character belongs to, which may be that of the character before."""
+    category = unicodedata.category(character)
+    if character.isspace():
+        return "space"
+    if category[0] == "M" or category == "Cf":  # accents, and what joins the parts of an emoji
+        return before
+    if category[0] == "L":
+        return "no spaces" if unicodedata.name(character, "").startswith(_NO_SPACES) else "letters"
+    return "digits" if category[0] == "N" else "signs"
+
+
+def special_ids(tokenizer) -> set[int]:
+    """Collect the numbers of tokens that stand for no text: start, end, padding, the marks of a chat."""
+    marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return {*tokenizer.all_special_ids, *marked} - ({tokenizer.unk_token_id} - ends)  # an unknown piece stands for text
 
 
 def _follows(previous: str, piece: str) -> bool:
@@ -104,10 +210,73 @@ def matches(words: Sequence[Word], query: Query) -> list[tuple[int, ...]]:
         for word, own in zip(words[first:], spelled[first:], strict=True):
             joined, tokens = joined + own, tokens + word.tokens
             if joined == letters:
-                found.append(tokens)
+                found.append(tuple(dict.fromkeys(tokens)))  # a token may belong to two words
             if not letters.startswith(joined):
                 break
     return found
+
+
+def of_prompt(words: Sequence[Word], prompts: Sequence[str]) -> list[Word] | None:
+    """Keep those words of a text that are one of the prompts, not of a template around it; None where no prompt fits.
+
+    The longest prompt that fits is taken, at its last place: templates put it last. A prompt may also be cut off by
+    the end of the text.
+    """
+    spelled = [_compared(word.text.removesuffix(_CUT)) for word in words]
+    ends = list(accumulate(map(len, spelled), initial=0))  # of words, in letters; the first one starts at 0
+    joined, fits = "".join(spelled), (0, 0, 0)  # how many letters fit, and which words they are
+    for prompt in prompts:
+        letters = _compared(prompt)
+        if not letters:
+            continue
+        whole = [i for i, end in enumerate(ends[:-1]) if joined.startswith(letters, end) and end + len(letters) in ends]
+        cut = [i for i, end in enumerate(ends[:-1]) if letters.startswith(joined[end:])]
+        if whole:
+            fits = max(fits, (len(letters), whole[-1], ends.index(ends[whole[-1]] + len(letters))))
+        elif cut:
+            fits = max(fits, (len(joined) - ends[cut[0]], cut[0], len(words)))
+    _, first, stop = fits
+    return list(words[first:stop]) or None
+
+
+def merge(lists: Sequence[Sequence[Word]]) -> list[Word]:
+    """Join words that several text encoders read: the same word in the order of the text is one, with all its tokens.
+
+    Words are told apart by their letters and their order, so that repeated ones stay apart. Where one tokenizer makes
+    several words of another's one, they are that one.
+    """
+    return reduce(_merge, lists, [])
+
+
+def _merge(first, second):
+    spelled = [[_letters(word.text) for word in words] for words in (first, second)]
+    changes = SequenceMatcher(None, *spelled, autojunk=False).get_opcodes()
+    return [word for _, i, j, k, m in changes for word in _merge_run(first[i:j], second[k:m])]
+
+
+def _merge_run(first, second):
+    """Join words from the start on up to each letter where a word ends in both lists; then come the others."""
+    pair = [first, second]
+    letters = ["".join(_letters(word.text) for word in words).removesuffix(_CUT) for words in pair]
+    ends = [list(accumulate(len(_letters(word.text.removesuffix(_CUT))) for word in words)) for words in pair]
+    if not (letters[0].startswith(letters[1]) or letters[1].startswith(letters[0])):
+        return [*first, *second]
+    for words, own, other in ((first, *ends), (second, *reversed(ends))):
+        if words and words[-1].text.endswith(_CUT):  # goes to the word that it is the start of
+            own[-1] = next((end for end in other if end >= own[-1]), own[-1])
+    merged, starts = [], [0, 0]
+    for end in sorted(set(ends[0]) & set(ends[1])):
+        stops = [own.index(end) + 1 for own in ends]
+        groups = [words[start:stop] for words, start, stop in zip(pair, starts, stops, strict=True)]
+        whole = min(groups, key=lambda group: (len(group), group[-1].text.endswith(_CUT)))
+        tokens = sorted({position for group in groups for word in group for position in word.tokens})
+        merged.append(Word("".join(word.text for word in whole), tuple(tokens)))
+        starts = stops
+    return [*merged, *first[starts[0] :], *second[starts[1] :]]
+
+
+def _compared(text):
+    return unicodedata.normalize("NFKC", _letters(text))  # sentencepiece writes "½" as "1⁄2"
 
 
 def _letters(text: str) -> str:
