@@ -30,7 +30,8 @@ def test_repeats_with_the_same_seed(small):
     assert torch.equal(generate(small), generate(small))
 
 
-def test_reads_the_prompt(small):
+@pytest.mark.parametrize("other", [OTHER, PROMPT.removesuffix("car") + "tree"], ids=["other text", "other last word"])
+def test_reads_the_prompt(small, other):
     assert small[1]["prompt"] == PROMPT
-    image, other = generate(small), generate(small, prompt=OTHER)
-    assert (image - other).abs().max() > 1e-3 * image.abs().max()
+    image = generate(small)
+    assert (generate(small, prompt=other) - image).abs().max() > 1e-3 * image.abs().max()

@@ -1,19 +1,54 @@
 """Autoencoders of the real classes, made small: one latent pixel of 2 x 2 pixels where the pipeline allows."""
 
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLQwenImage
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLHunyuanImage,
+    AutoencoderKLQwenImage,
+)
 
 from .encoders import random_weights
 
 
-def kl(channels=4):
+def kl(levels=2):
+    """Return that of most pipelines; one latent pixel is of 2 x 2 pixels with two levels, of 8 x 8 with four."""
     vae = AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
+        block_out_channels=(4, 8, 8, 8)[:levels],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=4,
         norm_num_groups=2,
         shift_factor=0.1,
         scaling_factor=1.5,
+    )
+    return random_weights(vae)
+
+
+def flux2():
+    """FLUX.2's: its pipeline takes latents, four pixels in one, by a mean and variance that the autoencoder has."""
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+    return random_weights(vae)
+
+
+def hunyuan_image():
+    """HunyuanImage's: one latent pixel of 4 x 4 pixels, and no patches."""
+    vae = AutoencoderKLHunyuanImage(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(32, 32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=4,
+        sample_size=32,
+        scaling_factor=0.5,
     )
     return random_weights(vae)
 

@@ -8,19 +8,25 @@ import json
 from functools import cache
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    GlmConfig,
+    GlmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
-    T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
@@ -45,6 +51,9 @@ CHAT = """{% for message in messages %}<|im_start|>{{ message.role }}
 </think>
 
 {% endif %}{% endif %}"""
+INSTRUCTIONS = """<s>{% for message in messages %}\
+{% set mark = "SYSTEM_PROMPT" if message.role == "system" else "INST" %}\
+[{{ mark }}]{% for part in message.content %}{{ part.text }}{% endfor %}[/{{ mark }}]{% endfor %}"""
 
 
 def random_weights(model, seed=0):
@@ -53,7 +62,9 @@ def random_weights(model, seed=0):
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         if weight.ndim >= 2:
-            weight.data = noise / weight[0].numel() ** 0.5  # so that what comes out is as large as what goes in
+            # what comes out is as large as what goes in, or larger where the time makes scales, shifts and gates
+            gain = 3 if any(part in name for part in ("norm", "adaLN", "modulation")) else 1
+            weight.data = gain * noise / weight[0].numel() ** 0.5
         else:
             weight.data = noise / 10 + ("norm" in name.lower() and name.endswith("weight"))
     return model.eval().requires_grad_(False)
@@ -78,7 +89,7 @@ def t5_tokenizer():
 
 @cache
 def byte_pairs(mark):
-    """Vocabulary {piece: number} and merges of byte pair encoding, learned from the sentences; mark stands for a space."""
+    """Vocabulary {piece: number} and merges of byte pairs, learned from the sentences; mark stands for a space."""
     if mark == "Ġ":  # one sign for every byte
         splitter, alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.ByteLevel.alphabet()
     else:
@@ -121,6 +132,40 @@ def gemma_tokenizer():
     )
 
 
+def byte_level_tokenizer(start, **special):
+    """Tokens of bytes as in Qwen, behind the tokens that every text starts with: of GLM, Llama 3 and Mistral 3."""
+    vocabulary, merges = byte_pairs("Ġ")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(start)
+    numbers = [(token, tokenizer.token_to_id(token)) for token in start]
+    tokenizer.post_processor = processors.TemplateProcessing(single=[*start, "$A"], special_tokens=numbers)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def glm_tokenizer():
+    """GLM 4: two start tokens, no end token."""
+    return byte_level_tokenizer(["[gMASK]", "<sop>"], pad_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def llama_tokenizer():
+    """Llama 3: a start token, no end token; it comes without a token for padding."""
+    begin = "<|begin_of_text|>"
+    return byte_level_tokenizer([begin], bos_token=begin, eos_token="<|eot_id|>", model_max_length=2048)
+
+
+def mistral_tokenizer():
+    """Mistral 3: a start token, a chat template, padding on the left.
+
+    FLUX.2 is published with a processor around it, which also reads images and needs torchvision, even for text alone.
+    """
+    marks = ["[IMG]", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    special = {f"{name}_token": f"<{sign}>" for name, sign in (("bos", "s"), ("eos", "/s"), ("pad", "pad"))}
+    template = {"chat_template": INSTRUCTIONS, "extra_special_tokens": marks}
+    return byte_level_tokenizer(["<s>"], padding_side="left", **special, **template)
+
+
 # Text encoders. All take the tokenizer whose text they read, and the width of what they return
 
 
@@ -140,9 +185,11 @@ def clip(width, kind=CLIPTextModel, seed=0):
     return random_weights(kind(config), seed)
 
 
-def t5(tokenizer, width):
-    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=2)
-    return random_weights(T5EncoderModel(config))
+def t5(tokenizer, width, kind=T5EncoderModel):
+    config = kind.config_class(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=2
+    )
+    return random_weights(kind(config))
 
 
 def decoder_only(width):
@@ -164,6 +211,29 @@ def gemma2(tokenizer, width):
 
 def qwen3(tokenizer, width):
     return random_weights(Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), **decoder_only(width))))
+
+
+def glm(tokenizer, width):
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return random_weights(GlmModel(GlmConfig(vocab_size=len(tokenizer), **special, **decoder_only(width))))
+
+
+def llama(tokenizer, width):
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(vocab_size=len(tokenizer), **special, **decoder_only(width))
+    return random_weights(LlamaForCausalLM(config))
+
+
+def mistral_vision(tokenizer, width):
+    """Mistral 3: reads text, and images among it."""
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = {"model_type": "mistral", "vocab_size": len(tokenizer), **special, **decoder_only(width)}
+    vision = {"model_type": "pixtral", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"intermediate_size": 32, "image_size": 16, "patch_size": 4}
+    config = Mistral3Config(
+        text_config=text, vision_config=vision, image_token_index=tokenizer.convert_tokens_to_ids("[IMG]")
+    )
+    return random_weights(Mistral3ForConditionalGeneration(config))
 
 
 def qwen_vision(tokenizer, width):
