@@ -17,6 +17,7 @@ SMALL = {
         joint.z_image,
         joint.flux_fill,
         joint.flux_kontext,
+        joint.qwen_image_edit,
         joint.flux2,
         joint.chroma,
         joint.aura_flow,

@@ -53,14 +53,14 @@ def hunyuan_image():
     return random_weights(vae)
 
 
-def qwen_image():
+def qwen_image(levels=2):
     """Qwen-Image's, which was made for films: three axes, of which time is one picture long."""
     vae = AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=4,
-        dim_mult=[1, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False],
+        dim_mult=[1] * levels,
+        num_res_blocks=0,
+        temperal_downsample=[False] * (levels - 1),
         latents_mean=[0.1] * 4,
         latents_std=[1.5] * 4,
     )

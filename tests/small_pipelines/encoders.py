@@ -25,11 +25,14 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
     Qwen3Config,
     Qwen3Model,
     T5EncoderModel,
     T5Tokenizer,
 )
+from transformers.processing_utils import ProcessorMixin
 
 import attnlab as al
 
@@ -111,7 +114,7 @@ def with_special(special, pieces):
 def qwen_tokenizer():
     """Qwen 2 and 3: byte pairs whose mark "Ġ" is the space before a word, a chat template, no start or end token."""
     vocabulary, merges = byte_pairs("Ġ")
-    vision = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+    vision = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     return Qwen2Tokenizer(
         vocab=vocabulary,
         merges=merges,
@@ -120,6 +123,21 @@ def qwen_tokenizer():
         chat_template=CHAT,
         model_max_length=2048,
     )
+
+
+class TextAndImages(Qwen2VLProcessor):
+    """Qwen's processor without its part for films, which cannot be made without torchvision."""
+
+    def __init__(self, image_processor, tokenizer):
+        ProcessorMixin.__init__(self, image_processor, tokenizer)
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+
+
+def qwen_processor(tokenizer):
+    """Qwen 2.5 VL: text, and images of at most 12 patches of 4 x 4 pixels, of which four make a token."""
+    pixels = {"shortest_edge": 4 * 4 * 4, "longest_edge": 12 * 4 * 4}  # the processor calls areas edges
+    return TextAndImages(Qwen2VLImageProcessorPil(patch_size=4, size=pixels), tokenizer)
 
 
 def gemma_tokenizer():
@@ -243,6 +261,7 @@ def qwen_vision(tokenizer, width):
     text |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     del text["head_dim"]  # this model always divides its width by the heads
     vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": width}
+    vision |= {"patch_size": 4, "fullatt_block_indexes": [1]}
     names = ("image_pad", "vision_start", "vision_end")
     image, start, end = (tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in names)
     config = Qwen2_5_VLConfig(

@@ -1,5 +1,7 @@
 """Diffusion transformers whose text and image attend to one another in one attention ("joint")."""
 
+import re
+
 import numpy as np
 from diffusers import (
     AdaptiveProjectedMixGuidance,
@@ -22,6 +24,7 @@ from diffusers import (
     HunyuanImageTransformer2DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    QwenImageEditPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -130,7 +133,7 @@ def qwen_parts(**transformer):
 
 def drop_template(pipe):
     """Let the pipeline drop the template before the prompt: how many tokens it is depends on the tokenizer."""
-    before = pipe.prompt_template_encode.split("{}")[0]
+    before = re.split(r"<\|vision_start\|>|{}", pipe.prompt_template_encode)[0]  # the image belongs to the prompt
     pipe.prompt_template_encode_start_idx = len(pipe.tokenizer(before).input_ids)
     return pipe
 
@@ -138,6 +141,17 @@ def drop_template(pipe):
 def qwen_image():
     pipe = drop_template(QwenImagePipeline(**qwen_parts()))
     return pipe, {**GUIDED, "true_cfg_scale": 3.0}
+
+
+def qwen_image_edit():
+    """Qwen-Image-Edit: the image to edit is read by the text encoder, and its tokens stand behind those of the image.
+
+    The pipeline makes it a megapixel large, whatever is asked for, so here a latent pixel is of 64 x 64 pixels.
+    """
+    parts = qwen_parts() | {"vae": autoencoders.qwen_image(levels=7)}
+    pipe = QwenImageEditPipeline(**parts, processor=encoders.qwen_processor(parts["tokenizer"]))
+    call = {"image": picture(24, 40), "height": 8 * 128, "width": 12 * 128, "true_cfg_scale": 3.0}
+    return drop_template(pipe), {**GUIDED, **call}
 
 
 # Z-Image
