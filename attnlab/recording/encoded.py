@@ -81,7 +81,7 @@ class EncodedTexts:
             return
         norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", None)
         if norm is not None:
-            made = [each for h in made for each in (h, norm(h))]  # what clip_skip= takes, and SDXL
+            made += [norm(h) for h in made[1:]]  # of hidden states clip_skip= takes these, and SDXL the others
         width = made[-1].shape[-1]
         made = torch.stack([_some(h.detach()) for h in made if h.shape[-1] == width])
         which = next((i for i, (known, _) in enumerate(self._encoders) if known is encoder), 0)
@@ -194,7 +194,7 @@ def _embeddings(output, shape) -> Iterator[torch.Tensor]:
 
 def _some(embedding):
     """Keep some of the columns of (..., width), evenly spaced."""
-    return embedding[..., :: -(-embedding.shape[-1] // _COLUMNS)].contiguous()
+    return embedding[..., :: -(-embedding.shape[-1] // _COLUMNS)]
 
 
 def _near(text, call) -> list[tuple[_Encoded, np.ndarray]]:

@@ -53,9 +53,8 @@ def split(tokenizer, ids: Sequence[int]) -> list[Word]:
         Numbers of the tokens. Special tokens and padding may be anywhere; what follows CLIP's end token is not read.
     """
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
-    # a text of learned tokens alone shows no mark: a letter does
-    if any(piece.endswith(_END_OF_WORD) for piece in [*pieces, *tokenizer.tokenize("a")]):
-        return _split_at_ends(tokenizer, ids)
+    if any(piece.endswith(_END_OF_WORD) for piece in pieces) or tokenizer.tokenize("a")[-1].endswith(_END_OF_WORD):
+        return _split_at_ends(tokenizer, ids)  # a text of learned tokens alone has no mark, but a letter has
     return _split_by_characters(tokenizer, ids, pieces)
 
 
@@ -80,7 +79,8 @@ def _split_at_ends(tokenizer, ids):
 def _split_by_characters(tokenizer, ids, pieces):
     """Group the pieces of other tokenizers by the characters that they spell, special tokens left out."""
     special, read = special_ids(tokenizer), _reader(tokenizer)
-    learned = {number: name for name, number in tokenizer.get_added_vocab().items() if number not in special}
+    pieced = {*special, tokenizer.unk_token_id}
+    learned = {number: name for name, number in tokenizer.get_added_vocab().items() if number not in pieced}
     found: list[Word] = []
     spelled: list[tuple[int, bytes]] = []  # the tokens of the text since the last special or learned one
     previous = ""  # the learned token just before
@@ -89,8 +89,7 @@ def _split_by_characters(tokenizer, ids, pieces):
             found += _words_in(spelled)
             spelled = []
         else:
-            unknown = number == tokenizer.unk_token_id
-            spelled.append((position, (_UNKNOWN.encode() if unknown else read(piece))))
+            spelled.append((position, _UNKNOWN.encode() if number == tokenizer.unk_token_id else read(piece)))
         name = learned.get(number, "")
         if name and previous and _follows(previous, name):
             found[-1] = Word(found[-1].text, (*found[-1].tokens, position))
@@ -131,12 +130,17 @@ def _words_in(spelled):
         tokens = tuple(dict.fromkeys(owners[byte : byte + size]))
         byte += size
         before, kind = kind, _kind(character, kind)
-        if kind != before or (kind == "no spaces" and tokens[0] > last):
+        if not found or kind != before or (kind == "no spaces" and tokens[0] > last):
             found.append(Word("", ()))
         found[-1] = Word(found[-1].text + character, tuple(dict.fromkeys((*found[-1].tokens, *tokens))))
         last = tokens[-1]
-    found = [Word(word.text.encode(errors="surrogateescape").decode(errors="replace"), word.tokens) for word in found]
-    return [word for word in found if word.text.strip()]
+    return [word._replace(text=_whole(word.text)) for word in found if word.text.strip()]
+
+
+def _whole(text) -> str:
+    """Write an ellipsis for a letter of which the window cut off some bytes."""
+    whole = text.encode(errors="surrogateescape").decode(errors="ignore")
+    return whole if whole == text else whole + _CUT
 
 
 def _kind(character, before) -> str:
@@ -146,7 +150,7 @@ def _kind(character, before) -> str:
         return "space"
     if category[0] == "M" or category == "Cf":  # accents, and what joins the parts of an emoji
         return before
-    if category[0] == "L":
+    if category[0] == "L" or character == _UNKNOWN:
         return "no spaces" if unicodedata.name(character, "").startswith(_NO_SPACES) else "letters"
     return "digits" if category[0] == "N" else "signs"
 
@@ -220,62 +224,100 @@ def of_prompt(words: Sequence[Word], prompts: Sequence[str]) -> list[Word] | Non
     """Keep those words of a text that are one of the prompts, not of a template around it; None where no prompt fits.
 
     The longest prompt that fits is taken, at its last place: templates put it last. A prompt may also be cut off by
-    the end of the text.
+    the end of the text. Where the tokenizer did not know some letters, all words are kept, with the prompt's letters.
     """
-    spelled = [_compared(word.text.removesuffix(_CUT)) for word in words]
+    if any(_UNKNOWN in word.text for word in words):
+        return _named(words, prompts)  # tokenizers that do not know every letter are of encoders without a template
+    spelled = _spelled(words)
     ends = list(accumulate(map(len, spelled), initial=0))  # of words, in letters; the first one starts at 0
-    joined, fits = "".join(spelled), (0, 0, 0)  # how many letters fit, and which words they are
+    joined, fits = "".join(spelled), (0, 0, 0, "")  # how many letters fit, the words from and up to, and the prompt
     for prompt in prompts:
-        letters = _compared(prompt)
-        if not letters:
+        if not (letters := _compared(prompt)):
             continue
         whole = [i for i, end in enumerate(ends[:-1]) if joined.startswith(letters, end) and end + len(letters) in ends]
-        cut = [i for i, end in enumerate(ends[:-1]) if letters.startswith(joined[end:])]
+        # one word at the end of another text may be the first one of the prompt by chance, several are not
+        cut = [i for i, end in enumerate(ends[:-2]) if letters.startswith(joined[end:])]
         if whole:
-            fits = max(fits, (len(letters), whole[-1], ends.index(ends[whole[-1]] + len(letters))))
+            fits = max(fits, (len(letters), whole[-1], ends.index(ends[whole[-1]] + len(letters)), prompt))
         elif cut:
-            fits = max(fits, (len(joined) - ends[cut[0]], cut[0], len(words)))
-    _, first, stop = fits
-    return list(words[first:stop]) or None
+            fits = max(fits, (len(joined) - ends[cut[0]], cut[0], len(words), prompt))
+    count, first, stop, prompt = fits
+    return _marked(words[first:stop], count, prompt) if count else None
+
+
+def _named(words, prompts):
+    """Write words as the prompt has them whose words differ from them in unknown letters only."""
+    for prompt in sorted(prompts, key=len, reverse=True):
+        own = _words_of(prompt)
+        known = [map(_compared, word.text.split(_UNKNOWN)) for word in words]
+        patterns = [".+".join(map(re.escape, parts)) for parts in known]
+        if len(words) <= len(own) and all(map(re.fullmatch, patterns, map(_compared, own))):
+            return [word._replace(text=text) for word, text in zip(words, own, strict=False)]
+    return list(words)
+
+
+def _words_of(prompt) -> list[str]:
+    return [word.text for word in _words_in([(i, letter.encode()) for i, letter in enumerate(prompt)])]
+
+
+def _marked(words, count, prompt):
+    """Write an ellipsis behind the last word where only its start was read: so many letters of the prompt were."""
+    whole = count in accumulate(len(_compared(text)) for text in _words_of(prompt)) or words[-1].text.endswith(_CUT)
+    return list(words) if whole else [*words[:-1], words[-1]._replace(text=words[-1].text + _CUT)]
 
 
 def merge(lists: Sequence[Sequence[Word]]) -> list[Word]:
     """Join words that several text encoders read: the same word in the order of the text is one, with all its tokens.
 
-    Words are told apart by their letters and their order, so that repeated ones stay apart. Where one tokenizer makes
-    several words of another's one, they are that one.
+    Words are told by their letters and their order, so that repeated ones stay apart. Where one tokenizer makes several
+    words of another's one, they are that one.
     """
     return reduce(_merge, lists, [])
 
 
 def _merge(first, second):
-    spelled = [[_letters(word.text) for word in words] for words in (first, second)]
-    changes = SequenceMatcher(None, *spelled, autojunk=False).get_opcodes()
-    return [word for _, i, j, k, m in changes for word in _merge_run(first[i:j], second[k:m])]
+    spelled = [[_compared(word.text) for word in words] for words in (first, second)]
+    merged = []
+    for change, i, j, k, m in SequenceMatcher(None, *spelled, autojunk=False).get_opcodes():
+        if change == "equal":
+            merged += [_joined([one], [other]) for one, other in zip(first[i:j], second[k:m], strict=True)]
+        else:
+            merged += _merge_run(first[i:j], second[k:m])
+    return merged
 
 
 def _merge_run(first, second):
-    """Join words from the start on up to each letter where a word ends in both lists; then come the others."""
-    pair = [first, second]
-    letters = ["".join(_letters(word.text) for word in words).removesuffix(_CUT) for words in pair]
-    ends = [list(accumulate(len(_letters(word.text.removesuffix(_CUT))) for word in words)) for words in pair]
+    """Join words up to every letter at which one ends in both lists, where these spell the same; then come the rest."""
+    pair, spelled = (first, second), (_spelled(first), _spelled(second))
+    letters = ["".join(words) for words in spelled]
     if not (letters[0].startswith(letters[1]) or letters[1].startswith(letters[0])):
         return [*first, *second]
+    ends = [list(accumulate(map(len, words))) for words in spelled]
     for words, own, other in ((first, *ends), (second, *reversed(ends))):
         if words and words[-1].text.endswith(_CUT):  # goes to the word that it is the start of
             own[-1] = next((end for end in other if end >= own[-1]), own[-1])
     merged, starts = [], [0, 0]
     for end in sorted(set(ends[0]) & set(ends[1])):
         stops = [own.index(end) + 1 for own in ends]
-        groups = [words[start:stop] for words, start, stop in zip(pair, starts, stops, strict=True)]
-        whole = min(groups, key=lambda group: (len(group), group[-1].text.endswith(_CUT)))
-        tokens = sorted({position for group in groups for word in group for position in word.tokens})
-        merged.append(Word("".join(word.text for word in whole), tuple(tokens)))
+        merged.append(_joined(*(words[start:stop] for words, start, stop in zip(pair, starts, stops, strict=True))))
         starts = stops
     return [*merged, *first[starts[0] :], *second[starts[1] :]]
 
 
-def _compared(text):
+def _joined(first, second) -> Word:
+    """Make one word of words with the same letters, written as where it is the fewest, and not cut off."""
+    written = min((first, second), key=lambda words: (len(words), words[-1].text.endswith(_CUT)))
+    tokens = {position for word in (*first, *second) for position in word.tokens}
+    return Word("".join(word.text for word in written), tuple(sorted(tokens)))
+
+
+def _spelled(words) -> list[str]:
+    """Spell words by the letters to compare; the last one may be cut off."""
+    last = [word.text.removesuffix(_CUT) for word in words[-1:]]
+    return [_compared(text) for text in [*(word.text for word in words[:-1]), *last]]
+
+
+def _compared(text) -> str:
     return unicodedata.normalize("NFKC", _letters(text))  # sentencepiece writes "½" as "1⁄2"
 
 
