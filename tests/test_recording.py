@@ -548,13 +548,13 @@ class TestRefusals:
         with pytest.raises(TypeError, match="record before compiling"), al.record(compiled):
             pass
         projected = clone(pipe)
-        projected.unet.register_to_config(encoder_hid_dim_type="text_proj")
-        with pytest.raises(TypeError, match="text_proj"), al.record(projected):
+        projected.unet.register_to_config(encoder_hid_dim_type="image_proj")
+        with pytest.raises(TypeError, match="image_proj"), al.record(projected):
             pass
         projected.text_encoder_3 = pipe.text_encoder
         with pytest.raises(TypeError, match=r"StableDiffusionPipeline .* three text encoders; supported: "):
             al.record(projected).__enter__()
-        with pytest.raises(TypeError, match=r"list cannot be recorded, it has no unet; supported"), al.record([]):
+        with pytest.raises(TypeError, match=r"list cannot be recorded, it has neither a unet nor a transformer; supported"), al.record([]):
             pass
 
     def test_attention_that_bypasses_its_queries(self, levels, generate):

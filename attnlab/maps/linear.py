@@ -134,7 +134,8 @@ class LinearMap:
             models = {file.metadata["model"]} if file.metadata.get("model") else set()
             unknown = [] if models & bundled().keys() else None  # an earlier version's: those models were trained anew
             start = file.metadata.get("start", unknown)
-            return cls(matrix, bias, size, TextEncoder.fitting(encoder, models, path, start), file.metadata)
+            encoder = TextEncoder.fitting(encoder, models, path, start, file.metadata.get("denoiser"))
+            return cls(matrix, bias, size, encoder, file.metadata)
 
 
 Images = Recording | LinearMap | Iterable[Recording | LinearMap]

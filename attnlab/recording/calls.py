@@ -1,18 +1,12 @@
 """Whose call of a denoiser it is, and what the parts of its batch are."""
 
-import contextlib
-import inspect
-import sys
-from pathlib import Path
-
 import torch
 
 from .adapters import Adapter, DenoiserCall
+from .frames import is_calling
 
-__all__ = ["BatchParts", "is_calling"]
+__all__ = ["BatchParts"]
 
-# of these are the frames between this module and what calls the denoiser
-_BETWEEN = (str(Path(__file__).parent), contextlib.__file__, str(Path(torch.__file__).parent))
 _HOW = "name them yourself, record(pipe, parts=('negative', 'conditional')), or ('conditional',) without guidance"
 
 
@@ -58,31 +52,5 @@ class BatchParts:
 
     def _agree(self, call, count):
         """Whether each part holds the same noisy images, as those of guidance do."""
-        channels = self.adapter.module.config.out_channels  # behind the noise come conditions, which may differ
-        first, *others = call.latents[:, :channels].chunk(count)
+        first, *others = call.latents.chunk(count)
         return all(torch.allclose(first, other, rtol=0, atol=0, equal_nan=True) for other in others)
-
-
-def is_calling(pipe) -> bool:
-    """Return whether a pipeline's own `__call__` is what calls its denoiser now. For a hook of the denoiser to ask.
-
-    What calls the denoiser must be code of the pipeline's class, below a frame of its `__call__` with this pipeline as
-    `self`; a callback of the user's is neither, though it runs inside the call.
-
-    Parameters
-    ----------
-    pipe : DiffusionPipeline
-        The pipeline.
-    """
-    calls = [inspect.unwrap(vars(kind)["__call__"]) for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
-    codes = {call.__code__ for call in calls if hasattr(call, "__code__")}
-    frame = sys._getframe(1)
-    while frame and frame.f_code.co_filename.startswith(_BETWEEN):
-        frame = frame.f_back
-    if frame is None or frame.f_code.co_filename not in {code.co_filename for code in codes}:
-        return False
-    while frame:
-        if frame.f_code in codes and frame.f_locals.get(frame.f_code.co_varnames[0]) is pipe:
-            return True
-        frame = frame.f_back
-    return False

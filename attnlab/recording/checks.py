@@ -71,13 +71,13 @@ def own_size(pipe) -> int:
 
 def _wrong_words(pipe, prompt, words):
     try:
-        text = TextEncoder.of(pipe)(prompt)
+        known = TextEncoder.of(pipe).words_of(prompt)
     except ValueError as error:
         yield f"prompt: {error}"
         return
     for word in words if isinstance(words, list | tuple) else [words]:
         try:
-            find(text.words, word)
+            find(known, word)
         except (KeyError, IndexError, TypeError) as error:
             yield f"word: {error.args[0]}"
 

@@ -29,7 +29,7 @@ class CurrentGeneration:
     """One call of the pipeline: the images that come of it, and the layers that have been met in it."""
 
     def __init__(self, schedule, call: DenoiserCall, known: dict[str, Layer]):
-        self.schedule, self.shape = schedule, call.latents.shape  # timesteps; (batch, channel, row, column) of latents
+        self.schedule, self.shape, self.size = schedule, call.latents.shape, call.size  # timesteps; of latents
         self.first = call.timestep
         self.traces: list[Trace] = []
         self.text: torch.Tensor | None = None  # of the latest call
@@ -90,9 +90,11 @@ class CurrentGeneration:
         if name not in self.layers:
             self.step.met[name] = layer = adapter.layer(name, call.query.dtype, stores.values)
             self.layers[name] = layer.moved(stores.host_copy.send)
-            self.sizes[name] = adapter.grid(call.query.shape[1], tuple(self.shape[-2:]))
+            self.sizes[name] = adapter.grid(call.count, self.size)
         if self.step.rows and self.traces[0].generation.changed is None:
-            self.keys.meet(name, call.key[self.step.rows[0][1]].detach())
+            keys = call.text_keys(self.step.rows[0][1])
+            if keys is not None:
+                self.keys.meet(name, keys)
         return self.step.met.get(name, self.layers[name])
 
     def end_step(self, stores):
@@ -122,7 +124,7 @@ class CurrentGeneration:
 
     def choose(self, wanted, adapter, step):
         """Choose the layers to keep, once the first step has shown their sizes."""
-        check_seen(adapter.attentions, step)
+        check_seen(adapter, adapter.attentions, step)
         sizes = {name: self.sizes[name] for name in step.taken}
         self.chosen = choose_layers(sizes, wanted, adapter.is_default)
         for name in set(self.layers) - set(self.chosen):
@@ -131,11 +133,11 @@ class CurrentGeneration:
             trace.sizes = {name: sizes[name] for name in self.chosen}
 
 
-def check_seen(names, step):
-    """RuntimeError where an attention did not ask this text's keys by `to_q` and `to_k`: its maps would be others."""
+def check_seen(adapter, names, step):
+    """RuntimeError where an attention did not meet this text's keys as far as is seen: its maps would be others."""
     if missing := [name for name in names if name not in step.taken]:
         raise RuntimeError(
             f"{len(missing)} of {len(names)} cross-attentions did not meet queries with keys of the text, "
             f"{missing[0]} for one: its block is compiled or was left out (DeepCache), or its attention processor does "
-            "not call to_q, or has keys of its own instead of to_k(text); record without that"
+            f"not call to_q, or has keys of its own instead of to_k(text); {adapter.how_seen}"
         )

@@ -74,7 +74,7 @@ def record_image(
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"generator={generator!r}: give a torch.Generator, for example attnlab.seed(7)")
     kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "dtype": dtype, "device": device}
-    recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), **kept)
+    recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), share="text", **kept)
     _check_denoiser(pipe)
     timesteps, alphas = sorted(as_list(timesteps), reverse=True), pipe.scheduler.alphas_cumprod
     if not timesteps or not all(t in range(len(alphas)) for t in timesteps):

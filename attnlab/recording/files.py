@@ -10,17 +10,19 @@ import torch
 
 from .. import storage
 from .layers import Layer
+from .norms import Norm
 from .trace import Generation, SelfAttentionSum, Trace
 from .words import Word
 
 __all__ = ["pack", "unpack"]
 
+_NORMS = ("norm_q", "norm_k")  # parts of a layer that are themselves made of parts
+
 
 def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict[int, int]) -> dict:
     """Put a trace's tensors into `tensors`, and return what remains of it as JSON types.
 
-    `keys` numbers the layers that were written before, as images share them. ValueError where the model normalizes its
-    queries or keys by modules, which cannot be written.
+    `keys` numbers the layers that were written before, as images share them.
     """
     tensors[prefix + "text"] = trace.text
     if trace.attention_mask is not None:
@@ -41,17 +43,24 @@ def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict
         "streamed": list(trace.streamed),
         "self_attention": [[*size, attention.count] for size, attention in trace.self_attention.items()],
         "words": trace.words and [[word.text, list(word.tokens)] for word in trace.words],
+        "ends": trace.ends,
         "generation": asdict(trace.generation),
         "layers": layers,
     }
 
 
 def _pack_layer(name, layer, tensors, keys):
-    if layer.norm_q is not None or layer.norm_k is not None:
-        raise ValueError(f"{name} normalizes its queries or keys: a recording of this model cannot be saved")
     number = keys.setdefault(id(layer), len(keys))
     tensors |= {f"keys.{number}.{part}": weights for part, weights in layer.weights.items()}
-    return {"keys": number, "heads": layer.heads, "scale": layer.scale}
+    norms = {part: getattr(layer, part) for part in _NORMS if getattr(layer, part) is not None}
+    for part, norm in norms.items():
+        tensors |= {
+            f"keys.{number}.{part}.{name}": getattr(norm, name)
+            for name in ("weight", "bias")
+            if getattr(norm, name) is not None
+        }
+    norms = {part: {"kind": norm.kind, "eps": norm.eps, "whole": norm.whole} for part, norm in norms.items()}
+    return {"keys": number, "heads": layer.heads, "scale": layer.scale, **norms}
 
 
 def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer]) -> Trace:
@@ -69,7 +78,14 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         if number not in keys:
             parts = ("weight", "bias", "value", "value_bias", "out")
             weights = {part: optional(f"keys.{number}.{part}") for part in parts}
-            keys[number] = Layer(name, layer["heads"], layer["scale"], norm_q=None, norm_k=None, **weights)
+            norms = {
+                part: Norm(
+                    **layer[part], **{name: optional(f"keys.{number}.{part}.{name}") for name in ("weight", "bias")}
+                )
+                for part in _NORMS
+                if part in layer
+            }
+            keys[number] = Layer(name, layer["heads"], layer["scale"], **norms, **weights)
     streamed = {
         text: {name: file.read(tensor) for name, tensor in tensors_of(f"maps.{i}").items()}
         for i, text in enumerate(entry["streamed"])
@@ -92,6 +108,7 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         layers={name: keys[layer["keys"]] for name, layer in entry["layers"].items()},
         steps=entry["steps"],
         timesteps=entry["timesteps"],
+        ends=entry.get("ends", True),
     )
     _check(trace)
     return trace
@@ -101,18 +118,19 @@ def _check(trace: Trace) -> None:
     """Raise ValueError where the parts of a trace that was read do not fit one another."""
     (tokens, width), known, layers, words = trace.text.shape, trace.generation, trace.layers, trace.words or []
     pixels = {name: height * width for name, (height, width) in trace.sizes.items()}
-    channels = {name: len(layer.weight) for name, layer in layers.items()}
+    channels = {name: 0 if layer.weight is None else len(layer.weight) for name, layer in layers.items()}
     maps = [(name, x) for of_text in trace.streamed.values() for name, x in of_text.items()]
     sums = [(h * w, x) for (h, w), x in trace.self_attention.items()]
     counts = [*known.latent_size, *(x.heads for x in layers.values()), *(x.count for _, x in sums)]
     counts += [n for size in trace.sizes.values() for n in size]
     optional = [n for n in (known.planned, known.changed) if n is not None]
     fits = {
-        "model": known.model is None or isinstance(known.model, str),
+        "model": all(name is None or isinstance(name, str) for name in (known.model, known.denoiser)),
         "sizes and counts": all(type(n) is int and n > 0 for n in counts) and len(known.latent_size) == 2,
         "steps": all(type(n) is int for n in [*trace.steps, *trace.timesteps, known.ran, *optional])
         and len(trace.steps) == len(trace.timesteps),
-        "words": all(isinstance(w.text, str) and w.tokens and set(w.tokens) <= set(range(tokens)) for w in words),
+        "words": type(trace.ends) is bool
+        and all(isinstance(w.text, str) and w.tokens and set(w.tokens) <= set(range(tokens)) for w in words),
         "attention mask": trace.attention_mask is None or trace.attention_mask.shape == (tokens,),
         "layers": set(trace.sizes) <= set(layers)
         and all(_weights_fit(x, width) for x in layers.values())
@@ -128,7 +146,14 @@ def _check(trace: Trace) -> None:
 
 def _weights_fit(layer, width):
     """Whether a layer's weights fit one another and texts of some width; in a U-Net it gives what it takes, in size."""
-    channels = len(layer.weight)
+    channels = 0 if layer.weight is None else len(layer.weight)
     shapes = dict.fromkeys(("weight", "value"), (channels, width)) | dict.fromkeys(("bias", "value_bias"), (channels,))
     shapes["out"] = (channels, channels)
-    return channels % layer.heads == 0 and all(x.shape == shapes[part] for part, x in layer.weights.items())
+    norms = [
+        (norm, channels if norm.whole else channels // layer.heads) for norm in (layer.norm_q, layer.norm_k) if norm
+    ]
+    return (
+        channels % layer.heads == 0
+        and all(x.shape == shapes[part] for part, x in layer.weights.items())
+        and all(norm.fits(size) for norm, size in norms)
+    )

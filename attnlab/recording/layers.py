@@ -3,7 +3,6 @@
 Axes: head, pixel (row-major), token, width (channels of one head, or of the text), channel (of the layer's output).
 """
 
-import copy
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
+
+from .norms import Norm
 
 __all__ = [
     "KINDS", "Layer", "Layers", "alike", "as_list", "attention", "check_choice", "choose_heads", "choose_layers",
@@ -30,20 +31,31 @@ class Layer:
     name: str  # the denoiser's own dotted name
     heads: int
     scale: float  # of the products of queries and keys, 1 / sqrt(width) as a rule
-    weight: torch.Tensor  # (head x width, text width)
-    bias: torch.Tensor | None  # (head x width,)
-    norm_q: nn.Module | None
-    norm_k: nn.Module | None
+    weight: torch.Tensor | None = None  # (head x width, text width); None in joint attention, whose keys change
+    bias: torch.Tensor | None = None  # (head x width,)
+    norm_q: Norm | None = None  # of recorded queries; None where they are recorded as they meet keys
+    norm_k: Norm | None = None
     # for contributions; None where they were not kept
     value: torch.Tensor | None = None  # (head x width, text width)
     value_bias: torch.Tensor | None = None  # (head x width,), None also where the model has none
     out: torch.Tensor | None = None  # (channel, head x width)
 
     @classmethod
-    def of(cls, name: str, attention: Attention, dtype: torch.dtype = torch.float32, values: bool = False) -> "Layer":
-        """Copy the keys' half of a diffusers attention, and the `values`, on its device; `dtype` is of its queries."""
+    def of(
+        cls,
+        name: str,
+        attention: Attention,
+        dtype: torch.dtype = torch.float32,
+        values: bool = False,
+        normalized: bool = False,
+    ) -> "Layer":
+        """Copy the keys' half of a diffusers attention, and the `values`, on its device.
+
+        `dtype` is of its queries, which are recorded as they meet the keys where they are `normalized`.
+        """
         weight, bias = _linear_map(attention.to_k, dtype)
-        norms = copy.deepcopy((attention.norm_q, attention.norm_k))
+        width = len(weight) // attention.heads
+        norms = None if normalized else Norm.of(attention.norm_q, width), Norm.of(attention.norm_k, width)
         added = (*_linear_map(attention.to_v, dtype), _linear_map(attention.to_out[0], dtype)[0]) if values else ()
         return cls(name, attention.heads, attention.scale, weight, bias, *norms, *added)
 
@@ -70,7 +82,7 @@ class Layer:
         return self.moved(lambda weights: [weight.to(device) for weight in weights])
 
     def same(self, other: "Layer | None") -> bool:
-        """Return whether both layers have the same weights; False where a module normalizes keys."""
+        """Return whether both layers have the same weights; False where keys are normalized."""
         if other is None or self.norm_k is not None:
             return False
         own, others = self.weights, other.weights
@@ -119,14 +131,13 @@ def alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one is other or (one.shape == other.shape and torch.equal(one.to(other), other))
 
 
-def split_heads(x: torch.Tensor, heads: int, norm: nn.Module | None) -> torch.Tensor:
+def split_heads(x: torch.Tensor, heads: int, norm: Norm | None) -> torch.Tensor:
     """Split (..., pixel, head x width) into float32 (..., head, pixel, width), normalized by `norm` if there is one."""
-    x = x.float().unflatten(-1, (heads, -1)).transpose(-2, -3)
-    if norm is None:
-        return x
-    parameter = next(norm.parameters(), x)
-    with torch.no_grad():
-        return norm(x.to(parameter.device, parameter.dtype)).to(x.device, torch.float32)
+    x = x.float()
+    if norm is not None and norm.whole:
+        x = norm(x)
+    x = x.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    return x if norm is None or norm.whole else norm(x)
 
 
 def attention(queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

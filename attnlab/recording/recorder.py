@@ -15,16 +15,16 @@ from numbers import Integral
 
 import torch
 
-from .adapters import AttentionCall, adapter_of
+from .adapters import AttentionCall, JointCall, adapter_of
+from .adapters.families import family_of
 from .calls import BatchParts
 from .current import CurrentGeneration, CurrentStep, check_seen
-from .encoded import EncodedTexts
+from .frames import given
 from .layers import Layers, alike, as_list, check_choice, choose_layers, exact
 from .recording import Recording
 from .stores import Stores
 from .texts import TextEncoder
 from .trace import Generation, Trace
-from .words import split
 
 __all__ = ["Recorder", "record"]
 
@@ -40,6 +40,7 @@ def record(
     branch: str = "conditional",
     parts: Sequence[str] | None = None,
     keep: str | None = None,
+    share: str = "text",
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
     dtype: torch.dtype | None = None,
@@ -103,8 +104,8 @@ def record(
         Where the prompt fills the text encoder's window, so that words may be lost; where SDXL's `prompt_2` is another
         text; where not all vectors of a learned token were read.
     """
-    kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "dtype": dtype, "device": device}
-    recorder = Recorder(pipe, layers, steps, branch, generator, parts, **kept)
+    kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention}
+    recorder = Recorder(pipe, layers, steps, branch, generator, parts, **kept, dtype=dtype, device=device)
     with recorder:
         yield recorder.recording
     recorder.check()
@@ -121,9 +122,9 @@ class Recorder:
         self._layers, self._steps = layers, _numbers(steps)
         self._batch = BatchParts(self.adapter, _BRANCHES[branch], parts)
         self.recording = Recording(TextEncoder.of(pipe))
-        self._stores = Stores(self.recording.encoder, **kept)
+        self._stores = Stores(self.recording.encoder, self.adapter.joint, **kept)
         self._seeds = _seeds(generator)
-        self._texts = EncodedTexts(), EncodedTexts()  # of the first text encoder, and of SDXL's second
+        self._skips = False  # whether the denoiser's call is passed over
         self._generation: CurrentGeneration | None = None
         self._handles: list = []
 
@@ -138,16 +139,13 @@ class Recorder:
             *(handle for name, m in adapter.attentions.items() for handle in adapter.tap(m, self._receiver(name))),
             *self._stores.self_attention.tap(adapter),
         ]
-        encoders = [getattr(adapter.pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
-        for texts, encoder in zip(self._texts, filter(None, encoders), strict=False):
-            self._handles.append(encoder.register_forward_hook(texts.remember, with_kwargs=True))
+        self._handles += adapter.texts.listen()
         return self
 
     def __exit__(self, *error):
         for handle in self._handles:
             handle.remove()
-        for texts in self._texts:
-            texts.calls = []
+        self.adapter.texts.forget()
         try:
             if self._generation is not None:
                 self._generation.end(self._stores)
@@ -161,6 +159,8 @@ class Recorder:
             return
         calls = 0 if self._generation is None else self._generation.calls
         reason = "the denoiser ran no whole step inside the record() block; call pipe(...) in it"
+        if self._skips:
+            reason = f"no call of the denoiser was of the {self._batch.branches[0]} branch, which needs guidance"
         if calls:
             reason = f"none of steps={self._steps} occurred; the last generation ran {calls} steps"
         raise RuntimeError(f"nothing was recorded: {reason}")
@@ -169,16 +169,20 @@ class Recorder:
     @exact()
     def _before_step(self, module, args, kwargs):
         call = self.adapter.read(args, kwargs)
-        rows = self._batch.rows(call)  # of every image to keep; none where guidance, and so a branch, has ended
+        # of every image to keep; none where guidance, and so a branch, has ended
+        rows = [] if call is None else self._batch.rows(call)
+        self._skips = call is None or (self.adapter.alternates and not rows)  # another call is this step's
+        if self._skips:
+            return
         own = self._batch.named is None
         if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, rows, own):
             self._begin(call, rows)
         generation = self._generation
         active = bool(rows) and (self._steps is None or generation.calls in self._steps)
         if active and call.text is not generation.text:
-            self._meet_text(call.text, rows)
+            self._meet_text(call, rows)
         generation.step = CurrentStep(rows, call.timestep, call.text, active)
-        self._stores.self_attention.begin(active, [row for _, row in rows], tuple(call.latents.shape[-2:]))
+        self._stores.self_attention.begin(active, [row for _, row in rows], call.size)
 
     def _begin(self, call, rows):
         """Begin a generation, with a trace of each image."""
@@ -193,32 +197,32 @@ class Recorder:
         if first and planned and self._steps is not None and min(self._steps) >= planned:
             raise ValueError(f"none of steps={self._steps} will occur: this generation has {planned}, from 0 on")
         seeds = self._seeds if first and len(self._seeds) == images else [None] * images
+        if own and self.recording.encoder is not None:
+            self.recording.encoder.note_call()
+        prompts, (denoiser, _) = _prompts(self.adapter.pipe) if own else [], family_of(self.adapter.module)
         known = {} if self._generation is None else self._generation.end(self._stores)
         self._generation = CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call, known)
         for (branch, row), seed in zip(rows, seeds * len(self._batch.branches), strict=True):
-            text, words = self._read(call.text[row], branch)
+            text, words, ends = self._read(call, row, branch, prompts)
             mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
-            facts = _facts(self.adapter.pipe, own, branch, seed, planned, tuple(call.latents.shape[-2:]))
-            self._generation.traces.append(Trace(text, mask, words, facts, layers=self._generation.layers))
+            facts = _facts(self.adapter.pipe, denoiser, own, branch, seed, planned, call.size)
+            self._generation.traces.append(Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends))
         self.recording._traces.extend(self._generation.traces)
         self._generation.text = call.text
 
-    def _read(self, text, branch):
-        """Copy a text that the denoiser reads, and find its words."""
-        ids, second = self._texts[0].token_ids(text), self._texts[1].token_ids(text, second=True)
-        if ids is None and None in self._stores.maps.texts and branch == "conditional":
+    def _read(self, call, row, branch, prompts=()):
+        """Copy a text that the denoiser reads, and find its words, and whether an end token follows them."""
+        words, ends = self.adapter.words(call, row, self.recording.encoder, prompts)
+        if words is None and None in self._stores.maps.texts and branch == "conditional":
             raise ValueError(
                 "keep='maps' and 'contributions' are of the prompt's words, which embeddings lack: give the prompt as "
                 "text, or its words to record(pipe, texts=...)"
             )
-        words = None if ids is None else split(self.recording.encoder.tokenizer, ids)
-        if words:
-            self.recording.encoder.check_reading(ids, second)
-        return text.detach().to("cpu", copy=True), words
+        return call.text[row].detach().to("cpu", copy=True), words, ends
 
-    def _meet_text(self, text, rows):
+    def _meet_text(self, call, rows):
         """Note for each image whether it goes on with another text, as where a prompt is scheduled."""
-        generation = self._generation
+        generation, text = self._generation, call.text
         if len(rows) != len(generation.traces):
             raise RuntimeError("the number of images changed during a generation: a recording has all steps of each")
         for (branch, row), trace in zip(rows, generation.traces, strict=True):
@@ -228,20 +232,24 @@ class Recorder:
                 trace.generation.changed = generation.calls
                 trace.streamed.pop(None, None)  # sums of its words' maps would be of several texts
             else:
-                trace.text, trace.words = self._read(text[row], branch)
+                trace.text, trace.words, trace.ends = self._read(call, row, branch)
                 generation.keys.forget()  # which are of the text before
         generation.text = text
 
     def _receiver(self, name):
         @exact()
-        def receive(call: AttentionCall) -> None:
+        def receive(call: AttentionCall | JointCall) -> None:
+            if self._skips:
+                return
             generation, step = self._generation, self._generation.step
             first = generation.chosen is None
-            if not (first or (step.active and name in generation.chosen)) or not alike(call.context, step.text):
+            if not (first or (step.active and name in generation.chosen)):
+                return
+            if self.adapter.sees_context and not alike(call.context, step.text):
                 return
             layer = generation.meet(name, call, self.adapter, self._stores)
             step.taken[name] = [
-                self._stores.take(trace, layer, call.query[row].detach())
+                self._stores.take(trace, layer, call, row)
                 for (_, row), trace in zip(step.rows if step.active else (), generation.traces, strict=step.active)
             ]
 
@@ -250,13 +258,15 @@ class Recorder:
     @torch.compiler.disable
     @exact()
     def _after_step(self, module, args, output):
+        if self._skips:
+            return
         generation, step = self._generation, self._generation.step
         if generation.chosen is None or step.active:
             self._stores.self_attention.check()
         if generation.chosen is None:
             generation.choose(self._layers, self.adapter, step)
         elif step.active:
-            check_seen(generation.chosen, step)
+            check_seen(self.adapter, generation.chosen, step)
         generation.end_step(self._stores)
 
 
@@ -277,12 +287,19 @@ def _seeds(generator):
     return [g.initial_seed() for g in generators]
 
 
-def _facts(pipe, called, branch, seed, planned, latent_size) -> Generation:
+def _prompts(pipe) -> list[str]:
+    """List what the pipeline was called with as its prompt."""
+    found = as_list(given(pipe, "prompt") or ())
+    return [text for text in found if isinstance(text, str)]
+
+
+def _facts(pipe, denoiser, called, branch, seed, planned, latent_size) -> Generation:
     """Read what a pipeline says of a generation; of guidance and steps only if it was itself called for it."""
     return Generation(
         model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
         revision=pipe.config.get("_revision"),
         scheduler=type(pipe.scheduler).__name__,
+        denoiser=denoiser,
         guidance_scale=getattr(pipe, "guidance_scale", None) if called else None,
         branch=branch,
         latent_size=latent_size,

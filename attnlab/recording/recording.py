@@ -53,10 +53,7 @@ class Recording(Sequence):
         return f"<Recording of {text}: {size}{state}>"
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to a safetensors file: queries, texts, weights of layers, and how the images came about.
-
-        ValueError where the model normalizes its queries or keys by modules, which cannot be written.
-        """
+        """Write everything to a safetensors file: queries, texts, weights of layers, and how the images came about."""
         tensors, keys = {}, {}
         traces = [pack(trace, f"{i}.", tensors, keys) for i, trace in enumerate(self.traces)]
         return storage.write(path, "Recording", tensors, {"versions": storage.versions(), "traces": traces})
@@ -74,7 +71,8 @@ class Recording(Sequence):
             traces = [unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.metadata["traces"])]
         models = {t.generation.model for t in traces} - {None}
         start = next((start_of(t.text) for t in traces if t.words is not None), None)
-        return cls(TextEncoder.fitting(encoder, models, path, start), traces)
+        denoiser = next((t.generation.denoiser for t in traces), None)
+        return cls(TextEncoder.fitting(encoder, models, path, start, denoiser), traces)
 
     @property
     def trace(self) -> Trace:

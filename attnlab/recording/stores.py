@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from ..pipelines import as_device
-from .adapters import Adapter, AttentionCall
+from .adapters import Adapter, AttentionCall, JointCall
 from .host_copy import HostCopy
 from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact, split_heads
+from .norms import Norm
 from .texts import Text, TextEncoder
 from .trace import SelfAttentionSum, Trace
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 
 KEEP = ("queries", "sum", "maps", "contributions")  # what `record(keep=...)` may be
+SHARES = ("text", "joint")  # what `record(share=...)` may be
 
 
 class QueryStore:
@@ -31,8 +33,9 @@ class QueryStore:
     def __init__(self, dtype: torch.dtype | None, host_copy: HostCopy):
         self.dtype, self.host_copy = dtype, host_copy
 
-    def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> torch.Tensor:
+    def take(self, trace: Trace, layer: Layer, call: AttentionCall, row: int) -> torch.Tensor:
         """Copy a layer's queries (pixel, head x width) of one image."""
+        queries = call.query[row].detach()
         # a copy: a view would keep the whole batch, both halves of it, alive
         return queries.to(self.dtype or queries.dtype, copy=True)
 
@@ -45,9 +48,9 @@ class QueryStore:
 class QuerySum:
     """The sum of all steps' queries in float32, all that Linear DAAM needs."""
 
-    def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> torch.Tensor:
+    def take(self, trace: Trace, layer: Layer, call: AttentionCall, row: int) -> torch.Tensor:
         """Copy a layer's queries (pixel, head x width) of one image."""
-        return queries.clone()
+        return call.query[row].detach().clone()
 
     def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
         """Add a step's queries, by layer, to a trace."""
@@ -64,15 +67,21 @@ class MapStore:
     `texts` has None for the prompt, as the model sees it; others have start and end token and no padding, as in `ovam`.
     """
 
-    def __init__(self, texts: Sequence[Text | None], host_copy: HostCopy, contributions: bool = False):
-        self.texts, self.host_copy, self.contributions = list(texts), host_copy, contributions
+    def __init__(
+        self, texts: Sequence[Text | None], host_copy: HostCopy, contributions: bool = False, share: str = "text"
+    ):
+        self.texts, self.host_copy, self.contributions, self.share = list(texts), host_copy, contributions, share
         self._keys: dict[tuple, list[torch.Tensor]] = {}  # of a text in a layer; behind them, its outputs
 
-    def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list[tuple[str | None, torch.Tensor]]:
-        """Compute each text's maps (head, token, pixel) from a layer's queries of one image."""
-        heads = layer.queries(queries)
+    def take(
+        self, trace: Trace, layer: Layer, call: AttentionCall | JointCall, row: int
+    ) -> list[tuple[str | None, torch.Tensor]]:
+        """Compute each text's maps (head, token, pixel) of one image in a layer."""
         # a negative prompt may be no text at all, and one that changes has no sum
         shown = [text for text in self.texts if text or (trace.length and trace.generation.changed is None)]
+        if isinstance(call, JointCall):  # of its own text alone, and the mean over heads
+            return [(None, call.shares(row, self.share)[None, : trace.length].contiguous()) for _ in shown]
+        heads = layer.queries(call.query[row].detach())
         return [(text and text.text, self._map(trace, layer, heads, text)) for text in shown]
 
     def put(self, trace: Trace, taken: dict[str, list[tuple[str | None, torch.Tensor]]]) -> None:
@@ -166,8 +175,9 @@ class SelfAttentionStore:
         return receive
 
     def _probability(self, module, queries, keys):
-        queries = split_heads(queries.detach(), module.heads, module.norm_q)
-        keys = split_heads(keys.detach(), module.heads, module.norm_k) * module.scale
+        width = queries.shape[-1] // module.heads
+        queries = split_heads(queries.detach(), module.heads, Norm.of(module.norm_q, width))
+        keys = split_heads(keys.detach(), module.heads, Norm.of(module.norm_k, width)) * module.scale
         total = 0
         for q, k in zip(queries, keys, strict=True):  # one head at a time: these are the largest tensors of all
             total = total + (q @ k.mT).softmax(-1)
@@ -177,13 +187,16 @@ class SelfAttentionStore:
 class Stores:
     """All that a recording keeps: chosen by what `record` was asked for, see there."""
 
-    def __init__(self, encoder: TextEncoder | None, keep, texts, self_attention, dtype, device):
+    def __init__(self, encoder: TextEncoder | None, joint: bool, keep, share, texts, self_attention, dtype, device):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
         device = as_device(device)
         if keep is not None:
             check_choice("keep", keep, KEEP)
+        check_choice("share", share, SHARES)
         texts, heights = as_list(texts), as_list(self_attention)
+        if joint:
+            keep = _keep_of_joint(keep, texts)
         if texts and encoder is None:
             raise ValueError("texts= needs a pipeline with a text encoder")
         if not all(isinstance(height, Integral) and height > 0 for height in heights):
@@ -191,7 +204,7 @@ class Stores:
         encoded = {text.text: text for text in map(encoder, texts)}  # each once
         streamed = [None] * (keep in ("maps", "contributions")) + list(encoded.values())
         self.host_copy = HostCopy(device)
-        self.maps = MapStore(streamed, self.host_copy, keep == "contributions")
+        self.maps = MapStore(streamed, self.host_copy, keep == "contributions", share)
         self.self_attention = SelfAttentionStore(heights)
         self._stores = [self.maps] if streamed else []
         if keep == "sum":
@@ -200,9 +213,9 @@ class Stores:
             self._stores.insert(0, QueryStore(dtype, self.host_copy))
         self.values = queries or keep == "contributions"  # whether layers are kept with their values
 
-    def take(self, trace: Trace, layer: Layer, queries: torch.Tensor) -> list:
-        """Take of a layer's queries (pixel, head x width) of one image what each store wants."""
-        return [store.take(trace, layer, queries) for store in self._stores]
+    def take(self, trace: Trace, layer: Layer, call: AttentionCall | JointCall, row: int) -> list:
+        """Take of one image in a layer, a row of the call's batch, what each store wants."""
+        return [store.take(trace, layer, call, row) for store in self._stores]
 
     def put(self, trace: Trace, taken: dict[str, list]) -> None:
         """Put what was taken, by layer, into the image's trace."""
@@ -221,3 +234,13 @@ class Stores:
         """Drop what belongs to one generation alone."""
         self.maps.forget()
         self.self_attention.begin(False, [], (1, 1))
+
+
+def _keep_of_joint(keep, texts):
+    """Return what is kept of joint attention; ValueError for what its queries alone do not tell."""
+    if keep not in (None, "maps") or texts:
+        raise ValueError(
+            "image and text attend to one another in this model, so its queries say nothing of another text or step: "
+            "record maps of the prompt, record(pipe), without keep= and texts="
+        )
+    return "maps"

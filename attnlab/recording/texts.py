@@ -11,6 +11,7 @@ from diffusers.loaders import TextualInversionLoaderMixin
 
 from ..pipelines import load_parts
 from . import words
+from .adapters.families import FAMILIES, denoiser_of, family_of
 from .layers import exact
 
 __all__ = ["Text", "TextEncoder", "start_of"]
@@ -28,11 +29,12 @@ class Text:
     ids: list[int]  # of its tokens, start, end and padding included
     embedding: torch.Tensor  # (token, text width), as the denoiser reads it
     words: list[words.Word]  # each with its token positions
+    ends: bool = True  # whether an end token stands behind the last word
 
     @property
     def length(self) -> int:
         """Number of tokens up to the first end token, which is included."""
-        return max(p for word in self.words for p in word.tokens) + 2
+        return max(p for word in self.words for p in word.tokens) + 1 + self.ends
 
 
 def start_of(embedding: torch.Tensor) -> list[float]:
@@ -79,6 +81,10 @@ class TextEncoder:
     @classmethod
     def of(cls, pipe) -> "TextEncoder | None":
         """Take a diffusers pipeline's own; None where it has no text encoder and reads embeddings alone."""
+        if (denoiser := denoiser_of(pipe)) is not None and family_of(denoiser)[1] is not None:
+            from .reading import PipelineTexts  # here, as it is a text encoder itself
+
+            return PipelineTexts(lambda: pipe, getattr(pipe, "name_or_path", None) or None)
         parts = {name: pipe.components.get(name) for name in _PARTS}
         if all(parts.get(name) is None for name in ("text_encoder", "text_encoder_2")):
             return None
@@ -93,11 +99,18 @@ class TextEncoder:
         return cls(lambda: _parts_of(str(model)), str(model), start)
 
     @classmethod
-    def fitting(cls, encoder: "TextEncoder | None", models: Collection[str], path, start) -> "TextEncoder | None":
+    def fitting(
+        cls, encoder: "TextEncoder | None", models: Collection[str], path, start, denoiser: str | None = None
+    ) -> "TextEncoder | None":
         """Choose the text encoder for a file made with some models: the given one, or the model's own from `start`.
 
-        None where the model is not known; ValueError where the given one is of another model.
+        `denoiser` is the class of theirs. None where the model is not known; ValueError where the given one is of
+        another model.
         """
+        if encoder is None and len(models) == 1 and denoiser in FAMILIES:
+            from .reading import PipelineTexts  # here, as it is a text encoder itself
+
+            return PipelineTexts.named(*models, start)
         if encoder is None:
             return cls.named(*models, start) if len(models) == 1 else None
         if encoder.model and set(models) - {encoder.model}:
@@ -131,12 +144,23 @@ class TextEncoder:
         if not found:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
         embedding = torch.cat([part for _, part in parts], -1)
+        self.check_start(embedding)
+        return Text(text, ids, embedding, found)
+
+    def words_of(self, text: str) -> list[words.Word]:
+        """List the words of a text with their token positions; errors are those of the text."""
+        return self(text).words
+
+    def note_call(self) -> None:
+        """Note how the pipeline was called; Stable Diffusion's texts are read in one way."""
+
+    def check_start(self, embedding: torch.Tensor) -> None:
+        """Raise ValueError where a text's embedding (token, text width) does not begin with what `start` says."""
         if self.start is not None and not _alike(start_of(embedding), self.start):
             raise ValueError(
                 f"{self.model} reads texts otherwise than when this was recorded: it was trained anew, or had a LoRA. "
                 "Load the file with the text encoder of that time, load(path, TextEncoder.of(pipe)), or record again"
             )
-        return Text(text, ids, embedding, found)
 
     def embed(self, word: str) -> torch.Tensor:
         """Embed a word or phrase by itself, in [start, word, end, padding]: float32 (text width,).

@@ -25,6 +25,7 @@ class Generation:
     seed: int | None
     planned: int | None  # calls of the denoiser by the schedule
     ran: int = 0  # calls in fact; fewer where the generation was interrupted
+    denoiser: str | None = None  # its class
     changed: int | None = None  # first recorded call that read another text than the first one; None: all read one
 
 
@@ -55,13 +56,14 @@ class Trace:
     layers: dict[str, Layer] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)  # which calls of the denoiser were recorded, from 0 on
     timesteps: list[int] = field(default_factory=list)  # of these calls
+    ends: bool = True  # whether an end token stands behind the last word
 
     @property
     def length(self) -> int | None:
         """Number of tokens up to the text's first end token, which is included; None where the words are unknown."""
         if self.words is None:
             return None
-        return max((p for word in self.words for p in word.tokens), default=0) + 2
+        return max((p for word in self.words for p in word.tokens), default=0) + 1 + self.ends
 
     @property
     def contributed(self) -> bool:

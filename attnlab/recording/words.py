@@ -120,7 +120,7 @@ def _byte_signs() -> dict[str, int]:
 
 
 def _words_in(spelled):
-    """Group tokens, as (position, bytes), into words: letters, digits, or other signs without a space between."""
+    """Group tokens, as (position, bytes), into words: letters, digits, emoji or other signs in a row."""
     owners = [position for position, data in spelled for _ in data]  # the token of each byte
     text = b"".join(data for _, data in spelled).decode(errors="surrogateescape")  # a stray byte is a character, too
     found: list[Word] = []
@@ -152,6 +152,8 @@ def _kind(character, before) -> str:
         return before
     if category[0] == "L" or character == _UNKNOWN:
         return "no spaces" if unicodedata.name(character, "").startswith(_NO_SPACES) else "letters"
+    if category in ("So", "Sk"):  # emoji, and the colors of their skin
+        return "symbols"
     return "digits" if category[0] == "N" else "signs"
 
 

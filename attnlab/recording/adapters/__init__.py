@@ -1,25 +1,28 @@
-"""Adapters: what is particular to each kind of denoiser. A new kind is one module here and one line in the table."""
+"""Adapters: what is particular to each kind of denoiser. A new kind is one row of a table, or one module here."""
 
 from diffusers import UNet2DConditionModel
 
-from .base import Adapter, AttentionCall, DenoiserCall
+from .base import Adapter, AttentionCall, DenoiserCall, JointCall, Stopped
+from .families import FAMILIES, denoiser_of, family_of
+from .transformer import TransformerAdapter
 from .unet import SUPPORTED, UNetAdapter
 
-__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "adapter_of"]
-
-_ADAPTERS = {UNet2DConditionModel: UNetAdapter}
+__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "JointCall", "Stopped", "adapter_of"]
 
 
 def adapter_of(pipe) -> Adapter:
     """Choose the adapter by the class of a pipeline's denoiser; TypeError where it is compiled or of another kind."""
-    denoiser = getattr(pipe, "unet", None)
+    denoiser = denoiser_of(pipe)
     if hasattr(denoiser, "_orig_mod") or any(m._compiled_call_impl for m in getattr(denoiser, "modules", list)()):
         raise TypeError(
             "the denoiser is compiled, and hooks that come later are not called inside it: record before compiling it, "
             "or compile it inside the record() block, pipe.unet.compile()"
         )
-    for kind, adapter in _ADAPTERS.items():
-        if isinstance(denoiser, kind):
-            return adapter(pipe)
-    found = "no unet" if denoiser is None else type(denoiser).__name__
-    raise TypeError(f"{type(pipe).__name__} cannot be recorded, it has {found}; {SUPPORTED}")
+    family = None if denoiser is None else family_of(denoiser)[1]
+    if family is not None:
+        return TransformerAdapter(pipe, denoiser, family)
+    if isinstance(denoiser, UNet2DConditionModel):
+        return UNetAdapter(pipe)
+    found = "neither a unet nor a transformer" if denoiser is None else type(denoiser).__name__
+    transformers = ", ".join(name for name in FAMILIES if "UNet2D" not in name)
+    raise TypeError(f"{type(pipe).__name__} cannot be recorded, it has {found}; {SUPPORTED}, or with {transformers}")

@@ -1,38 +1,116 @@
 """The seam between recording and the kinds of denoisers: what a recorder asks of one, a subclass of `Adapter`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..encoded import EncodedTexts
 from ..layers import Layer
+from ..words import Word
 
-__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "Timesteps"]
+__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "JointCall", "Stopped", "Timesteps"]
 
 
 class DenoiserCall(NamedTuple):
     """One call of a denoiser: what a recorder has to know of it."""
 
-    latents: torch.Tensor  # (batch, channel, row, column), noisy
+    latents: torch.Tensor  # (batch, channel, row, column), noisy; packed (batch, image token, channel) in some models
+    size: tuple[int, int]  # (height, width) of the latents, or of the image tokens of packed ones
     timestep: int
-    text: torch.Tensor  # (batch, token, text width), as the attentions read it
+    text: Sequence[torch.Tensor]  # of each row of the batch (token, text width), as the attentions read it
     attention_mask: torch.Tensor | None  # (batch, token), which tokens take part; None where the model masks none
+    # of each row of the batch, as the text encoders gave it: one tensor (token, width), or one of each encoder
+    encoded: Sequence[tuple[torch.Tensor, ...]]
 
 
 class AttentionCall(NamedTuple):
-    """One call of an attention: as much of it as the adapter's tap sees, None for the rest."""
+    """One call of an attention whose keys are of the image or of the text alone; None for what a tap does not see."""
 
     query: torch.Tensor  # (batch, pixel, head x width)
-    key: torch.Tensor | None = None  # (batch, token or pixel, head x width)
-    value: torch.Tensor | None = None  # as the keys
-    mask: torch.Tensor | None = None  # what is added to the scores
-    scale: float | None = None  # factor of query times key
-    output: torch.Tensor | None = None  # (batch, pixel, head x width), probabilities times values
+    key: torch.Tensor  # (batch, token or pixel, head x width)
     hidden: torch.Tensor | None = None  # (batch, pixel, channel), what the queries were made of
     context: torch.Tensor | None = None  # (batch, token or pixel, channel), what the keys were made of
+
+    @property
+    def count(self) -> int:
+        """Number of pixels."""
+        return self.query.shape[1]
+
+    def text_keys(self, row: int) -> torch.Tensor | None:
+        """Return the keys (token, head x width) of one image, which are those of its text."""
+        return self.key[row].detach()
+
+
+class JointCall(NamedTuple):
+    """One call of a joint attention, in which image and text attend to both: what one image's pixels give its text."""
+
+    query: torch.Tensor  # (batch, head, token, width), of all tokens
+    key: torch.Tensor  # (batch, head, token, width), of all tokens; several heads of queries may share one
+    mask: (
+        torch.Tensor | None
+    )  # (batch or 1, head or 1, query or 1, key): what is added to scores, or bool, who takes part
+    scale: float  # factor of query times key
+    pixels: Sequence[slice]  # of each row of the batch, which tokens are the image's pixels
+    text: Sequence[slice]  # of each row of the batch, which tokens are the text's
+
+    @property
+    def count(self) -> int:
+        """Number of pixels."""
+        return self.query[0, 0, self.pixels[0]].shape[0]
+
+    def text_keys(self, row: int) -> torch.Tensor | None:
+        """Return None: keys change from step to step, as they answer to the image."""
+        return None
+
+    def shares(self, row: int, share: str) -> torch.Tensor:
+        """Compute how one image's pixels share out their attention among its text, mean over heads.
+
+        float32 (token, pixel), 0..1: of all attention (share="joint"), as the model does, or of what goes to the text
+        ("text"), which adds up to 1 over tokens.
+        """
+        query, key = self.query[row, :, self.pixels[row]].detach(), self.key[row].detach()
+        key = key.repeat_interleave(len(query) // len(key), 0) if len(key) != len(query) else key
+        mask = None if self.mask is None else self._mask(row)
+        if share == "text":
+            mask = None if mask is None else mask[..., self.text[row]]
+            return _text_shares(query.float(), key[:, self.text[row]].float() * self.scale, mask).mean(0)
+        return _joint_shares(query, key, mask, self.scale, self.text[row]).mean(0).mT.float()
+
+    def _mask(self, row):
+        """Return an image's own mask, (head or 1, pixel or 1, key)."""
+        mask = self.mask.detach().reshape((1,) * (4 - self.mask.ndim) + self.mask.shape)
+        mask = mask[row if len(mask) > 1 else 0]
+        return mask if mask.shape[1] == 1 else mask[:, self.pixels[row]]
+
+
+def _text_shares(query, key, mask):
+    """Compute the softmax over the text's tokens: (head, token, pixel), with pixels last, which is the faster order."""
+    scores = key @ query.mT
+    if mask is not None and mask.dtype == torch.bool:
+        scores.masked_fill_(~mask.mT, -torch.inf)
+    elif mask is not None:
+        scores += mask.mT.float()
+    return scores.softmax(-2)
+
+
+def _joint_shares(query, key, mask, scale, text):
+    """Compute the softmax over all tokens, as the model does: (head, pixel, token of the text).
+
+    Attention whose values say which token a key is of gives its probabilities, without a matrix of all of them.
+    """
+    tokens = torch.arange(key.shape[1], device=key.device)[text]
+    values = (torch.arange(key.shape[1], device=key.device)[:, None] == tokens).to(query.dtype)
+    values = values.expand(len(query), -1, -1)
+    return F.scaled_dot_product_attention(query[None], key[None], values[None], mask, scale=scale)[0]
+
+
+class Stopped(Exception):
+    """Ends a call where what it was made for has been seen."""
 
 
 class Timesteps:
@@ -45,13 +123,18 @@ class Timesteps:
     def __init__(self):
         self._list: tuple | None = None  # the scheduler's tensor, and its numbers
 
-    def number(self, timestep: torch.Tensor | float, known: torch.Tensor | None) -> int:
-        """Return a timestep as a whole number; `known` is the scheduler's list."""
+    def number(self, timestep: torch.Tensor | float, known: torch.Tensor | None, at: int | None = None) -> int:
+        """Return a timestep as a whole number; `known` is the scheduler's list.
+
+        `at` is a place in the list, for a denoiser that is told the time in units of its own.
+        """
         if _holds(known, timestep):
-            if self._list is None or self._list[0] is not known:
-                self._list = known, known.tolist()
-            return round(self._list[1][timestep.storage_offset() - known.storage_offset()])
-        return round(float(torch.as_tensor(timestep).flatten()[0]))
+            at = timestep.storage_offset() - known.storage_offset()
+        if at is None or known is None:
+            return round(float(torch.as_tensor(timestep).flatten()[0]))
+        if self._list is None or self._list[0] is not known:
+            self._list = known, known.tolist()
+        return round(self._list[1][at])
 
 
 def _holds(known, timestep):
@@ -70,21 +153,35 @@ class Adapter(ABC):
     pipe: object  # the pipeline that is recorded
     module: nn.Module  # its denoiser
     attentions: dict[str, nn.Module]  # those that read text, by the denoiser's own dotted names
+    texts: EncodedTexts  # what the pipeline's text encoders read
+    alternates: bool  # whether one step may be several calls, each of one part of guidance
+    joint = False  # whether keys of a text depend on more than the text
+    sees_context = False  # whether the tap also hands on what keys were made of, by which texts are told apart
+    how_seen: str  # what to do where an attention was not seen
 
     @abstractmethod
     def is_default(self, name: str) -> bool:
         """Return whether a layer is recorded where none is asked for by name."""
 
     @abstractmethod
-    def read(self, args: tuple, kwargs: dict) -> DenoiserCall:
-        """Read a call of the denoiser from its arguments."""
+    def read(self, args: tuple, kwargs: dict) -> DenoiserCall | None:
+        """Read a call of the denoiser from its arguments; None for one that is no step of its own."""
 
     @abstractmethod
     def parts(self, call: DenoiserCall) -> tuple[str, ...]:
         """Name the equal parts of a call's batch in order, "negative", ...; TypeError where that cannot be known."""
 
     @abstractmethod
-    def tap(self, attention: nn.Module, receive: Callable[[AttentionCall], None]) -> list[RemovableHandle]:
+    def words(self, call: DenoiserCall, row: int, encoder, prompts: Sequence[str]) -> tuple[list[Word] | None, bool]:
+        """Find the words of one image's text, and whether an end token follows them; None where they are not known.
+
+        `encoder` is the pipeline's `TextEncoder`; one of the `prompts` is what a template may be around.
+        """
+
+    @abstractmethod
+    def tap(
+        self, attention: nn.Module, receive: Callable[["AttentionCall | JointCall"], None]
+    ) -> list[RemovableHandle]:
         """Hand each call of an attention to `receive`: its queries and keys, and what both were made of."""
 
     @abstractmethod

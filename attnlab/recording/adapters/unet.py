@@ -1,12 +1,14 @@
 """U-Nets with cross-attention: Stable Diffusion 1.x, 2.x and XL, and their kin."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.utils.hooks import RemovableHandle
 
+from ..encoded import EncodedTexts
+from ..words import Word, split
 from .base import Adapter, AttentionCall, DenoiserCall, Timesteps
 
 __all__ = ["SUPPORTED", "UNetAdapter", "map_size"]
@@ -22,8 +24,11 @@ _BATCH_PARTS = {"StableDiffusionInstructPix2PixPipeline": ("conditional", "image
 class UNetAdapter(Adapter):
     """A `UNet2DConditionModel`: queries are the output of `to_q`, so every attention kernel stays in use."""
 
+    alternates, sees_context, how_seen = False, True, "record without that"
+
     def __init__(self, pipe):
         self.pipe, self.module = pipe, pipe.unet
+        self.texts = EncodedTexts(pipe)
         _check_text(pipe)
         self.attentions = {name: m for name, m in _attentions(pipe.unet) if m.is_cross_attention}
         for name, attention in self.attentions.items():
@@ -43,21 +48,35 @@ class UNetAdapter(Adapter):
         """Read a call of the U-Net from its arguments."""
         call = self._signature.bind(self.module, *args, **kwargs).arguments
         timestep = self._timesteps.number(call["timestep"], getattr(self.pipe.scheduler, "timesteps", None))
-        return DenoiserCall(call["sample"], timestep, call["encoder_hidden_states"], call.get("encoder_attention_mask"))
+        sample, text = call["sample"], call["encoder_hidden_states"]
+        latents = sample[:, : self.module.config.out_channels]  # behind the noise come conditions, which may differ
+        mask = call.get("encoder_attention_mask")
+        return DenoiserCall(latents, tuple(sample.shape[-2:]), timestep, text, mask, [(row,) for row in text])
 
     def parts(self, call: DenoiserCall) -> tuple[str, ...]:
         """Name the parts of a batch by what the pipeline says of its guidance, and by its class."""
         guided = getattr(self.pipe, "do_classifier_free_guidance", None)
-        others = ("do_perturbed_attention_guidance", "enabled_editing_prompts")  # parts beside the usual ones
-        if guided is None or any(getattr(self.pipe, name, False) for name in others):
+        if guided is None or getattr(self.pipe, "enabled_editing_prompts", False):  # parts beside the usual ones
             raise TypeError(
                 f"{type(self.pipe).__name__} does not say how it guides, so its images cannot be told from what "
                 f"guides them; {SUPPORTED}; or name the parts of its batches: record(pipe, parts=...)"
             )
+        # of PAG, behind the usual ones: the prompt once more, with self-attention that is disturbed
+        perturbed = ("perturbed",) * bool(getattr(self.pipe, "do_perturbed_attention_guidance", False))
         if not guided:
-            return ("conditional",)
+            return ("conditional", *perturbed)
         classes = [cls.__name__ for cls in type(self.pipe).__mro__]
-        return next((_BATCH_PARTS[name] for name in classes if name in _BATCH_PARTS), ("negative", "conditional"))
+        usual = next((_BATCH_PARTS[name] for name in classes if name in _BATCH_PARTS), ("negative", "conditional"))
+        return *usual, *perturbed
+
+    def words(self, call: DenoiserCall, row: int, encoder, prompts: Sequence[str]) -> tuple[list[Word] | None, bool]:
+        """Find the words of one image's text by the token ids that its text encoder read."""
+        ids, second = self.texts.token_ids(call.text[row]), self.texts.token_ids(call.text[row], second=True)
+        if ids is None:
+            return None, True
+        if found := split(encoder.tokenizer, ids):
+            encoder.check_reading(ids, second)
+        return found, True
 
     def tap(self, attention: Attention, receive: Callable[[AttentionCall], None]) -> list[RemovableHandle]:
         """Hand on what `to_q` and `to_k` give in one call of the attention, whichever a processor asks first."""

@@ -1,0 +1,102 @@
+"""What is particular to each kind of transformer: where image and text meet in it. Another kind is one more row."""
+
+from typing import NamedTuple
+
+from torch import nn
+
+__all__ = ["FAMILIES", "Family", "denoiser_of", "family_of"]
+
+
+class Family(NamedTuple):
+    """A kind of denoiser.
+
+    Its image attends to the text by cross-attention ("apart": keys are of the text alone), or by joint attention, in
+    which tokens of both meet.
+    """
+
+    attentions: tuple[str, ...]  # patterns of the dotted names of the attentions that read text
+    image: str  # where its tokens stand among those that meet: "first", "last"; "behind" as keys; "apart", as none
+    text: tuple[str, ...] = ("encoder_hidden_states",)  # arguments of the denoiser that hold the text
+    mask: str | None = None  # the argument that says which tokens of cross-attention's text take part
+    length: str | None = None  # the mask that says how many tokens of each text are joined; None: all
+    before: str | None = None  # the mask of other tokens that are joined before the text's, as many as take part
+    multiple: int = 1  # the image's tokens are filled up to a multiple of this
+    latents: str = "hidden_states"  # the argument that holds the noisy image
+    channels_last: bool = False  # whether that is (batch, frame, row, column, channel)
+    timestep: str = "timestep"
+    changing: bool = False  # whether what a block reads of a text depends on the timestep, or on the block
+    conditional_first: bool = False  # of a batch with guidance, where texts do not tell
+
+
+_DOUBLE = ("transformer_blocks.*.attn", "single_transformer_blocks.*.attn")
+
+FAMILIES = {
+    "FluxTransformer2DModel": Family(_DOUBLE, "last"),
+    "SD3Transformer2DModel": Family(("transformer_blocks.*.attn",), "first"),  # its attn2 is of the image alone
+    "QwenImageTransformer2DModel": Family(("transformer_blocks.*.attn",), "last"),
+    "ZImageTransformer2DModel": Family(
+        ("layers.*.attention",), "first", ("cap_feats",), multiple=32, latents="x", timestep="t", conditional_first=True
+    ),
+    "Flux2Transformer2DModel": Family(_DOUBLE, "last"),
+    "ChromaTransformer2DModel": Family(_DOUBLE, "last"),
+    "AuraFlowTransformer2DModel": Family(
+        ("joint_transformer_blocks.*.attn", "single_transformer_blocks.*.attn"), "last"
+    ),
+    "CogView4Transformer2DModel": Family(("transformer_blocks.*.attn1",), "last"),
+    "Lumina2Transformer2DModel": Family(("layers.*.attn",), "last", length="encoder_attention_mask"),
+    "HunyuanImageTransformer2DModel": Family(_DOUBLE, "first", before="encoder_attention_mask_2"),
+    "HiDreamImageTransformer2DModel": Family(
+        ("double_stream_blocks.*.attn1", "single_stream_blocks.*.attn1"),
+        "first",
+        ("encoder_hidden_states_t5", "encoder_hidden_states_llama3"),
+        timestep="timesteps",
+    ),
+    "PixArtTransformer2DModel": Family(("transformer_blocks.*.attn2",), "apart", mask="encoder_attention_mask"),
+    "SanaTransformer2DModel": Family(("transformer_blocks.*.attn2",), "apart", mask="encoder_attention_mask"),
+    "HunyuanDiT2DModel": Family(
+        ("blocks.*.attn2",), "apart", ("encoder_hidden_states", "encoder_hidden_states_t5")
+    ),  # learned padding takes the place of what is masked, so that all tokens take part
+    "LuminaNextDiT2DModel": Family(("layers.*.attn2",), "apart", changing=True, conditional_first=True),
+    "Kandinsky5Transformer3DModel": Family(
+        ("visual_transformer_blocks.*.cross_attention",), "apart", channels_last=True, changing=True
+    ),
+    "Kandinsky3UNet": Family(
+        ("*_blocks.*.attentions.[1-9]*.attention",),  # the first one, 0, is the image's self-attention
+        "apart",
+        mask="encoder_attention_mask",
+        latents="sample",
+    ),
+    "UNetMotionModel": Family(("*.attentions.*.attn2",), "apart", latents="sample"),  # not those of motion, over time
+    "UNet2DConditionModel, text_proj": Family(("*.attn2",), "apart", latents="sample"),
+    "UNet2DConditionModel, added_kv": Family(("*.attentions.*",), "behind", latents="sample"),
+}
+"""By the class of the denoiser; U-Nets that read text as Stable Diffusion does have an adapter of their own."""
+
+
+def denoiser_of(pipe) -> nn.Module | None:
+    """Return a pipeline's denoiser; None where it has none of the usual names.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        Any pipeline.
+    """
+    found = (getattr(pipe, name, None) for name in ("unet", "transformer"))
+    return next((denoiser for denoiser in found if denoiser is not None), None)
+
+
+def family_of(denoiser) -> tuple[str, Family | None]:
+    """Return the name of a denoiser's kind, and its row of the table; None where it has none.
+
+    Parameters
+    ----------
+    denoiser : nn.Module
+        A pipeline's `unet` or `transformer`.
+    """
+    kinds = [kind.__name__ for kind in type(denoiser).__mro__]
+    if "UNet2DConditionModel" in kinds:
+        added = any(getattr(module, "added_kv_proj_dim", None) is not None for module in denoiser.modules())
+        projected = denoiser.config.encoder_hid_dim_type == "text_proj"
+        kinds = ["UNet2DConditionModel" + (", added_kv" if added else ", text_proj" if projected else "")]
+    name = next((kind for kind in kinds if kind in FAMILIES), kinds[0])
+    return name, FAMILIES.get(name)

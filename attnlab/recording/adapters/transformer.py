@@ -1,0 +1,277 @@
+"""Diffusion transformers: those whose image attends to the text by cross-attention, and those with joint attention."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ..encoded import EncodedTexts
+from ..layers import Layer, alike
+from ..words import Word
+from .base import Adapter, AttentionCall, DenoiserCall, JointCall, Stopped, Timesteps
+from .families import Family
+from .tap import HOW_SEEN, Attended, listen
+from .unet import map_size
+
+__all__ = ["TransformerAdapter"]
+
+_REMEMBERED = 4  # texts of the latest calls: guidance has two, and a batch may lose one of them on the way
+
+
+class _Text(NamedTuple):
+    """The text of a call of the denoiser, in rows of the batch."""
+
+    given: list[torch.Tensor]  # the arguments themselves
+    encoded: list[tuple[torch.Tensor, ...]]  # as `DenoiserCall.encoded`
+    read: Sequence[torch.Tensor]  # as `DenoiserCall.text`
+    before: list[int]  # how many other tokens stand before the text's, where tokens meet
+    ends: list[int]  # where the text's tokens end, those before included
+
+
+class TransformerAdapter(Adapter):
+    """A transformer of the table of families: queries and keys are seen where the attention itself is computed."""
+
+    alternates, how_seen = True, HOW_SEEN
+
+    def __init__(self, pipe, denoiser: nn.Module, family: Family):
+        self.pipe, self.module, self.family = pipe, denoiser, family
+        names = [name for name, _ in denoiser.named_modules()]
+        self.attentions = {
+            name: denoiser.get_submodule(name)
+            for name in names
+            if any(fnmatch(name, pattern) for pattern in family.attentions)
+        }
+        self.joint = family.image != "apart" or family.changing
+        self.texts = EncodedTexts(pipe)
+        self._guidance = _Guidance(self)
+        self._timesteps = Timesteps()
+        self._known: list[_Text] = []  # of the latest calls, the latest one first
+        self._pixels = 0  # number of image tokens in this call
+        self._ids: tuple | None = None  # the places of packed image tokens, and the size that they tell
+
+    def is_default(self, name: str) -> bool:
+        """Return True: which layers of a transformer find words best is not known here."""
+        return True
+
+    def read(self, args: tuple, kwargs: dict) -> DenoiserCall | None:
+        """Read a call of the denoiser from its arguments; None for one of skip-layer guidance, which is no step."""
+        given = inspect.signature(type(self.module).forward).bind(self.module, *args, **kwargs).arguments
+        if given.get("skip_layers") is not None:
+            return None
+        latents = given[self.family.latents]
+        latents = torch.stack(latents) if isinstance(latents, list) else latents
+        if self.family.channels_last:
+            latents = latents.movedim(-1, 1)
+        if latents.ndim == 5:  # (batch, channel, frame, row, column): each frame is an image
+            latents = latents.transpose(1, 2).flatten(0, 1)
+        size = self._size(given, latents)
+        self._pixels = math.prod(size) if latents.ndim == 3 else math.prod(n // _patch(self.module) for n in size)
+        text = self._text(given, args, kwargs, len(latents))
+        mask = None if self.family.mask is None else given.get(self.family.mask)
+        return DenoiserCall(latents, size, self._timestep(given), text.read, mask, text.encoded)
+
+    def parts(self, call: DenoiserCall) -> tuple[str, ...]:
+        """Name the parts of a batch by its texts: the conditional one is the first of a generation to be encoded."""
+        return self._guidance.parts(call)
+
+    def words(self, call: DenoiserCall, row: int, encoder, prompts: Sequence[str]) -> tuple[list[Word] | None, bool]:
+        """Find the words of one image's text by what its text encoders read."""
+        found = self.texts.read(call.encoded[row], prompts)
+        if found is None:
+            return None, False
+        before = self._known[0].before[row]
+        return [word._replace(tokens=tuple(p + before for p in word.tokens)) for word in found.words], found.ends
+
+    def tap(self, attention: nn.Module, receive: Callable[[AttentionCall | JointCall], None]) -> list[RemovableHandle]:
+        """Hand on what meets in each call of the attention."""
+
+        def hear(met: Attended) -> None:
+            if self.joint:
+                receive(JointCall(met.query, met.key, met.mask, met.scale, *self._places(met.key.shape[2])))
+            elif met.key.shape[2] == self._known[0].ends[0]:  # not the keys of an image prompt
+                receive(AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key))))
+
+        return listen(attention, hear)
+
+    def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
+        """Return a layer's (height, width) by halving the latent's."""
+        return map_size(pixels, latent)
+
+    def self_attentions(self) -> list[nn.Module]:
+        """Raise TypeError: self-attention of transformers is not recorded."""
+        raise TypeError(f"self-attention of {type(self.module).__name__} is not recorded: leave self_attention= out")
+
+    def layer(self, name: str, dtype: torch.dtype, values: bool) -> Layer:
+        """Copy what makes a text's keys, and its `values`; in joint attention these do not depend on text alone."""
+        if self.joint:
+            return Layer(name, heads=1, scale=1.0)  # maps are the mean over heads
+        return Layer.of(name, self.attentions[name], dtype, values, normalized=True)
+
+    def text_read(self, args: tuple, kwargs: dict) -> torch.Tensor:
+        """Return a call's text (batch, token, text width) as its blocks read it, by a call that stops there."""
+        found = []
+
+        def stop(module, args, kwargs):
+            found.append(kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1])
+            raise Stopped
+
+        first = next(iter(self.attentions.values()))
+        handle = first.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                self.module.forward(*args, **kwargs)  # not the module itself, whose hooks are for whole calls
+        except Stopped:
+            return found[0].view(len(found[0]), -1, found[0].shape[-1])
+        finally:
+            handle.remove()
+        raise RuntimeError(f"{type(self.module).__name__} did not come to {next(iter(self.attentions))}")
+
+    def _text(self, given, args, kwargs, batch) -> _Text:
+        """Read a call's text, or find it among the latest ones: then all of it is the same objects."""
+        values = [given[name] for name in self.family.text if given.get(name) is not None]
+        leaves = [leaf for value in values for leaf in (value if isinstance(value, list) else [value])]
+        text = next((known for known in self._known if _same_objects(known.given, leaves)), None)
+        if text is None:
+            encoded = [tuple(_row(value, row) for value in values) for row in range(len(leaves[0]))]
+            encoded = [row for row in encoded for _ in range(batch // len(encoded))]  # frames of a video share one
+            before = _counts(given, self.family.before) or [_registers(self.module)] * batch
+            lengths = _counts(given, self.family.length) or [sum(len(part) for part in row) for row in encoded]
+            ends = [a + b for a, b in zip(before, lengths, strict=True)]
+            read = [_as_one(row, n) for row, n in zip(encoded, before, strict=True)]
+            text = _Text(leaves, encoded, read if self.joint else self.text_read(args, kwargs), before, ends)
+        self._known = [text, *(known for known in self._known if known is not text)][:_REMEMBERED]
+        return text
+
+    def _places(self, tokens):
+        """Return which of so many tokens are pixels, and which are text, of each row of the batch."""
+        ends, image = self._known[0].ends, self.family.image
+        if image == "apart":
+            return [slice(None)] * len(ends), [slice(None)] * len(ends)
+        if image == "behind":
+            return [slice(None)] * len(ends), [slice(0, end) for end in ends]
+        if image == "last":
+            return [slice(end, end + self._pixels) for end in ends], [slice(0, end) for end in ends]
+        behind = -(-self._pixels // self.family.multiple) * self.family.multiple
+        return [slice(0, self._pixels)] * len(ends), [slice(behind, tokens)] * len(ends)
+
+    def _size(self, given, latents):
+        """Return (height, width) of the noisy image: in tokens where these are packed, else in latents."""
+        if latents.ndim != 3:
+            return tuple(latents.shape[-2:])
+        if given.get("img_sizes") is not None:
+            return tuple(int(n) for n in given["img_sizes"][0])
+        if given.get("img_shapes") is not None:  # (frames, height, width) of the image, and behind it of references
+            shape = given["img_shapes"][0]
+            return tuple((shape[0] if isinstance(shape, list) else shape)[-2:])
+        ids = given["img_ids"]
+        if self._ids is None or self._ids[0] is not ids:
+            self._ids = ids, _size_of(ids)
+        return self._ids[1]
+
+    def _timestep(self, given) -> int:
+        scheduler, told = self.pipe.scheduler, given[self.family.timestep]
+        at = getattr(scheduler, "step_index", None)
+        at = getattr(scheduler, "begin_index", None) if at is None else at
+        return self._timesteps.number(told, getattr(scheduler, "timesteps", None), at or 0)
+
+
+class _Guidance:
+    """Which rows of a batch, or calls of a step, are of the prompt, and which of what guides away from it.
+
+    Some pipelines ask the denoiser once for both, in either order, others twice. The text of the prompt is what a
+    generation asks for first, and what its text encoder reads first.
+    """
+
+    def __init__(self, adapter: TransformerAdapter):
+        self.adapter = adapter
+        self._schedule: torch.Tensor | None = None  # timesteps of this generation
+        self._prompt: list[tuple[torch.Tensor, ...]] = []  # its prompt, in rows
+        self._found: list[tuple] = []  # (rows of text, size of the batch, parts) of the latest calls in it
+
+    def parts(self, call: DenoiserCall) -> tuple[str, ...]:
+        """Name the parts of a call's batch in order."""
+        if (schedule := self.adapter.pipe.scheduler.timesteps) is not self._schedule:
+            self._schedule, self._prompt, self._found = schedule, [], []
+        batch = len(call.latents)
+        for encoded, size, parts in self._found:
+            if encoded is call.encoded and size == batch:
+                return parts
+        parts = self._parts(call, batch // 2)
+        self._found = [*self._found[1 - _REMEMBERED :], (call.encoded, batch, parts)]
+        return parts
+
+    def _parts(self, call, half):
+        if len(call.latents) == 2 * half and torch.equal(call.latents[:half], call.latents[half:]):
+            ahead = self._is_ahead(call, half)
+            self._prompt = self._prompt or (call.encoded[:half] if ahead else call.encoded[half:])
+            return ("conditional", "negative") if ahead else ("negative", "conditional")
+        self._prompt = self._prompt or call.encoded
+        same = len(self._prompt) == len(call.encoded) and all(map(_same_text, self._prompt, call.encoded))
+        return ("conditional",) if same else ("negative",)
+
+    def _is_ahead(self, call, half):
+        """Whether the first half of a batch is of the prompt."""
+        if self._prompt:
+            return all(map(_same_text, self._prompt, call.encoded[:half]))
+        first, second = (self.adapter.texts.read(call.encoded[row], ()) for row in (0, half))
+        if first is None or second is None or first.order == second.order:  # embeddings, or both encoded at once
+            return self.adapter.family.conditional_first
+        return first.order < second.order
+
+
+def _patch(module) -> int:
+    """Return the side in latents of what becomes one token."""
+    config = module.config
+    size = next((config[name] for name in ("patch_size", "all_patch_size") if config.get(name) is not None), 1)
+    return size if isinstance(size, int) else size[-1]
+
+
+def _registers(module) -> int:
+    """Return how many learned tokens stand before the text."""
+    tokens = getattr(module, "register_tokens", None)
+    return 0 if tokens is None else tokens.shape[1]
+
+
+def _counts(given, name) -> list[int] | None:
+    """Count the tokens that take part by a mask among the arguments, in each row of the batch."""
+    return None if given.get(name) is None else given[name].bool().sum(-1).tolist()
+
+
+def _row(value, row):
+    """Return one image's text; hidden states of several layers, (layer, batch, token, width), keep all of them."""
+    if torch.is_tensor(value) and value.ndim == 4:
+        return value[:, row]
+    return value[row]
+
+
+def _as_one(parts, before: int) -> torch.Tensor:
+    """Join the texts of one image's text encoders into one (token, width), behind rows of 0 for what has no text."""
+    parts = [part[-1] if part.ndim == 3 else part for part in parts]  # of several layers the last
+    width = max(part.shape[-1] for part in parts)
+    parts = [F.pad(part, (0, width - part.shape[-1])) for part in parts]
+    return torch.cat([parts[0].new_zeros(before, width), *parts])
+
+
+def _size_of(ids: torch.Tensor) -> tuple[int, int]:
+    """Return (height, width) of the image whose packed tokens come first, by their places.
+
+    `ids` are ([batch,] token, axis); the first axis tells images of one sequence apart, then row and column.
+    """
+    ids = ids if ids.ndim == 2 else ids[0]
+    own = ids[ids[:, 0] == ids[0, 0]]
+    height, width = (own.amax(0) - own.amin(0) + 1)[1:3].tolist()
+    return int(height), int(width)
+
+
+def _same_objects(one, other) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _same_text(one, other) -> bool:
+    return len(one) == len(other) and all(map(alike, one, other))

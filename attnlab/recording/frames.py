@@ -1,0 +1,58 @@
+"""What calls a denoiser: the pipeline itself, and with what."""
+
+import contextlib
+import inspect
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+__all__ = ["calling_frame", "given", "is_calling"]
+
+# of these are the frames between this module and what calls the denoiser
+_BETWEEN = (str(Path(__file__).parent), contextlib.__file__, str(Path(torch.__file__).parent))
+
+
+def is_calling(pipe) -> bool:
+    """Return whether a pipeline's own `__call__` is what calls its denoiser now. For a hook of the denoiser to ask.
+
+    What calls the denoiser must be code of the pipeline's class, below a frame of its `__call__` with this pipeline as
+    `self`; a callback of the user's is neither, though it runs inside the call.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        The pipeline.
+    """
+    return calling_frame(pipe) is not None
+
+
+def given(pipe, name: str) -> object:
+    """Return a local variable of the pipeline's own `__call__`, which calls its denoiser now; None where there is none.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        The pipeline.
+    name : str
+        Of an argument, "prompt" for example.
+    """
+    frame = calling_frame(pipe)
+    return None if frame is None else frame.f_locals.get(name)
+
+
+def calling_frame(pipe) -> FrameType | None:
+    """Return the frame of the pipeline's own `__call__` where that is what calls its denoiser now, see `is_calling`."""
+    calls = [inspect.unwrap(vars(kind)["__call__"]) for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+    codes = {call.__code__ for call in calls if hasattr(call, "__code__")}
+    frame = sys._getframe(1)
+    while frame and frame.f_code.co_filename.startswith(_BETWEEN):
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_filename not in {code.co_filename for code in codes}:
+        return None
+    while frame:
+        if frame.f_code in codes and frame.f_locals.get(frame.f_code.co_varnames[0]) is pipe:
+            return frame
+        frame = frame.f_back
+    return None
