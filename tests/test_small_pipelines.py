@@ -14,16 +14,22 @@ def small(request):
 
 
 def generate(small, **change):
-    """Latents of a generation of two steps."""
+    """Latents of a generation of two steps; what has none gives pixels."""
     pipe, call = small
     generator = torch.Generator().manual_seed(7)
     result = pipe(**call | change, num_inference_steps=2, output_type="latent", generator=generator)
-    return result[0]
+    return torch.as_tensor(result[0])
 
 
 def test_generates(small):
     image = generate(small)
     assert image.isfinite().all() and image.std() > 0.01
+
+
+def test_image_has_eight_rows_of_twelve_tokens(small):
+    shape = tuple(generate(small).shape)
+    grids = ((8 * 12,), (8, 12), (16, 24))  # packed; one token a latent pixel; four latent pixels a token
+    assert any(grid == shape[axis : axis + len(grid)] for grid in grids for axis in range(len(shape)))
 
 
 def test_repeats_with_the_same_seed(small):

@@ -4,7 +4,7 @@
 `pipe(**call, num_inference_steps=2, output_type="latent", generator=torch.Generator().manual_seed(7))`.
 """
 
-from . import joint, static
+from . import joint, static, unets
 from .encoders import OTHER, PROMPT
 
 SMALL = {
@@ -25,8 +25,18 @@ SMALL = {
         joint.lumina2,
         joint.hunyuan_image,
         joint.hidream,
+        static.pixart_alpha,
         static.pixart_sigma,
         static.sana,
+        static.sana_sprint,
+        static.hunyuan_dit,
+        static.lumina_next,
+        static.kandinsky3,
+        static.kandinsky5,
+        unets.animate_diff,
+        unets.kolors,
+        unets.pag,
+        unets.deepfloyd_if,
     )
 }
 __all__ = ["OTHER", "PROMPT", "SMALL"]

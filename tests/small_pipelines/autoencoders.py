@@ -6,6 +6,7 @@ from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanImage,
     AutoencoderKLQwenImage,
+    VQModel,
 )
 
 from .encoders import random_weights
@@ -63,6 +64,21 @@ def qwen_image(levels=2):
         temperal_downsample=[False] * (levels - 1),
         latents_mean=[0.1] * 4,
         latents_std=[1.5] * 4,
+    )
+    return random_weights(vae)
+
+
+def vector_quantized():
+    """Kandinsky 3's: one latent pixel of 8 x 8 pixels, out of a book of 16."""
+    vae = VQModel(
+        block_out_channels=(32, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=2,
+        norm_type="spatial",
+        num_vq_embeddings=16,
+        vq_embed_dim=4,
     )
     return random_weights(vae)
 

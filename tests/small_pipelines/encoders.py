@@ -8,12 +8,18 @@ import json
 from functools import cache
 
 import torch
+from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     Gemma2Config,
     Gemma2Model,
+    GemmaConfig,
+    GemmaModel,
     GemmaTokenizer,
     GlmConfig,
     GlmModel,
@@ -66,7 +72,7 @@ def random_weights(model, seed=0):
         noise = torch.randn(weight.shape, generator=generator)
         if weight.ndim >= 2:
             # what comes out is as large as what goes in, or larger where the time makes scales, shifts and gates
-            gain = 3 if any(part in name for part in ("norm", "adaLN", "modulation")) else 1
+            gain = 3 if any(part in name for part in ("norm", "adaLN", "stream_modulation")) else 1
             weight.data = gain * noise / weight[0].numel() ** 0.5
         else:
             weight.data = noise / 10 + ("norm" in name.lower() and name.endswith("weight"))
@@ -184,6 +190,40 @@ def mistral_tokenizer():
     return byte_level_tokenizer(["<s>"], padding_side="left", **special, **template)
 
 
+class GLMTokenizer(PreTrainedTokenizerFast):
+    """GLM 3, of Kolors: two start tokens, mark "▁" before a word, padding on the left, positions beside the tokens.
+
+    The original reads its vocabulary with the package sentencepiece, which attnlab does not bring.
+    """
+
+    model_input_names = ("input_ids", "attention_mask", "position_ids")
+
+    def __call__(self, *args, **options):
+        encoded = super().__call__(*args, **options)
+        if isinstance(encoded["attention_mask"], torch.Tensor):
+            encoded["position_ids"] = (encoded["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return encoded
+
+
+def glm3_tokenizer():
+    vocabulary, merges = byte_pairs("▁")
+    start = ["[gMASK]", "sop"]
+    tokenizer = Tokenizer(models.BPE(with_special(["<unk>", *start], vocabulary), merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    numbers = [(token, tokenizer.token_to_id(token)) for token in start]
+    tokenizer.post_processor = processors.TemplateProcessing(single=[*start, "$A"], special_tokens=numbers)
+    special = {"unk_token": "<unk>", "pad_token": "<unk>", "extra_special_tokens": start}
+    return GLMTokenizer(tokenizer_object=tokenizer, padding_side="left", **special)
+
+
+def bert_tokenizer():
+    """BERT: word pieces whose mark "##" goes on with a word, tokens for start and end."""
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    pieces = [*WORDS, "burn", "##ing", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    return BertTokenizer(vocab=with_special(special, dict.fromkeys(pieces)), model_max_length=77)
+
+
 # Text encoders. All take the tokenizer whose text they read, and the width of what they return
 
 
@@ -196,7 +236,7 @@ def clip(width, kind=CLIPTextModel, seed=0):
         num_hidden_layers=2,
         num_attention_heads=2,
         projection_dim=width,
-        max_position_embeddings=tokenizer.model_max_length,
+        max_position_embeddings=77,  # some pipelines pad to so many whatever the tokenizer says
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -225,6 +265,38 @@ def decoder_only(width):
 
 def gemma2(tokenizer, width):
     return random_weights(Gemma2Model(Gemma2Config(vocab_size=len(tokenizer), **decoder_only(width))))
+
+
+def gemma(tokenizer, width):
+    return random_weights(GemmaModel(GemmaConfig(vocab_size=len(tokenizer), **decoder_only(width))))
+
+
+def glm3(tokenizer, width):
+    config = ChatGLMConfig(
+        num_layers=3,
+        padded_vocab_size=len(tokenizer),
+        hidden_size=width,
+        ffn_hidden_size=2 * width,
+        kv_channels=width // 2,
+        num_attention_heads=2,
+        seq_length=256,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        original_rope=True,
+    )
+    return random_weights(ChatGLMModel(config))
+
+
+def bert(tokenizer, width):
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+        max_position_embeddings=tokenizer.model_max_length,
+    )
+    return random_weights(BertModel(config))
 
 
 def qwen3(tokenizer, width):

@@ -39,6 +39,7 @@ from . import autoencoders, encoders
 from .encoders import OTHER, PROMPT, random_weights
 
 SIZE = {"height": 32, "width": 48}  # pixels; / 2 by the autoencoder, / 2 by patches: 8 rows of 12 image tokens
+BY_EIGHT = {"height": 128, "width": 192}  # for pipelines that take any autoencoder to make one latent pixel of 8 x 8
 GUIDED = {"prompt": PROMPT, "negative_prompt": OTHER, **SIZE}
 
 
@@ -54,10 +55,10 @@ def flow():
 # FLUX.1
 
 
-def flux_parts(guidance_embeds=True, **transformer):
+def flux_parts(**transformer):
     config = {"in_channels": 16, "num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16}
     config |= {"num_attention_heads": 2, "joint_attention_dim": 32, "pooled_projection_dim": 16}
-    config |= {"axes_dims_rope": (4, 4, 8), "guidance_embeds": guidance_embeds}
+    config |= {"axes_dims_rope": (4, 4, 8), "guidance_embeds": True}
     tokenizer = encoders.t5_tokenizer()
     return {
         "transformer": random_weights(FluxTransformer2DModel(**config | transformer)),
@@ -340,8 +341,7 @@ def lumina2():
         tokenizer=tokenizer,
         text_encoder=encoders.gemma2(tokenizer, 16),
     )
-    size = {"height": 128, "width": 192}  # the pipeline takes any autoencoder to make one latent pixel of 8 x 8
-    return pipe, {**GUIDED, **size, "guidance_scale": 3.0, "max_sequence_length": 192}
+    return pipe, {**GUIDED, **BY_EIGHT, "guidance_scale": 3.0, "max_sequence_length": 192}
 
 
 # HunyuanImage
