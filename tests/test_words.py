@@ -2,10 +2,13 @@
 
 import copy
 import pickle
+import unicodedata
 
 import pytest
+from small_pipelines import encoders
+from transformers import BertTokenizer, ByT5Tokenizer
 
-from attnlab.recording.words import Word, find, split, text_span
+from attnlab.recording.words import Word, find, matches, merge, of_prompt, special_ids, split, text_span
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,213 @@ def test_what_is_not_there_is_named(query, error, message):
     words = [Word(t, (i + 1,)) for i, t in enumerate("a red car and a blue car".split())]
     with pytest.raises(error, match=message):
         find(words, query)
+
+
+# Other tokenizers
+
+
+def numbered(text, start=0):
+    """Words of one token each, from a position on."""
+    return [Word(word, (start + i,)) for i, word in enumerate(text.split())]
+
+
+HOUSE = "a burning house, fire 42 (red)"
+SPLIT = ("a", "burning", "house", ",", "fire", "42", "(", "red", ")")
+
+
+@pytest.mark.parametrize(
+    ("make", "places"),
+    [
+        (encoders.t5_tokenizer, [(0,), (1, 2), (3,), (4,), (5,), (7, 8), (10,), (11, 12, 13), (14,)]),
+        (encoders.gemma_tokenizer, [(1,), (2, 3, 4), (5,), (6,), (7,), (9, 10), (12,), (13,), (14,)]),
+        (encoders.qwen_tokenizer, [(0,), (1, 2, 3), (4,), (5,), (6,), (8, 9), (11,), (12,), (13,)]),
+        (encoders.glm_tokenizer, [(2,), (3, 4, 5), (6,), (7,), (8,), (10, 11), (13,), (14,), (15,)]),
+    ],
+)
+def test_pieces_of_any_tokenizer_are_grouped_to_the_same_words(make, places):
+    tokenizer = make()
+    ids = tokenizer(HOUSE).input_ids
+    expected = [Word(text, tokens) for text, tokens in zip(SPLIT, places, strict=True)]
+    assert split(tokenizer, ids) == expected
+    padding = [tokenizer.pad_token_id] * 3
+    assert split(tokenizer, ids + padding) == expected
+    moved = [Word(text, tuple(p + 3 for p in tokens)) for text, tokens in expected]
+    assert split(tokenizer, padding + ids) == moved
+    assert split(tokenizer, padding) == [] and split(tokenizer, []) == []
+
+
+def test_pieces_of_words():
+    """BERT's, where the end token is the separator and every Chinese character is a word."""
+    pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] a house burn ##ing , 房 子".split()
+    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+    ids = tokenizer("A burning house, 房子 car", padding="max_length", max_length=12).input_ids
+    words = split(tokenizer, ids)
+    assert [word.text for word in words] == ["a", "burning", "house", ",", "房", "子", "\ufffd"]
+    assert [word.tokens for word in words] == [(1,), (2, 3), (4,), (5,), (6,), (7,), (8,)]
+    assert find(words, "房子") == (6, 7)
+
+
+def test_a_token_for_every_byte():
+    tokenizer = ByT5Tokenizer()
+    assert split(tokenizer, tokenizer("a glühbirne!").input_ids) == [
+        Word("a", (0,)),
+        Word("glühbirne", tuple(range(2, 12))),
+        Word("!", (12,)),
+    ]
+
+
+@pytest.mark.parametrize("make", [encoders.qwen_tokenizer, encoders.gemma_tokenizer])
+def test_characters_of_several_bytes(make):
+    tokenizer = make()
+    start = tokenizer("a").input_ids.index(tokenizer.convert_tokens_to_ids("a"))
+    words = split(tokenizer, tokenizer("über 🔥, 👩‍🚒 cafe\u0301 房子").input_ids)
+    texts = [unicodedata.normalize("NFC", word.text) for word in words]
+    assert texts == ["über", "🔥", ",", "👩‍🚒", "café", "房", "子"]
+    assert [word.tokens for word in words[:3]] == [
+        tuple(range(start, start + 5)),  # of "ü" both bytes
+        tuple(range(start + 6, start + 10)),  # behind the space
+        (start + 10,),
+    ]
+    assert len(find(words, "房子")) == 6 and find(words, "café") == words[4].tokens
+
+
+@pytest.fixture(scope="module")
+def wide_pieces():
+    """A tokenizer of which some tokens hold several characters of several kinds."""
+    sentences = ["a traffic-light 一个房子 ，一个车。\n\nend.\n\n"] * 30
+    return encoders.qwen_tokenizer().train_new_from_iterator(sentences, 420)
+
+
+def test_a_token_of_two_words_belongs_to_both(wide_pieces):
+    ids = wide_pieces("a traffic-light\n\nend.\n\n").input_ids
+    assert "-light" in wide_pieces.convert_ids_to_tokens(ids)
+    words = split(wide_pieces, ids)
+    assert words == [
+        Word("a", (0,)),
+        Word("traffic", (1,)),
+        Word("-", (2,)),
+        Word("light", (2,)),
+        Word("end", (4,)),
+        Word(".", (5,)),  # one token with the empty line behind it
+    ]
+    assert find(words, "traffic-light") == (1, 2)
+
+
+def test_without_spaces_tokens_are_words(wide_pieces):
+    words = split(wide_pieces, wide_pieces("房子和车").input_ids)
+    assert words == [Word("房子", (0,)), Word("和", (1, 2, 3)), Word("车", (4,))]
+
+
+def test_special_tokens_are_no_words_and_end_words():
+    tokenizer = encoders.qwen_tokenizer()
+    ids = tokenizer("<|im_start|>user\na car<|im_end|>\n<|im_start|>tree<|im_end|>").input_ids
+    words = split(tokenizer, ids)
+    assert [word.text for word in words] == ["user", "a", "car", "tree"]
+    assert split(tokenizer, tokenizer("car<|im_end|>tree").input_ids)[1].text == "tree"
+    assert set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])) <= special_ids(tokenizer)
+
+
+def test_learned_tokens_of_another_tokenizer():
+    tokenizer = encoders.t5_tokenizer()
+    tokenizer.add_tokens(["<Toy>", "<Toy>_1"])
+    words = split(tokenizer, tokenizer("a <Toy><Toy>_1 car").input_ids)
+    assert [word.text for word in words] == ["a", "<Toy>", "car"] and len(words[1].tokens) == 2
+
+
+def test_half_a_character_is_cut_off():
+    tokenizer = encoders.qwen_tokenizer()
+    ids = tokenizer("a ü").input_ids
+    assert split(tokenizer, ids[:-1]) == [Word("a", (0,)), Word("…", (2,))]
+    ids = tokenizer("a fireü").input_ids
+    assert split(tokenizer, ids[:-1])[1].text == "fire…"
+
+
+# Words of a prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts", "found"),
+    [
+        ("describe a red car : a red car .", ["a red car"], range(5, 8)),  # the last place
+        ("describe a red car : a red car .", ["car", "A  Redcar"], range(5, 8)),  # the longest prompt
+        ("describe the car : a red car", ["a red car on a road"], range(4, 7)),  # cut off by the window
+        ("describe the car : a red car", ["", "a tree"], None),
+        ("a red carpet", ["a red car"], None),  # by whole words
+        ("scar", ["car"], None),
+        ("of a", ["a red car"], None),  # by chance
+        ("a red car", [], None),
+        ("", ["a"], None),
+    ],
+)
+def test_words_of_the_prompt(text, prompts, found):
+    words = numbered(text)
+    assert of_prompt(words, prompts) == (None if found is None else [words[i] for i in found])
+
+
+def test_a_prompt_cut_within_a_word():
+    assert of_prompt(numbered("image : a big umbr"), ["a big umbrella"]) == [*numbered("a big", 2), Word("umbr…", (4,))]
+    assert of_prompt(numbered("image : a big umbr…"), ["a big umbrella"]) == [*numbered("a big umbr…", 2)]
+    assert of_prompt(numbered("image : a big"), ["a big umbrella"]) == numbered("a big", 2)
+
+
+def test_other_normal_forms_are_the_same_letters():
+    assert of_prompt(numbered("1⁄2 ﬁre"), ["½ fire"]) == numbered("1⁄2 ﬁre")
+
+
+def test_unknown_letters_are_the_prompts():
+    tokenizer = encoders.t5_tokenizer()
+    prompt = "Zdzisław fire, 🔥 über"
+    words = split(tokenizer, tokenizer(prompt).input_ids)
+    assert [word.text for word in words] == ["Zdzis\ufffdaw", "fire", ",", "\ufffd", "\ufffdber"]
+    named = of_prompt(words, ["a car in the night of fire", prompt])
+    assert [word.text for word in named] == ["Zdzisław", "fire", ",", "🔥", "über"]
+    assert [word.tokens for word in named] == [word.tokens for word in words]
+    assert of_prompt(words, ["a car"]) == words
+
+
+# Words of several text encoders
+
+
+def test_words_are_merged_in_their_order():
+    one, other = numbered("a red car and a car"), numbered("a red car and a car", 10)
+    assert merge([one, other]) == [Word(word, (i, 10 + i)) for i, word in enumerate("a red car and a car".split())]
+    assert merge([one]) == one and merge([]) == [] and merge([[], other]) == other
+    assert merge([one, other, numbered("and", 20)])[3] == Word("and", (3, 13, 20))
+
+
+def test_words_that_one_encoder_read_stay():
+    merged = merge([numbered("a red car"), numbered("a large red car on road", 10)])
+    assert merged == [
+        Word("a", (0, 10)),
+        Word("large", (11,)),
+        Word("red", (1, 12)),
+        Word("car", (2, 13)),
+        Word("on", (14,)),
+        Word("road", (15,)),
+    ]
+    assert merge([numbered("a car"), numbered("a tree", 10)]) == [
+        Word("a", (0, 10)),
+        Word("car", (1,)),
+        Word("tree", (11,)),
+    ]
+
+
+def test_a_repeated_word_that_one_encoder_cut_off():
+    merged = merge([numbered("car tree car"), numbered("car tree car car", 10)])
+    assert [word.tokens for word in merged] == [(0, 10), (1, 11), (2, 12), (13,)]
+
+
+def test_words_that_tokenizers_divide_otherwise():
+    merged = merge([numbered("4 2 isn 't fire"), numbered("42 isn ' t fire", 10)])
+    assert merged == [Word("42", (0, 1, 10)), Word("isn", (2, 11)), Word("'t", (3, 12, 13)), Word("fire", (4, 14))]
+
+
+def test_a_word_of_which_one_encoder_read_the_start():
+    merged = merge([numbered("a umbr…"), numbered("a umbrella on fire", 10)])
+    assert merged == [Word("a", (0, 10)), Word("umbrella", (1, 11)), Word("on", (12,)), Word("fire", (13,))]
+    assert merge([numbered("a umbrella on", 10), numbered("a umbr…")])[1] == Word("umbrella", (1, 11))
+
+
+def test_a_token_of_two_words_counts_once_in_a_phrase():
+    words = [Word("traffic", (1,)), Word("-", (2,)), Word("light", (2,))]
+    assert matches(words, "traffic-light") == [(1, 2)]

@@ -13,6 +13,7 @@ __all__ = ["EncodedTexts", "ReadText"]
 
 _REMEMBERED = 32  # latest calls of text encoders, to tell which words an embedding stands for
 _ALIKE = 5e-3  # relative distance up to which an embedding is one that a text encoder gave: half precision rounds
+_RUNS = 1000  # longest ones to choose from: rows that are all alike make many more short ones
 _COLUMNS = 256  # of an embedding that are kept, at most: enough to tell it, in a tenth of the memory
 
 
@@ -226,6 +227,7 @@ def _diagonals(source, near) -> Iterator[_Run]:
 def _choose(runs, rows) -> list[_Run]:
     """Choose runs that cover as many rows as possible, each once: the longest first, of one text if possible."""
     taken, free = [], np.ones(rows, bool)
+    runs = sorted(runs, key=lambda run: -run.length)[:_RUNS]
     while runs:
         known = {run.source for run in taken}
         best = max(runs, key=lambda run: (run.length, run.source in known, run.source.call))

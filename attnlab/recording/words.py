@@ -148,8 +148,8 @@ def _kind(character, before) -> str:
     category = unicodedata.category(character)
     if character.isspace():
         return "space"
-    if category[0] == "M" or category == "Cf":  # accents, and what joins the parts of an emoji
-        return before
+    if category[0] == "M" or category in ("Cf", "Cs"):  # accents, what joins the parts of an emoji, half a letter
+        return before if before != "space" else "letters"
     if category[0] == "L" or character == _UNKNOWN:
         return "no spaces" if unicodedata.name(character, "").startswith(_NO_SPACES) else "letters"
     if category in ("So", "Sk"):  # emoji, and the colors of their skin
