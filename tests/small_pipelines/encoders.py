@@ -1,7 +1,7 @@
-"""Tokenizers and text encoders of the real classes, made small: a few hundred pieces, two layers, random weights.
+"""Tokenizers and text encoders of the real classes, made small: some hundred pieces, few layers, random weights.
 
-The tokenizers split as the large ones do: the same marks of a word's start or end, the same special tokens. Most words
-of the two prompts are one piece, "burning" is several, as a word may be in any model.
+The tokenizers split as the large ones do: the same marks of a word's start or end, the same special tokens. "burning"
+is several pieces for all but CLIP's, as a word may be in any model; the other words of the two prompts are one.
 """
 
 import json
@@ -66,7 +66,7 @@ INSTRUCTIONS = """<s>{% for message in messages %}\
 
 
 def random_weights(model, seed=0):
-    """The model with weights that all do something: no gate at zero, no norm at exactly one."""
+    """Give a model weights that all do something, no gate at zero and no norm at exactly one, and return it."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
@@ -170,7 +170,9 @@ def byte_level_tokenizer(start, **special):
 
 def glm_tokenizer():
     """GLM 4: two start tokens, no end token."""
-    return byte_level_tokenizer(["[gMASK]", "<sop>"], pad_token="<|endoftext|>", eos_token="<|endoftext|>")
+    start, end = ["[gMASK]", "<sop>"], "<|endoftext|>"
+    special = {"pad_token": end, "eos_token": end, "extra_special_tokens": start}
+    return byte_level_tokenizer(start, padding_side="left", **special)
 
 
 def llama_tokenizer():

@@ -39,7 +39,7 @@ def animate_diff():
     pipe = AnimateDiffPipeline(
         unet=random_weights(unet(cross_attention_dim=32, attention_head_dim=4)),
         motion_adapter=random_weights(motion),
-        scheduler=DDIMScheduler(clip_sample=False),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         vae=autoencoders.kl(),
         **clip_parts(),
     )
@@ -74,7 +74,7 @@ def pag():
     """Perturbed attention guidance: a third part of the batch, whose self-attention in the middle is the identity."""
     pipe = StableDiffusionPAGPipeline(
         unet=random_weights(unet(cross_attention_dim=32, attention_head_dim=4)),
-        scheduler=DDIMScheduler(clip_sample=False),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         vae=autoencoders.kl(),
         safety_checker=None,
         feature_extractor=None,
