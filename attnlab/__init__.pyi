@@ -51,6 +51,7 @@ from .pipelines import (
 from .recording import (
     Recording as Recording,
     record as record,
+    record_again as record_again,
     record_image as record_image,
 )
 from .segmentation import (

@@ -207,12 +207,15 @@ def heat_maps(
     if not trace.queries and text.streamed not in known:
         what, prompt = ("contributions", "prompt") if trace.contributed else ("maps", "prompt (daam)")
         kept = [f"its {prompt}" if name is None else repr(name) for name in trace.streamed]
+        if trace.calls:
+            raise ValueError("this recording kept calls of the denoiser: record_again(pipe, recording) asks them")
         kept = f"{what} of {', '.join(kept)} alone" if kept else "the sum of its queries alone, for linear_daam"
         raise ValueError(f"this recording kept {kept}: record with keep='queries' for maps of any text, padded or not")
     if per not in (None, "step", "layer", "head") or mode not in MODES:
         raise ValueError(f"per={per!r}, mode={mode!r}: per is 'step', 'layer' or 'head', mode one of {MODES}")
     if per == "step" and not trace.queries:
-        raise ValueError("this recording kept sums over its steps: per='step' needs record(pipe, keep='queries')")
+        how = "record_again(pipe, recording, steps=[0])" if trace.calls else "record(pipe, keep='queries')"
+        raise ValueError(f"this recording kept sums over its steps: for one of them {how}")
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     largest = max((trace.sizes[name] for name in names), key=math.prod)
 

@@ -26,7 +26,8 @@ class BatchParts:
             )
         self.adapter, self.branches = adapter, branches
         self.named = None if named is None else tuple(named)
-        self._seen: tuple | None = None  # parts and batch size of the latest call
+        self.parts: tuple[str, ...] = ()  # of the latest call
+        self._seen: tuple | None = None  # parts and batch size of that one
 
     def rows(self, call: DenoiserCall) -> list[tuple[str, int]]:
         """Return (branch, row of the batch) of every image; none where this call lacks one of the branches."""
@@ -37,7 +38,7 @@ class BatchParts:
             raise ValueError(f"a batch of {batch} does not divide into the parts {parts} of {name}: {_HOW}")
         if self._seen != (parts, batch) and self.named is None and not self._agree(call, len(parts)):
             raise ValueError(f"the parts {parts} of {name}'s batch do not hold the same images: {_HOW}")
-        self._seen = parts, batch
+        self.parts, self._seen = parts, (parts, batch)
         branches = self.branches if set(self.branches) <= set(parts) else ()
         return [(branch, parts.index(branch) * images + i) for branch in branches for i in range(images)]
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Sequence
 
 from .adapters import adapter_of
+from .adapters.families import denoiser_of
 from .layers import as_list
 from .texts import TextEncoder
 from .words import Query, find
@@ -51,8 +52,10 @@ def check_generation(
         problems.append(f"guidance is {guidance!r}: a number from 0 to 1000; 1 turns guidance off")
     if not (_is_whole(seed, 0) and seed < 2**63):
         problems.append(f"seed is {seed!r}: a whole number from 0 to 2**63 - 1")
-    if not (_is_whole(size, 0) and size % 8 == 0 and size <= LARGEST * own):
-        problems.append(f"size is {size!r}: a multiple of 8 up to {LARGEST * own}, or 0 for the model's own, {own}")
+    least = 8 if denoiser_of(pipe) is getattr(pipe, "unet", None) else 2 * pipe.vae_scale_factor
+    if not (_is_whole(size, 0) and size % least == 0 and size <= LARGEST * own):
+        right = f"a multiple of {least} up to {LARGEST * own}, or 0 for the model's own, {own}"
+        problems.append(f"size is {size!r}: {right}")
     if problems:
         raise ValueError("this cannot be generated:" + "".join(f"\n- {problem}" for problem in problems))
 
@@ -65,8 +68,8 @@ def own_size(pipe) -> int:
     pipe : DiffusionPipeline
         As for `record`.
     """
-    known = adapter_of(pipe).module.config.sample_size or 128  # that of SDXL, which may not say it
-    return max(as_list(known)) * pipe.vae_scale_factor
+    known = adapter_of(pipe).module.config.get("sample_size")  # SDXL and FLUX do not say it
+    return max(as_list(known or getattr(pipe, "default_sample_size", None) or 128)) * pipe.vae_scale_factor
 
 
 def _wrong_words(pipe, prompt, words):
@@ -86,7 +89,8 @@ def _wrong_steps(scheduler, steps):
     right = "a whole number from 1 on"
     try:
         if _is_whole(steps, 1):
-            copy.deepcopy(scheduler).set_timesteps(steps)  # some make no more steps than they were trained on
+            shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+            copy.deepcopy(scheduler).set_timesteps(steps, **shifted)  # some make no more than they were trained on
             return
     except Exception as error:  # each scheduler has its own
         right = f"{type(scheduler).__name__} cannot make so many ({' '.join(str(error).split())})"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .adapters import DenoiserCall
+from .kept import KeptCall
 from .keys import KeyWatch
 from .layers import Layer, alike, choose_layers, exact
 from .trace import Trace
@@ -23,6 +24,7 @@ class CurrentStep:
     active: bool  # whether it is recorded
     taken: dict[str, list[list]] = field(default_factory=dict)
     met: dict[str, Layer] = field(default_factory=dict)  # layers first seen in this call, on the model's device
+    kept: KeptCall | None = None  # its arguments, where they are kept
 
 
 class CurrentGeneration:
@@ -106,6 +108,8 @@ class CurrentGeneration:
             if self.step.active:
                 trace.steps.append(self.calls)
                 trace.timesteps.append(self.step.timestep)
+                if self.step.kept is not None:
+                    trace.calls.append(self.step.kept)
                 stores.put(trace, {name: self.step.taken[name][i] for name in self.chosen})
                 stores.self_attention.put(trace, i)
         self.calls += 1

@@ -1,6 +1,7 @@
 """The texts that a pipeline's text encoders read lately: which words the rows of an embedding stand for."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -56,38 +57,24 @@ class _Run(NamedTuple):
 class EncodedTexts:
     """The latest calls of a pipeline's text encoders: which token ids became which embeddings."""
 
-    def __init__(self, pipe=None):
+    def __init__(self, pipe):
         self.calls: list[_Call] = []
         self._count = 0
-        parts = {} if pipe is None else pipe.components
         self._encoders = [
-            (part, _tokenizer(parts, name))
-            for name, part in parts.items()
+            (part, _tokenizer(pipe.components, name))
+            for name, part in pipe.components.items()
             if name.startswith("text_encoder") and isinstance(part, torch.nn.Module)
         ]
 
     def listen(self) -> list:
         """Register a forward hook at every text encoder; returns the handles, to remove them."""
-        return [encoder.register_forward_hook(self.remember, with_kwargs=True) for encoder, _ in self._encoders]
+        hooks = [partial(self._remember, i) for i in range(len(self._encoders))]
+        pairs = zip(self._encoders, hooks, strict=True)
+        return [encoder.register_forward_hook(hook, with_kwargs=True) for (encoder, _), hook in pairs]
 
     def forget(self) -> None:
         """Drop all that is remembered."""
         self.calls = []
-
-    def remember(self, encoder, args, kwargs, output):
-        """Note a call; a hook of the text encoder."""
-        ids = args[0] if args else kwargs.get("input_ids")
-        made = [] if ids is None else list(_embeddings(output, tuple(ids.shape)))
-        if not made:
-            return
-        norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", None)
-        if norm is not None:
-            made += [norm(h) for h in made[1:]]  # of hidden states clip_skip= takes these, and SDXL the others
-        width = made[-1].shape[-1]
-        made = torch.stack([_some(h.detach()) for h in made if h.shape[-1] == width])
-        which = next((i for i, (known, _) in enumerate(self._encoders) if known is encoder), 0)
-        self.calls = [*self.calls[1 - _REMEMBERED :], _Call(self._count, which, ids.cpu(), width, made)]
-        self._count += 1
 
     def token_ids(self, text: torch.Tensor, second: bool = False) -> list[int] | None:
         """Find the token ids that became `text` (token, text width), told by the result itself.
@@ -96,7 +83,7 @@ class EncodedTexts:
         second one did.
         """
         for call in reversed(self.calls):
-            if self._encoders and call.encoder != int(second):
+            if call.encoder != int(second):
                 continue
             asked = _some(text[..., -call.width :] if second else text[..., : call.width])
             if asked.shape != call.made.shape[2:]:
@@ -137,6 +124,20 @@ class EncodedTexts:
             known = {position for found in fitting for word in found for position in word.tokens}
             words = [word for word in words if not known.isdisjoint(word.tokens)]
         return ReadText(words, runs[0].source.call, self._ends(words, runs))
+
+    @torch.compiler.disable
+    def _remember(self, which, encoder, args, kwargs, output):
+        ids = args[0] if args else kwargs.get("input_ids")
+        made = [] if ids is None else list(_embeddings(output, tuple(ids.shape)))
+        if not made:
+            return
+        norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", None)
+        if norm is not None:
+            made += [norm(h) for h in made[1:]]  # of hidden states clip_skip= takes these, and SDXL the others
+        width = made[-1].shape[-1]
+        made = torch.stack([_some(h.detach()) for h in made if h.shape[-1] == width])
+        self.calls = [*self.calls[1 - _REMEMBERED :], _Call(self._count, which, ids.cpu(), width, made)]
+        self._count += 1
 
     def _runs(self, text) -> list[_Run]:
         """Find where the rows of a text (token, text width) come from: long runs first, and the latest calls."""

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..storage import read_rgb
 from .checks import LARGEST, own_size
+from .flow import FlowCalls
 from .layers import Layers, as_list
 from .recorder import Recorder
 from .recording import Recording
@@ -34,7 +35,7 @@ def record_image(
     generator: torch.Generator | None = None,
     batch: int = 8,
 ) -> Recording:
-    """Record what the denoiser asks of an existing image: encode it, add noise, look once at every timestep.
+    """Record how the denoiser looks at an existing image: encode it, add noise, look once at every timestep.
 
     Parameters
     ----------
@@ -45,7 +46,8 @@ def record_image(
     prompt : str or sequence of str
         One text per image.
     timesteps : int or several
-        Noise levels, 0..999 for the usual 1000 training steps; the higher, the more noise.
+        Noise levels, 0..999 for the usual 1000 training steps; the higher, the more noise. Of flow matching it is
+        t / 1000 of noise and 1 - t / 1000 of the image.
     layers, keep, texts, self_attention, dtype, device
         As for `record`.
     generator : torch.Generator, optional
@@ -75,15 +77,19 @@ def record_image(
         raise ValueError(f"generator={generator!r}: give a torch.Generator, for example attnlab.seed(7)")
     kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "dtype": dtype, "device": device}
     recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), share="text", **kept)
-    _check_denoiser(pipe)
-    timesteps, alphas = sorted(as_list(timesteps), reverse=True), pipe.scheduler.alphas_cumprod
-    if not timesteps or not all(t in range(len(alphas)) for t in timesteps):
-        raise ValueError(f"timesteps={timesteps}: give one or more whole numbers in 0..{len(alphas) - 1}")
+    flow = FlowCalls(pipe, recorder.adapter) if recorder.adapter.alternates else None
+    if flow is None:
+        _check_denoiser(pipe)
+    timesteps, levels = sorted(as_list(timesteps), reverse=True), pipe.scheduler.config.num_train_timesteps
+    if not timesteps or not all(t in range(levels) for t in timesteps):
+        raise ValueError(f"timesteps={timesteps}: give one or more whole numbers in 0..{levels - 1}")
     images = [_as_pixels(x) for x in images]
     if len(sizes := {np.shape(x)[:2] for x in images}) > 1:
         raise ValueError(f"images of several sizes {sorted(sizes)}: record those of one size together")
     _check_size(pipe, *sizes)
-    denoiser = recorder.adapter.module
+    if flow is not None:
+        return _record_flow(flow, recorder, images, prompts, list(map(int, timesteps)), generator)
+    denoiser, alphas = recorder.adapter.module, pipe.scheduler.alphas_cumprod
     where = {"device": pipe._execution_device, "dtype": denoiser.dtype}
     for first in range(0, len(images), batch):
         latents, size = _encode_images(pipe, images[first : first + batch], where)
@@ -98,6 +104,19 @@ def record_image(
                 time = torch.tensor(timestep, device=where["device"])
                 denoiser(noisy, time, encoder_hidden_states=text, **condition)
         recorder.check()
+    return recorder.recording
+
+
+def _record_flow(flow, recorder, images, prompts, timesteps, generator):
+    """Record images one by one: a model of flow matching is told of each by a pipeline of its own."""
+    for pixels, prompt in zip(images, prompts, strict=True):
+        recorder.prompts = [prompt]
+        with recorder:
+            for timestep in timesteps:
+                args, kwargs = flow.call(pixels, prompt, timestep, generator)
+                flow.denoiser(*args, **kwargs)
+        recorder.check()
+        recorder.recording.traces[-1].timesteps = timesteps
     return recorder.recording
 
 
@@ -119,7 +138,7 @@ def _check_denoiser(pipe):
     if found := [what for what, needed in wanted.items() if needed]:
         raise TypeError(
             f"{type(pipe).__name__} cannot record an existing image: it wants {', '.join(found)}. Take a text-to-image "
-            "pipeline of Stable Diffusion 1.x, 2.x or XL"
+            "pipeline of Stable Diffusion 1.x, 2.x or XL, or of FLUX, Stable Diffusion 3, Qwen-Image, Z-Image or Chroma"
         )
 
 

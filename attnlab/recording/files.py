@@ -5,10 +5,12 @@ Names in files are older than names in code: what the code calls an attention ma
 
 import math
 from dataclasses import asdict
+from functools import cache
 
 import torch
 
 from .. import storage
+from .kept import KeptCall, packed, tensors_in, unpacked
 from .layers import Layer
 from .norms import Norm
 from .trace import Generation, SelfAttentionSum, Trace
@@ -22,8 +24,11 @@ _NORMS = ("norm_q", "norm_k")  # parts of a layer that are themselves made of pa
 def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict[int, int]) -> dict:
     """Put a trace's tensors into `tensors`, and return what remains of it as JSON types.
 
-    `keys` numbers the layers that were written before, as images share them.
+    `keys` numbers the layers, and the tensors of calls, that were written before, as images share them.
     """
+    given = {id(tensor): tensor for tensor in tensors_in(trace.calls)}
+    names = {i: f"call.{keys.setdefault(i, len(keys))}" for i in given}
+    tensors |= {names[i]: tensor.cpu().clone(memory_format=torch.contiguous_format) for i, tensor in given.items()}
     tensors[prefix + "text"] = trace.text
     if trace.attention_mask is not None:
         tensors[prefix + "visible"] = trace.attention_mask
@@ -44,6 +49,8 @@ def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict
         "self_attention": [[*size, attention.count] for size, attention in trace.self_attention.items()],
         "words": trace.words and [[word.text, list(word.tokens)] for word in trace.words],
         "ends": trace.ends,
+        "row": trace.row,
+        "calls": [packed(tuple(call), names) for call in trace.calls],
         "generation": asdict(trace.generation),
         "layers": layers,
     }
@@ -68,6 +75,10 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
 
     def optional(name):
         return file.read(name) if name in file.names else None
+
+    @cache
+    def read(name):
+        return file.read(name)
 
     def tensors_of(kind):
         """Names of the layers of which the file holds some kind of tensor, and those tensors' names."""
@@ -109,6 +120,8 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         steps=entry["steps"],
         timesteps=entry["timesteps"],
         ends=entry.get("ends", True),
+        row=entry.get("row", 0),
+        calls=[KeptCall(*unpacked(call, read)) for call in entry.get("calls", [])],
     )
     _check(trace)
     return trace

@@ -15,8 +15,10 @@ from .words import Word, split
 
 __all__ = ["PipelineTexts"]
 
-_GUIDANCE = ("guidance_scale", "true_cfg_scale")  # arguments of pipelines; 1 asks for the prompt alone
-_OPTIONS = ("max_sequence_length", "clean_caption", "complex_human_instruction")  # arguments that change a text
+_GUIDANCE = ("guidance_scale", "true_cfg_scale")  # arguments of pipelines; 0 asks for the prompt alone
+_OPTIONS = (  # arguments that change how a text is read, and those without which a pipeline may refuse its call
+    "max_sequence_length", "clean_caption", "complex_human_instruction", "height", "width", "use_resolution_binning"
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +31,7 @@ class PipelineTexts(TextEncoder):
 
     def __init__(self, load, model: str | None = None, start: list | None = None):
         super().__init__(load, model, start)
-        self.options: dict[str, object] = {}  # arguments with which the pipeline was called, of those that change texts
+        self.options: dict[str, object] = {}  # arguments with which the pipeline was called, of those that matter
 
     @classmethod
     def named(cls, model, start: list | None = None) -> "PipelineTexts":
@@ -95,7 +97,7 @@ class PipelineTexts(TextEncoder):
             stopped.append((args, kwargs))
             raise Stopped
 
-        unguided = dict.fromkeys(set(_GUIDANCE) & set(inspect.signature(pipe.__call__).parameters), 1.0)
+        unguided = dict.fromkeys(set(_GUIDANCE) & set(inspect.signature(pipe.__call__).parameters), 0.0)
         before = dict(vars(pipe))
         handles = [adapter.module.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)]
         handles += adapter.texts.listen()

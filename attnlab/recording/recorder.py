@@ -47,17 +47,21 @@ def record(
     device: str | torch.device = "cpu",
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Iterator[Recording]:
-    """Record the cross-attention queries of everything that `pipe` generates inside the block.
+    """Record how everything that `pipe` generates inside the block attends to its text.
+
+    Of cross-attention that is the queries, from which maps of any text follow. In joint attention (FLUX, Stable
+    Diffusion 3, Qwen-Image, ...) image and text attend to one another, so that queries alone say nothing of a text:
+    there it is the maps of the prompt, and the denoiser's calls for `record_again`.
 
     Parameters
     ----------
     pipe : DiffusionPipeline
-        Stable Diffusion 1.x, 2.x or XL, or another pipeline with CLIP text encoders and a UNet2DConditionModel.
+        One whose denoiser is in the table of docs/models.md: Stable Diffusion, FLUX, PixArt, ...
     layers : str, int or several, optional
-        Names, beginnings of names ("up_blocks.1") and map heights (16); "all" for every cross-attention. Default:
-        those of the down and up blocks, as DAAM and OVAM take them.
+        Names, beginnings of names ("up_blocks.1") and map heights (16); "all" for every one that reads text. Default:
+        of a U-Net those of the down and up blocks, as DAAM and OVAM take them; of others all.
     steps : int or several, optional
-        Which calls of the denoiser to record, counted from 0. Default: all.
+        Which steps of denoising to record, counted from 0. Default: all.
     branch : {"conditional", "negative", "both"}
         With guidance, the part of the batch to keep. The words of the negative part are the negative prompt's; for
         "both" see `Recording.branch`. Steps at which a pipeline ends its guidance early have no negative part, and are
@@ -66,10 +70,14 @@ def record(
         Names of the equal parts of a batch in their order, ("negative", "conditional") or ("conditional",), where
         something else than `pipe` itself calls its denoiser: a loop of your own over `pipe.unet`, or a pipeline that
         shares it. There another text, or the first timestep once more, begins another image.
-    keep : {"queries", "sum", "maps", "contributions"}, optional
-        "queries", the default unless texts are given: for maps of any text and step afterwards, in memory that grows
-        with the steps. What does not grow: "sum", of the queries, all that `linear_daam` needs; of the prompt, "maps"
-        for `daam`, or "contributions".
+    keep : {"queries", "sum", "maps", "contributions", "calls"}, optional
+        "queries", the default of cross-attention unless texts are given: for maps of any text and step afterwards, in
+        memory that grows with the steps. What does not grow: "sum", of the queries, all that `linear_daam` needs; of
+        the prompt, "maps" for `daam`, or "contributions". "calls", the arguments of the denoiser, for `record_again`:
+        less than a megabyte a step. The default of joint attention is both "maps" and "calls".
+    share : {"text", "joint"}
+        In joint attention, what maps are shares of: of the attention that goes to the text, which adds up to 1 over its
+        tokens, or of all attention, as the model computes it. In cross-attention both are the same.
     texts : str or sequence of str
         Texts whose softmax maps are summed up while generating, for `ovam` afterwards; no queries are kept for them.
         With keep="contributions", what is summed up is theirs.
@@ -124,6 +132,8 @@ class Recorder:
         self.recording = Recording(TextEncoder.of(pipe))
         self._stores = Stores(self.recording.encoder, self.adapter.joint, **kept)
         self._seeds = _seeds(generator)
+        self.known: Trace | None = None  # of the same generation, whose words are taken over
+        self.prompts: list[str] = []  # of a denoiser that something else than the pipeline calls
         self._skips = False  # whether the denoiser's call is passed over
         self._generation: CurrentGeneration | None = None
         self._handles: list = []
@@ -181,7 +191,10 @@ class Recorder:
         active = bool(rows) and (self._steps is None or generation.calls in self._steps)
         if active and call.text is not generation.text:
             self._meet_text(call, rows)
-        generation.step = CurrentStep(rows, call.timestep, call.text, active)
+        kept = None
+        if active and self._stores.calls is not None:
+            kept = self._stores.calls.keep(args, kwargs, self._batch.parts)
+        generation.step = CurrentStep(rows, call.timestep, call.text, active, kept=kept)
         self._stores.self_attention.begin(active, [row for _, row in rows], call.size)
 
     def _begin(self, call, rows):
@@ -199,19 +212,22 @@ class Recorder:
         seeds = self._seeds if first and len(self._seeds) == images else [None] * images
         if own and self.recording.encoder is not None:
             self.recording.encoder.note_call()
-        prompts, (denoiser, _) = _prompts(self.adapter.pipe) if own else [], family_of(self.adapter.module)
+        prompts, (denoiser, _) = _prompts(self.adapter.pipe) if own else self.prompts, family_of(self.adapter.module)
         known = {} if self._generation is None else self._generation.end(self._stores)
         self._generation = CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call, known)
-        for (branch, row), seed in zip(rows, seeds * len(self._batch.branches), strict=True):
+        for i, ((branch, row), seed) in enumerate(zip(rows, seeds * len(self._batch.branches), strict=True)):
             text, words, ends = self._read(call, row, branch, prompts)
             mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
             facts = _facts(self.adapter.pipe, denoiser, own, branch, seed, planned, call.size)
-            self._generation.traces.append(Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends))
+            trace = Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends, row=i)
+            self._generation.traces.append(trace)
         self.recording._traces.extend(self._generation.traces)
         self._generation.text = call.text
 
     def _read(self, call, row, branch, prompts=()):
         """Copy a text that the denoiser reads, and find its words, and whether an end token follows them."""
+        if self.known is not None:
+            return self.known.text, self.known.words, self.known.ends
         words, ends = self.adapter.words(call, row, self.recording.encoder, prompts)
         if words is None and None in self._stores.maps.texts and branch == "conditional":
             raise ValueError(

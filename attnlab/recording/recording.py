@@ -124,7 +124,8 @@ class Recording(Sequence):
     def nbytes(self) -> int:
         """Bytes held: all but what is still in a file; weights of layers once where images share them."""
         layers = {id(layer): layer.nbytes for t in self.traces for layer in t.layers.values()}
-        return sum(x.nbytes for t in self.traces for x in t.tensors()) + sum(layers.values())
+        held = {id(x): x.nbytes for t in self.traces for x in t.tensors()}
+        return sum(held.values()) + sum(layers.values())
 
     def choose_layers(self, layers: Layers = None) -> list[str]:
         """Name recorded layers: all (None, "all"), or those of given names, beginnings of names or map heights."""
@@ -158,7 +159,8 @@ class Recording(Sequence):
         """Choose recorded steps: all (None), or the given ones; ValueError where one was not recorded, or summed up."""
         recorded = self.trace.steps
         if not (steps is None or self.trace.queries):
-            raise ValueError("this recording kept sums over its steps: leave steps= out, or record with keep='queries'")
+            how = "record_again(pipe, recording, steps=...)" if self.trace.calls else "record with keep='queries'"
+            raise ValueError(f"this recording kept sums over its steps: leave steps= out, or {how}")
         chosen = recorded if steps is None else as_list(steps)
         unknown = [step for step in chosen if isinstance(step, bool) or step not in recorded]
         if unknown or not chosen:

@@ -16,6 +16,7 @@ from torch import nn
 from ..pipelines import as_device
 from .adapters import Adapter, AttentionCall, JointCall
 from .host_copy import HostCopy
+from .kept import CallStore
 from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact, split_heads
 from .norms import Norm
 from .texts import Text, TextEncoder
@@ -23,7 +24,7 @@ from .trace import SelfAttentionSum, Trace
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 
-KEEP = ("queries", "sum", "maps", "contributions")  # what `record(keep=...)` may be
+KEEP = ("queries", "sum", "maps", "contributions", "calls")  # what `record(keep=...)` may be
 SHARES = ("text", "joint")  # what `record(share=...)` may be
 
 
@@ -195,8 +196,10 @@ class Stores:
             check_choice("keep", keep, KEEP)
         check_choice("share", share, SHARES)
         texts, heights = as_list(texts), as_list(self_attention)
+        calls = keep == "calls" or (joint and keep is None)
         if joint:
-            keep = _keep_of_joint(keep, texts)
+            keep = "maps" if calls else keep
+            _check_joint(keep, texts)
         if texts and encoder is None:
             raise ValueError("texts= needs a pipeline with a text encoder")
         if not all(isinstance(height, Integral) and height > 0 for height in heights):
@@ -204,6 +207,7 @@ class Stores:
         encoded = {text.text: text for text in map(encoder, texts)}  # each once
         streamed = [None] * (keep in ("maps", "contributions")) + list(encoded.values())
         self.host_copy = HostCopy(device)
+        self.calls = CallStore(self.host_copy) if calls else None
         self.maps = MapStore(streamed, self.host_copy, keep == "contributions", share)
         self.self_attention = SelfAttentionStore(heights)
         self._stores = [self.maps] if streamed else []
@@ -233,14 +237,15 @@ class Stores:
     def forget(self) -> None:
         """Drop what belongs to one generation alone."""
         self.maps.forget()
+        if self.calls is not None:
+            self.calls.forget()
         self.self_attention.begin(False, [], (1, 1))
 
 
-def _keep_of_joint(keep, texts):
-    """Return what is kept of joint attention; ValueError for what its queries alone do not tell."""
-    if keep not in (None, "maps") or texts:
+def _check_joint(keep, texts):
+    """Raise ValueError for what queries of joint attention alone do not tell."""
+    if keep != "maps" or texts:
         raise ValueError(
-            "image and text attend to one another in this model, so its queries say nothing of another text or step: "
-            "record maps of the prompt, record(pipe), without keep= and texts="
+            "image and text attend to one another in this model, so its queries alone say nothing of a text: record "
+            "maps of the prompt, record(pipe), without keep= and texts="
         )
-    return "maps"

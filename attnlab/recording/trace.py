@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from .kept import KeptCall, tensors_in
 from .layers import Layer
 from .words import Word
 
@@ -57,6 +58,8 @@ class Trace:
     steps: list[int] = field(default_factory=list)  # which calls of the denoiser were recorded, from 0 on
     timesteps: list[int] = field(default_factory=list)  # of these calls
     ends: bool = True  # whether an end token stands behind the last word
+    calls: list[KeptCall] = field(default_factory=list)  # of these steps, where they were kept: for the whole batch
+    row: int = 0  # which of the images that were generated together this one is
 
     @property
     def length(self) -> int | None:
@@ -77,13 +80,15 @@ class Trace:
 
     def clear(self) -> None:
         """Drop all that was recorded, where it turned out to be wrong."""
-        for kept in (self.queries, self.sums, self.streamed, self.self_attention, self.steps, self.timesteps):
-            kept.clear()
+        kept = (self.queries, self.sums, self.streamed, self.self_attention, self.steps, self.timesteps, self.calls)
+        for each in kept:
+            each.clear()
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """Give what is held in memory of this image alone."""
+        """Give what is held in memory of this image; images that were generated together share their calls."""
         yield self.text
         yield from (q for steps in self.queries.values() if isinstance(steps, list) for q in steps)
         yield from self.sums.values()
         yield from (total for layers in self.streamed.values() for total in layers.values())
         yield from (attention.total for attention in self.self_attention.values())
+        yield from tensors_in(self.calls)

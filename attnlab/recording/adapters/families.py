@@ -26,19 +26,31 @@ class Family(NamedTuple):
     timestep: str = "timestep"
     changing: bool = False  # whether what a block reads of a text depends on the timestep, or on the block
     conditional_first: bool = False  # of a batch with guidance, where texts do not tell
+    image_to_image: str | None = None  # the pipeline's class that noises an image by flow matching
 
 
 _DOUBLE = ("transformer_blocks.*.attn", "single_transformer_blocks.*.attn")
 
 FAMILIES = {
-    "FluxTransformer2DModel": Family(_DOUBLE, "last"),
-    "SD3Transformer2DModel": Family(("transformer_blocks.*.attn",), "first"),  # its attn2 is of the image alone
-    "QwenImageTransformer2DModel": Family(("transformer_blocks.*.attn",), "last"),
+    "FluxTransformer2DModel": Family(_DOUBLE, "last", image_to_image="FluxImg2ImgPipeline"),
+    "SD3Transformer2DModel": Family(  # whose attn2 is of the image alone
+        ("transformer_blocks.*.attn",), "first", image_to_image="StableDiffusion3Img2ImgPipeline"
+    ),
+    "QwenImageTransformer2DModel": Family(
+        ("transformer_blocks.*.attn",), "last", image_to_image="QwenImageImg2ImgPipeline"
+    ),
     "ZImageTransformer2DModel": Family(
-        ("layers.*.attention",), "first", ("cap_feats",), multiple=32, latents="x", timestep="t", conditional_first=True
+        ("layers.*.attention",),
+        "first",
+        ("cap_feats",),
+        multiple=32,
+        latents="x",
+        timestep="t",
+        conditional_first=True,
+        image_to_image="ZImageImg2ImgPipeline",
     ),
     "Flux2Transformer2DModel": Family(_DOUBLE, "last"),
-    "ChromaTransformer2DModel": Family(_DOUBLE, "last"),
+    "ChromaTransformer2DModel": Family(_DOUBLE, "last", image_to_image="ChromaImg2ImgPipeline"),
     "AuraFlowTransformer2DModel": Family(
         ("joint_transformer_blocks.*.attn", "single_transformer_blocks.*.attn"), "last"
     ),
@@ -68,7 +80,7 @@ FAMILIES = {
     ),
     "UNetMotionModel": Family(("*.attentions.*.attn2",), "apart", latents="sample"),  # not those of motion, over time
     "UNet2DConditionModel, text_proj": Family(("*.attn2",), "apart", latents="sample"),
-    "UNet2DConditionModel, added_kv": Family(("*.attentions.*",), "behind", latents="sample"),
+    "UNet2DConditionModel, added_kv": Family(("*.attentions.[0-9]",), "behind", latents="sample"),
 }
 """By the class of the denoiser; U-Nets that read text as Stable Diffusion does have an adapter of their own."""
 

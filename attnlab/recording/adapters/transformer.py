@@ -52,7 +52,7 @@ class TransformerAdapter(Adapter):
         self._guidance = _Guidance(self)
         self._timesteps = Timesteps()
         self._known: list[_Text] = []  # of the latest calls, the latest one first
-        self._pixels = 0  # number of image tokens in this call
+        self._pixels, self._filled = 0, 0  # numbers of image tokens in this call, and of all in their place
         self._ids: tuple | None = None  # the places of packed image tokens, and the size that they tell
 
     def is_default(self, name: str) -> bool:
@@ -72,6 +72,7 @@ class TransformerAdapter(Adapter):
             latents = latents.transpose(1, 2).flatten(0, 1)
         size = self._size(given, latents)
         self._pixels = math.prod(size) if latents.ndim == 3 else math.prod(n // _patch(self.module) for n in size)
+        self._filled = latents.shape[1] if latents.ndim == 3 else self._pixels
         text = self._text(given, args, kwargs, len(latents))
         mask = None if self.family.mask is None else given.get(self.family.mask)
         return DenoiserCall(latents, size, self._timestep(given), text.read, mask, text.encoded)
@@ -138,7 +139,7 @@ class TransformerAdapter(Adapter):
         leaves = [leaf for value in values for leaf in (value if isinstance(value, list) else [value])]
         text = next((known for known in self._known if _same_objects(known.given, leaves)), None)
         if text is None:
-            encoded = [tuple(_row(value, row) for value in values) for row in range(len(leaves[0]))]
+            encoded = [tuple(_row(value, row) for value in values) for row in range(len(values[0]))]
             encoded = [row for row in encoded for _ in range(batch // len(encoded))]  # frames of a video share one
             before = _counts(given, self.family.before) or [_registers(self.module)] * batch
             lengths = _counts(given, self.family.length) or [sum(len(part) for part in row) for row in encoded]
@@ -157,7 +158,7 @@ class TransformerAdapter(Adapter):
             return [slice(None)] * len(ends), [slice(0, end) for end in ends]
         if image == "last":
             return [slice(end, end + self._pixels) for end in ends], [slice(0, end) for end in ends]
-        behind = -(-self._pixels // self.family.multiple) * self.family.multiple
+        behind = -(-self._filled // self.family.multiple) * self.family.multiple
         return [slice(0, self._pixels)] * len(ends), [slice(behind, tokens)] * len(ends)
 
     def _size(self, given, latents):
@@ -175,10 +176,12 @@ class TransformerAdapter(Adapter):
         return self._ids[1]
 
     def _timestep(self, given) -> int:
-        scheduler, told = self.pipe.scheduler, given[self.family.timestep]
-        at = getattr(scheduler, "step_index", None)
-        at = getattr(scheduler, "begin_index", None) if at is None else at
-        return self._timesteps.number(told, getattr(scheduler, "timesteps", None), at or 0)
+        """Return the timestep by the scheduler's own count of steps: models are told it in units of their own."""
+        scheduler, known = self.pipe.scheduler, getattr(self.pipe.scheduler, "timesteps", ())
+        counts = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
+        at = next((count for count in counts if count is not None), 0)
+        at = at if at < len(known) else None  # where a generation has ended, and its calls are asked again
+        return self._timesteps.number(given[self.family.timestep], known if len(known) else None, at)
 
 
 class _Guidance:

@@ -1,0 +1,93 @@
+"""What a denoiser was called with, kept: the arguments of each step, and how they are written to a file."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from .host_copy import HostCopy
+
+__all__ = ["CallStore", "KeptCall", "moved", "packed", "tensors_in", "unpacked"]
+
+
+class KeptCall(NamedTuple):
+    """The arguments of one call of a denoiser, for all images of its batch."""
+
+    args: tuple
+    kwargs: dict
+    parts: tuple[str, ...]  # of the batch, in order
+
+
+class CallStore:
+    """Copies of arguments; a tensor that several calls have, as they have the text, is copied once."""
+
+    def __init__(self, host_copy: HostCopy):
+        self.host_copy = host_copy
+        self._known: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the call before: tensors and their copies
+
+    def keep(self, args: tuple, kwargs: dict, parts: tuple[str, ...]) -> KeptCall:
+        """Copy the arguments of a call."""
+        known, self._known = self._known, []
+
+        def copy(tensor):
+            made = next((made for own, made in [*known, *self._known] if own is tensor), None)
+            made = self.host_copy.send([tensor.detach().clone()])[0] if made is None else made
+            self._known.append((tensor, made))
+            return made
+
+        return KeptCall(_changed(args, copy), _changed(kwargs, copy), parts)
+
+    def forget(self) -> None:
+        """Drop the tensors of an earlier generation."""
+        self._known = []
+
+
+def moved(value, device: torch.device):
+    """Return arguments with their tensors on a device."""
+    return _changed(value, lambda tensor: tensor.to(device))
+
+
+def tensors_in(value) -> Iterator[torch.Tensor]:
+    """Give the tensors among arguments."""
+    if torch.is_tensor(value):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
+
+
+def packed(value, names: dict[int, str]) -> object:
+    """Return arguments as JSON types; tensors by `names` of their ids. ValueError for what is no such type."""
+    if torch.is_tensor(value):
+        return {"tensor": names[id(value)]}
+    if isinstance(value, dict):
+        return {"dict": {key: packed(part, names) for key, part in value.items()}}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [packed(part, names) for part in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"the denoiser was called with {value!r}, which cannot be written: record without keep='calls'")
+
+
+def unpacked(value, read) -> object:
+    """Return arguments that were `packed`; `read` gives a tensor by its name."""
+    if not isinstance(value, dict):
+        return value
+    (kind, held), *_ = value.items()
+    if kind == "tensor":
+        return read(held)
+    if kind == "dict":
+        return {key: unpacked(part, read) for key, part in held.items()}
+    return {"list": list, "tuple": tuple}[kind](unpacked(part, read) for part in held)
+
+
+def _changed(value, change):
+    """Return arguments with other tensors."""
+    if torch.is_tensor(value):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _changed(part, change) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_changed(part, change) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
