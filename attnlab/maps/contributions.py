@@ -66,4 +66,4 @@ def contributions(
         raise ValueError("padded, context and special are about a text: give text=, or leave them out for the prompt")
     else:
         chosen = prompt_text(recording, steps)
-    return heat_maps(recording, chosen, layers, steps, heads, per, mode, special, kind)
+    return heat_maps(recording, chosen, layers, steps, heads, per, mode, kind)

@@ -103,7 +103,7 @@ def ovam(
         As `daam`; an empty or too long text, no {} in `context`, embeddings of another width, padded without special.
     """
     chosen = choose_text(recording, text, context, padded, special)
-    return heat_maps(recording, chosen, layers, steps, heads, per, mode, special)
+    return heat_maps(recording, chosen, layers, steps, heads, per, mode)
 
 
 class _Text(NamedTuple):
@@ -114,6 +114,7 @@ class _Text(NamedTuple):
     tokens: list[int]  # those whose maps are returned
     words: list[words.Word]  # with positions on the axis of these tokens
     streamed: str | None  # key of its maps where they were accumulated while recording; None for the prompt
+    special: bool = True  # whether the first and the last token are those that begin and end a text
 
 
 def prompt_text(recording: Recording, steps: int | Collection[int] | None) -> _Text:
@@ -125,7 +126,13 @@ def prompt_text(recording: Recording, steps: int | Collection[int] | None) -> _T
             f"the prompt changes at step {changed}, and its maps are of one text: give steps= before it, or ask by "
             "ovam(recording, text)"
         )
-    return _Text(trace.text, trace.attention_mask, list(range(trace.length)), prompt_words, streamed=None)
+    special = trace.ends and _begins(prompt_words)
+    return _Text(trace.text, trace.attention_mask, list(range(trace.length)), prompt_words, None, special)
+
+
+def _begins(found) -> bool:
+    """Whether a start token, and nothing else, stands before the first word."""
+    return bool(found) and found[0].tokens[0] == 1
 
 
 def choose_text(recording: Recording, text, context: str, padded: bool, special: bool) -> _Text:
@@ -155,13 +162,16 @@ def _of_text(recording, text, context, padded, special) -> _Text:
         found = whole.words[first : first + count]
         if not found:
             raise ValueError(f"context={context!r}: put spaces around {{}}, so that the text is a word of its own")
-    tokens = list(range(whole.length))
+    tokens, marked = list(range(whole.length)), whole.ends and _begins(whole.words)
     if padded:
-        return _Text(whole.embedding, recording.trace.attention_mask, tokens, found, _NOT_STREAMED)
+        mask = recording.trace.attention_mask if whole.attention_mask is None else whole.attention_mask
+        return _Text(whole.embedding, mask, tokens, found, _NOT_STREAMED, marked)
     if special:
-        return _Text(whole.embedding[tokens], None, tokens, found, whole.text)
-    found = [word._replace(tokens=tuple(p - 1 for p in word.tokens)) for word in found]  # no start token before them
-    return _Text(whole.embedding[tokens[1:-1]], None, tokens[:-2], found, _NOT_STREAMED)
+        return _Text(whole.embedding[tokens], None, tokens, found, whole.text, marked)
+    first = whole.words[0].tokens[0]  # no start token, nor a template, before them
+    found = [word._replace(tokens=tuple(p - first for p in word.tokens)) for word in found]
+    inside = tokens[first : whole.length - whole.ends]
+    return _Text(whole.embedding[inside], None, list(range(len(inside))), found, _NOT_STREAMED, False)
 
 
 def _of_embedding(recording, embedding, names=None) -> _Text:
@@ -196,7 +206,7 @@ def _of_tokens(recording, tokens) -> _Text:
 
 @exact()
 def heat_maps(
-    recording: Recording, text: _Text, layers, steps, heads, per, mode, special: bool = True, kind: str | None = None
+    recording: Recording, text: _Text, layers, steps, heads, per, mode, kind: str | None = None
 ) -> HeatMaps | dict[object, HeatMaps]:
     """Return the heat maps of a text: the mean over everything but tokens and what `per` names.
 
@@ -231,7 +241,7 @@ def heat_maps(
     def checked(values):
         if not values.isfinite().all():
             raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
-        return HeatMaps(values.cpu().numpy(), text.words, special)
+        return HeatMaps(values.cpu().numpy(), text.words, text.special)
 
     def mean(names, steps):
         total, count = 0, 0

@@ -1,7 +1,6 @@
 """The texts that a pipeline's text encoders read lately: which words the rows of an embedding stand for."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -68,9 +67,8 @@ class EncodedTexts:
 
     def listen(self) -> list:
         """Register a forward hook at every text encoder; returns the handles, to remove them."""
-        hooks = [partial(self._remember, i) for i in range(len(self._encoders))]
-        pairs = zip(self._encoders, hooks, strict=True)
-        return [encoder.register_forward_hook(hook, with_kwargs=True) for (encoder, _), hook in pairs]
+        encoders = [encoder for encoder, _ in self._encoders]
+        return [e.register_forward_hook(self._listener(i), with_kwargs=True) for i, e in enumerate(encoders)]
 
     def forget(self) -> None:
         """Drop all that is remembered."""
@@ -125,19 +123,22 @@ class EncodedTexts:
             words = [word for word in words if not known.isdisjoint(word.tokens)]
         return ReadText(words, runs[0].source.call, self._ends(words, runs))
 
-    @torch.compiler.disable
-    def _remember(self, which, encoder, args, kwargs, output):
-        ids = args[0] if args else kwargs.get("input_ids")
-        made = [] if ids is None else list(_embeddings(output, tuple(ids.shape)))
-        if not made:
-            return
-        norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", None)
-        if norm is not None:
-            made += [norm(h) for h in made[1:]]  # of hidden states clip_skip= takes these, and SDXL the others
-        width = made[-1].shape[-1]
-        made = torch.stack([_some(h.detach()) for h in made if h.shape[-1] == width])
-        self.calls = [*self.calls[1 - _REMEMBERED :], _Call(self._count, which, ids.cpu(), width, made)]
-        self._count += 1
+    def _listener(self, which):
+        @torch.compiler.disable
+        def remember(encoder, args, kwargs, output):
+            ids = args[0] if args else kwargs.get("input_ids")
+            made = [] if ids is None else list(_embeddings(output, tuple(ids.shape)))
+            if not made:
+                return
+            norm = getattr(getattr(encoder, "text_model", encoder), "final_layer_norm", None)
+            if norm is not None:
+                made += [norm(h) for h in made[1:]]  # of hidden states clip_skip= takes these, and SDXL the others
+            width = made[-1].shape[-1]
+            made = torch.stack([_some(h.detach()) for h in made if h.shape[-1] == width])
+            self.calls = [*self.calls[1 - _REMEMBERED :], _Call(self._count, which, ids.cpu(), width, made)]
+            self._count += 1
+
+        return remember
 
     def _runs(self, text) -> list[_Run]:
         """Find where the rows of a text (token, text width) come from: long runs first, and the latest calls."""

@@ -64,7 +64,8 @@ class PipelineTexts(TextEncoder):
         call, row, words, ends = self._read(text)
         embedding = call.text[row].cpu()
         self.check_start(embedding)
-        return Text(text, [], embedding, words, ends)
+        mask = None if call.attention_mask is None else call.attention_mask[row].bool().cpu()
+        return Text(text, [], embedding, words, ends, mask)
 
     @exact()
     def words_of(self, text: str) -> list[Word]:

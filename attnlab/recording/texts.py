@@ -30,6 +30,7 @@ class Text:
     embedding: torch.Tensor  # (token, text width), as the denoiser reads it
     words: list[words.Word]  # each with its token positions
     ends: bool = True  # whether an end token stands behind the last word
+    attention_mask: torch.Tensor | None = None  # bool (token,), which of them take part in a padded text
 
     @property
     def length(self) -> int:
