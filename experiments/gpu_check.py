@@ -3,10 +3,10 @@
     python -m experiments.gpu_check            # some minutes on one GPU; prints, and writes results/gpu.json
     python -m experiments.gpu_check --small    # the same steps on the CPU with narrow models, to try this program
 
-For models of the exact geometry of Stable Diffusion 1.5 and XL with random weights: time, peak memory and bytes of
-every way of recording, in turn with plain generation; whether latents are equal to the last bit; how often the program
-waits for the GPU in the middle of a generation, beyond what plain generation does; and how far maps that are computed
-on the GPU are from those of the CPU.
+For models of the exact geometry of Stable Diffusion 1.5 and XL and of FLUX's blocks, with random weights: time, peak
+memory and bytes of every way of recording, in turn with plain generation; whether latents are equal to the last bit;
+how often the program waits for the GPU in the middle of a generation, beyond what plain generation does; and how far
+maps that are computed on the GPU are from those of the CPU.
 """
 
 import argparse
@@ -23,10 +23,10 @@ import torch
 from tqdm import tqdm
 
 import attnlab as al
-from attnlab.pipelines import best_device
+from attnlab.pipelines import best_device, has_bfloat16
 from attnlab.storage import versions, write_text
 
-from .studies.random_weights import stable_diffusion_2_base, stable_diffusion_15, stable_diffusion_xl
+from .studies.random_weights import flux, stable_diffusion_2_base, stable_diffusion_15, stable_diffusion_xl
 
 __all__ = ["check", "main"]
 
@@ -34,8 +34,16 @@ TEXT = "a burning house with fire and smoke"
 _RESULTS = Path(__file__).parent / "results" / "gpu.json"
 
 
-def _modes(device, height):
+def _modes(pipe, device, height):
     """Return every way of recording: what `record` is given; height is that of self-attention's maps."""
+    if hasattr(pipe, "transformer"):
+        return {
+            "plain": None,
+            "first step": {"keep": "maps", "steps": 0},  # what it costs to listen
+            "maps": {"keep": "maps"},
+            "maps of all attention": {"keep": "maps", "share": "joint"},
+            "maps and calls": {},
+        }
     return {
         "plain": None,
         "queries": {"keep": "queries"},
@@ -89,12 +97,14 @@ def _turn(pipe, device, kept, steps, size, count=False) -> _Turn:
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    before, start = torch.cuda.memory_allocated() if on_gpu else 0, time.perf_counter()
-    with stalls.counted() if count else nullcontext(), al.record(pipe, **kept) if kept else nullcontext() as recording:
+    clock = time.perf_counter if on_gpu else time.process_time  # other work on the CPU is not this program's
+    before, start = torch.cuda.memory_allocated() if on_gpu else 0, clock()
+    recorded = nullcontext() if kept is None else al.record(pipe, **kept)
+    with stalls.counted() if count else nullcontext(), recorded as recording:
         latents = pipe(TEXT, generator=al.seed(0), callback_on_step_end=stalls, **call).images
     if on_gpu:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     peak = torch.cuda.max_memory_allocated() - before if on_gpu else 0
     return _Turn(seconds, peak, stalls.count, latents, recording)
 
@@ -106,7 +116,7 @@ def check(pipe, device: torch.device, steps: int, rounds: int, size: int, height
     most], "peak bytes": ..., "kept bytes": ..., "stalls beyond plain": ...}}, "maps": {...}}.
     """
     pipe.set_progress_bar_config(disable=True)
-    modes = _modes(device, height)
+    modes = _modes(pipe, device, height)
     turns = {mode: [] for mode in modes}
     expected = _turn(pipe, device, None, steps, size).latents  # warms up, too
     plain = _turn(pipe, device, None, steps, size, count=True).stalls
@@ -131,7 +141,8 @@ def check(pipe, device: torch.device, steps: int, rounds: int, size: int, height
         }
     found = {"steps": steps, "rounds": rounds, "size": size, "bit exact": bool(exact)}
     found["seconds a step"] = float(np.median(seconds["plain"]) / steps)
-    return found | {"stalls of plain": plain, "modes": rows, "maps": _maps(pipe, device, size)}
+    maps = _maps(pipe, device, size) if "queries" in modes else {}
+    return found | {"stalls of plain": plain, "modes": rows, "maps": maps}
 
 
 def _maps(pipe, device, size):
@@ -163,9 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if device.type == "cpu" and not given.small:
         parser.error("torch sees no GPU here (attnlab check says why); --small tries this program on the CPU")
     if given.small:
-        sizes, height, options = {stable_diffusion_2_base: 64, stable_diffusion_xl: 128}, 4, {"narrow": 8}
+        sizes, height, options = {stable_diffusion_2_base: 64, stable_diffusion_xl: 128, flux: 256}, 4, {"narrow": 8}
     else:
-        sizes, height, options = {stable_diffusion_15: 512, stable_diffusion_xl: 1024}, 32, {"dtype": torch.float16}
+        sizes, height = {stable_diffusion_15: 512, stable_diffusion_xl: 1024, flux: 1024}, 32
+        options = {"dtype": torch.bfloat16 if has_bfloat16(device) else torch.float16}
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     found = {"card": card, "cuda": torch.version.cuda, "versions": versions(), "models": {}}
     for make, size in sizes.items():

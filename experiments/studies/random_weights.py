@@ -1,4 +1,4 @@
-"""Make pipelines of Stable Diffusion's exact geometry with random weights, to measure costs on them."""
+"""Make pipelines of the exact geometry of Stable Diffusion and FLUX with random weights, to measure costs on them."""
 
 import torch
 from diffusers import (
@@ -6,11 +6,14 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
     PNDMScheduler,
     UNet2DConditionModel,
 )
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
-from transformers import CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from attnlab import load_pipeline
 from attnlab.cli.hardware import XL
@@ -18,9 +21,10 @@ from attnlab.training import seeded
 
 from ..bundled.text_encoder import new_text_encoder
 
-__all__ = ["stable_diffusion_2_base", "stable_diffusion_15", "stable_diffusion_xl"]
+__all__ = ["flux", "stable_diffusion_2_base", "stable_diffusion_15", "stable_diffusion_xl"]
 
 _WINDOW = 77  # tokens of CLIP's texts
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
@@ -79,6 +83,47 @@ def stable_diffusion_xl(dtype: torch.dtype = torch.float32, narrow: int = 1) -> 
         text_encoder_2=second,
         add_watermarker=False,
     )
+
+
+def flux(dtype: torch.dtype = torch.float32, narrow: int = 1, double: int = 2, single: int = 4) -> DiffusionPipeline:
+    """Make a FLUX.1: blocks of 24 heads of width 128, text of up to 512 tokens, images of 1024 pixels.
+
+    Of its 19 blocks with two streams and 38 with one there are `double` and `single`; the cost of recording is that of
+    a block, so its share of the time is the same. `narrow` divides the number of heads. The text encoders are small,
+    with the right widths; T5's tokens are letters.
+    """
+    from diffusers import FluxPipeline  # only here: its import warns of torchvision, which is not wanted
+
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(
+            num_layers=double, num_single_layers=single, num_attention_heads=24 // narrow, guidance_embeds=True
+        )
+    parts = _parts({"width": 768, "layers": 2, "heads": 12}, dtype)
+    letters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((letter, -1.0) for letter in "\u2581" + _LETTERS)]
+    pieces = Tokenizer(models.Unigram(letters, unk_id=2))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    pieces.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    with seeded(1):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8,) * 4,
+            latent_channels=16,
+            norm_num_groups=4,
+            shift_factor=0.1,
+        )
+        t5 = T5Config(vocab_size=len(letters), d_model=4096, d_kv=64, d_ff=64, num_heads=2, num_layers=1)
+        clip = CLIPTextModel(parts["text_encoder"].config)
+        return FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
+            vae=nn.Module.to(vae, dtype).eval(),
+            text_encoder=clip.to(dtype).eval(),
+            tokenizer=parts["tokenizer"],
+            text_encoder_2=T5EncoderModel(t5).to(dtype).eval(),
+            tokenizer_2=PreTrainedTokenizerFast(tokenizer_object=pieces, model_max_length=512, **special),
+            transformer=_random(transformer, dtype),
+        )
 
 
 def _pipeline(unet, text, scheduler, dtype):
