@@ -8,7 +8,8 @@ import attnlab
 
 ROOT = Path(attnlab.__file__).parent
 CORE = ("recording", "maps", "masks.py", "metrics.py", "tokens.py", "pipelines.py", "storage.py")
-TABLES = {"Recipe", "World"}  # what people write as YAML, and what a scene is drawn from: fields, no state
+# rows of a table, what people write as YAML, what a scene is drawn from, what is kept of an image: fields, no state
+TABLES = {"Family", "Recipe", "Trace", "World"}
 
 
 def modules():

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import attnlab as al
 from attnlab.dataset import Dataset, verify_dataset
 from attnlab.joint import JointDiffusion
+from attnlab.recording.clip import ClipReader
 from attnlab.recording.texts import TextEncoder
 
 OLD = Path(__file__).parent / "data/commit_879ad02"
@@ -30,7 +31,7 @@ def near(values, name):
 def encoder():
     tokenizer = CLIPTokenizer.from_pretrained(OLD / "text/tokenizer")
     model = CLIPTextModel.from_pretrained(OLD / "text/text_encoder", dtype=torch.float32)
-    return TextEncoder(lambda: {"tokenizer": tokenizer, "text_encoder": model}, "tiny")
+    return TextEncoder(lambda: ClipReader({"tokenizer": tokenizer, "text_encoder": model}), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_recordings_of_sums_and_maps(sums):
 def test_what_is_known_of_them(queries):
     known = json.loads((OLD / "about.json").read_text())
     shown = queries.branch("conditional")
-    assert json.loads(json.dumps(shown.metadata)) == known["recording"] | {"changed": None}  # noted since then
+    assert json.loads(json.dumps(shown.metadata)) == known["recording"] | {"changed": None, "denoiser": None}  # noted since then
     assert [word.text for word in shown.words] == known["words"]
     found = al.LinearMap.load(OLD / "linear.safetensors").metadata
     assert {name: found[name] for name in known["linear"]} == known["linear"]

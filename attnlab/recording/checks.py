@@ -1,15 +1,17 @@
-"""Check what a generation is asked for, before it starts."""
+"""Check what a generation is asked for, before it starts, and put it into a pipeline's own arguments."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 
 from .adapters import adapter_of
 from .adapters.families import denoiser_of
 from .layers import as_list
+from .reading import PipelineReader
 from .texts import TextEncoder
 from .words import Query, find
 
-__all__ = ["LARGEST", "check_generation", "own_size"]
+__all__ = ["LARGEST", "check_generation", "generation_arguments", "own_size"]
 
 LARGEST = 4  # times the side of the images that a model was trained on: attention takes the fourth power in memory
 
@@ -19,6 +21,7 @@ def check_generation(
     prompt: str,
     words: Sequence[Query] = (),
     *,
+    texts: Sequence[str] = (),
     steps: int = 20,
     guidance: float = 4.0,
     seed: int = 0,
@@ -34,6 +37,8 @@ def check_generation(
         What is to be drawn.
     words : sequence
         Words of the prompt whose maps are wanted, as maps are asked for.
+    texts : sequence of str
+        Other texts whose maps are wanted of the image, as by `ovam`.
     steps, guidance, seed : int, float, int
         Denoising steps, guidance scale, seed of the noise.
     size : int
@@ -46,43 +51,107 @@ def check_generation(
     TypeError
         For a pipeline that cannot be recorded.
     """
-    own = own_size(pipe)
-    problems = [*_wrong_words(pipe, prompt, words), *_wrong_steps(pipe.scheduler, steps)]
+    own, least = own_size(pipe), _least(pipe)
+    fits = _is_whole(size, 0) and size % least == 0 and size <= LARGEST * own
+    asked = generation_arguments(pipe, prompt, size=size if fits else 0)
+    problems = [*_wrong_texts(pipe, asked, words, texts), *_wrong_steps(pipe.scheduler, steps)]
     if not (type(guidance) in (int, float) and 0 <= guidance <= 1000):
         problems.append(f"guidance is {guidance!r}: a number from 0 to 1000; 1 turns guidance off")
     if not (_is_whole(seed, 0) and seed < 2**63):
         problems.append(f"seed is {seed!r}: a whole number from 0 to 2**63 - 1")
-    least = 8 if denoiser_of(pipe) is getattr(pipe, "unet", None) else 2 * pipe.vae_scale_factor
-    if not (_is_whole(size, 0) and size % least == 0 and size <= LARGEST * own):
+    if not fits:
         right = f"a multiple of {least} up to {LARGEST * own}, or 0 for the model's own, {own}"
         problems.append(f"size is {size!r}: {right}")
     if problems:
         raise ValueError("this cannot be generated:" + "".join(f"\n- {problem}" for problem in problems))
 
 
+def generation_arguments(
+    pipe, prompt: str, *, negative: str = "", steps: int = 20, guidance: float = 4.0, size: int = 0
+) -> dict[str, object]:
+    """Return what a pipeline is called with for a generation, in its own words: `pipe(**arguments, generator=...)`.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        As for `record`.
+    prompt, negative : str
+        What is to be drawn, and what not.
+    steps, guidance, size : int, float, int
+        As in `check_generation`.
+
+    Raises
+    ------
+    ValueError
+        For a negative prompt where the pipeline takes none.
+    """
+    known = inspect.signature(pipe.__call__).parameters
+    found = {"prompt": prompt, "num_inference_steps": steps}
+    if "true_cfg_scale" in known and known["guidance_scale"].default is None:  # Qwen-Image, which guides away from ""
+        found["true_cfg_scale"], negative = guidance, negative or " " * (guidance > 1)
+    elif "guidance_scale" in known:
+        found["guidance_scale"] = guidance
+    if negative and "negative_prompt" not in known:
+        raise ValueError(f"{type(pipe).__name__} takes no negative prompt, which is {negative!r}: leave it empty")
+    if negative:
+        found["negative_prompt"] = negative
+    if size:
+        found |= {"height": size, "width": size}
+    if size and "use_resolution_binning" in known:  # which draws another size, and makes that of it
+        found["use_resolution_binning"] = False
+    if "intermediate_timesteps" in known and steps != 2:  # Sana Sprint has one in two steps alone
+        found["intermediate_timesteps"] = None
+    return found
+
+
 def own_size(pipe) -> int:
-    """Return the side in pixels, the longer one, of the images that a pipeline's denoiser was trained on.
+    """Return the side in pixels, the longer one, of the images that a pipeline draws unless told otherwise.
 
     Parameters
     ----------
     pipe : DiffusionPipeline
         As for `record`.
     """
-    known = adapter_of(pipe).module.config.get("sample_size")  # SDXL and FLUX do not say it
-    return max(as_list(known or getattr(pipe, "default_sample_size", None) or 128)) * pipe.vae_scale_factor
+    module, height = adapter_of(pipe).module, inspect.signature(pipe.__call__).parameters.get("height")
+    if height is not None and isinstance(height.default, int):
+        return height.default
+    known = module.config.get("sample_size")  # SDXL and FLUX do not say it
+    return max(as_list(known or getattr(pipe, "default_sample_size", None) or 128)) * _factor(pipe)
 
 
-def _wrong_words(pipe, prompt, words):
+def _factor(pipe):
+    """Return the side in pixels of what becomes one latent; 1 where pixels are denoised themselves."""
+    names = ("vae_scale_factor", "vae_scale_factor_spatial")
+    return next((getattr(pipe, name) for name in names if hasattr(pipe, name)), 1)
+
+
+def _least(pipe):
+    """Return what the side of an image is a multiple of."""
+    if getattr(pipe, "movq", None) is not None:  # Kandinsky 3 rounds up to it
+        return 64
+    return 8 if denoiser_of(pipe) is getattr(pipe, "unet", None) else 2 * _factor(pipe)
+
+
+def _wrong_texts(pipe, asked, words, texts):
+    encoder = TextEncoder.of(pipe)
+    if isinstance(encoder.reader, PipelineReader):  # the pipeline itself reads texts, as for an image of this size
+        sizes = ("height", "width", "use_resolution_binning")
+        encoder.reader.options = {name: asked[name] for name in sizes if name in asked}
     try:
-        known = TextEncoder.of(pipe).words_of(prompt)
-    except ValueError as error:
-        yield f"prompt: {error}"
+        known = encoder.words_of(asked["prompt"])
+    except Exception as error:  # each pipeline has its own, where a prompt is not all that it wants
+        yield f"prompt: {' '.join(str(error).split())}"
         return
     for word in words if isinstance(words, list | tuple) else [words]:
         try:
             find(known, word)
         except (KeyError, IndexError, TypeError) as error:
             yield f"word: {error.args[0]}"
+    for text in texts:
+        try:
+            encoder(text)
+        except ValueError as error:
+            yield f"text: {error}"
 
 
 def _wrong_steps(scheduler, steps):

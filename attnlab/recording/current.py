@@ -31,7 +31,7 @@ class CurrentGeneration:
     """One call of the pipeline: the images that come of it, and the layers that have been met in it."""
 
     def __init__(self, schedule, call: DenoiserCall, known: dict[str, Layer]):
-        self.schedule, self.shape, self.size = schedule, call.latents.shape, call.size  # timesteps; of latents
+        self.schedule, self.shape = schedule, call.latents.shape  # timesteps; (batch, ...) of latents
         self.first = call.timestep
         self.traces: list[Trace] = []
         self.text: torch.Tensor | None = None  # of the latest call
@@ -92,7 +92,7 @@ class CurrentGeneration:
         if name not in self.layers:
             self.step.met[name] = layer = adapter.layer(name, call.query.dtype, stores.values)
             self.layers[name] = layer.moved(stores.host_copy.send)
-            self.sizes[name] = adapter.grid(call.count, self.size)
+            self.sizes[name] = adapter.grid(call.count, self.traces[0].generation.latent_size)
         if self.step.rows and self.traces[0].generation.changed is None:
             keys = call.text_keys(self.step.rows[0][1])
             if keys is not None:

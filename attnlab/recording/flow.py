@@ -6,7 +6,7 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from .adapters import Adapter, Stopped
+from .adapters import Adapter, EnoughSeen
 
 __all__ = ["FlowCalls"]
 
@@ -53,7 +53,7 @@ class FlowCalls:
 
         def stop(module, args, kwargs):
             stopped.append((args, kwargs))
-            raise Stopped
+            raise EnoughSeen
 
         handle = self.denoiser.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
         self.pipe.scheduler.level = timestep / self.pipe.scheduler.config.num_train_timesteps
@@ -69,7 +69,7 @@ class FlowCalls:
                 output_type="latent",
                 **self._options,
             )
-        except Stopped:
+        except EnoughSeen:
             return stopped[0]
         finally:
             handle.remove()

@@ -1,19 +1,17 @@
-"""Texts as the denoiser of a transformer reads them: the pipeline itself is called with a text, and stopped there."""
+"""Texts as any other denoiser reads them: its pipeline is called with a text, and stopped where the denoiser begins."""
 
 import copy
 import inspect
-from functools import cached_property, lru_cache
 
 import torch
 
-from ..pipelines import load_pipeline, seed
-from .adapters import DenoiserCall, Stopped, adapter_of
+from ..pipelines import seed
+from .adapters import DenoiserCall, EnoughSeen, TransformerAdapter
+from .clip import Text
 from .frames import given
-from .layers import exact
-from .texts import Text, TextEncoder
 from .words import Word, split
 
-__all__ = ["PipelineTexts"]
+__all__ = ["PipelineReader"]
 
 _GUIDANCE = ("guidance_scale", "true_cfg_scale")  # arguments of pipelines; 0 asks for the prompt alone
 _OPTIONS = (  # arguments that change how a text is read, and those without which a pipeline may refuse its call
@@ -21,55 +19,44 @@ _OPTIONS = (  # arguments that change how a text is read, and those without whic
 )  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _pipeline_of(model: str):
-    return load_pipeline(model, device="cpu")
+class PipelineReader:
+    """The texts of a pipeline: any template around them, and any number of text encoders, take part."""
 
-
-class PipelineTexts(TextEncoder):
-    """The texts of a pipeline with a transformer: any chat template and any number of text encoders take part."""
-
-    def __init__(self, load, model: str | None = None, start: list | None = None):
-        super().__init__(load, model, start)
+    def __init__(self, adapter: TransformerAdapter):
+        self.adapter = adapter
         self.options: dict[str, object] = {}  # arguments with which the pipeline was called, of those that matter
-
-    @classmethod
-    def named(cls, model, start: list | None = None) -> "PipelineTexts":
-        """Name a model as `load_pipeline` takes it; nothing is loaded yet."""
-        return cls(lambda: _pipeline_of(str(model)), str(model), start)
-
-    @cached_property
-    def _adapter(self):
-        return adapter_of(self._load())
 
     @property
     def tokenizer(self):
         """The first tokenizer."""
-        return self._adapter.texts.tokenizer
+        pipe = self.adapter.pipe
+        found = getattr(pipe, "tokenizer", None) or pipe.processor
+        return getattr(found, "tokenizer", found)  # of a processor, where images are read as well
+
+    @property
+    def window(self) -> int:
+        """Largest number of tokens in a text."""
+        return self.tokenizer.model_max_length
 
     def note_call(self) -> None:
         """Note how the pipeline was called, for a hook of its denoiser to ask: other texts are read in the same way."""
-        found = {name: given(self._adapter.pipe, name) for name in _OPTIONS}
+        found = {name: given(self.adapter.pipe, name) for name in _OPTIONS}
         self.options = {name: value for name, value in found.items() if value is not None}
 
-    @exact()
-    def __call__(self, text: str) -> Text:
+    def read(self, text: str) -> Text:
         """Encode a text; ValueError where it has no word, or has no maps of its own beside a recorded image."""
-        if self._adapter.joint:
-            name = type(self._adapter.pipe).__name__
+        if self.adapter.joint:
+            name = type(self.adapter.pipe).__name__
             raise ValueError(
                 f"image and text attend to one another in {name}, so an image that was recorded has maps of its own "
                 f"prompt alone: generate one with {text!r} as its prompt"
             )
-        call, row, words, ends = self._read(text)
-        embedding = call.text[row].cpu()
-        self.check_start(embedding)
+        call, row, found, ends = self._read(text)
         mask = None if call.attention_mask is None else call.attention_mask[row].bool().cpu()
-        return Text(text, [], embedding, words, ends, mask)
+        return Text(text, [], call.text[row].cpu(), found, ends, mask)
 
-    @exact()
     def words_of(self, text: str) -> list[Word]:
-        """List the words of a text with their token positions in it; ValueError where it has none."""
+        """List the words of a text with their token positions; ValueError where it has none."""
         return self._read(text)[2]
 
     def lost(self, text: str) -> list[str]:
@@ -79,24 +66,21 @@ class PipelineTexts(TextEncoder):
 
     def _read(self, text) -> tuple[DenoiserCall, int, list[Word], bool]:
         """Return a call of the denoiser that reads a text, its row, its words, and whether an end token follows."""
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"text={text!r}: give at least one word")
-        adapter = self._adapter
         call, parts = self._call(text)
         row = parts.index("conditional") * len(call.latents) // len(parts)
-        words, ends = adapter.words(call, row, self, [text])
-        adapter.texts.forget()
-        if not words:
+        found, ends = self.adapter.words(call, row, None, [text])
+        self.adapter.texts.forget()
+        if not found:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
-        return call, row, words, ends
+        return call, row, found, ends
 
     def _call(self, text) -> tuple[DenoiserCall, tuple[str, ...]]:
         """Call the pipeline up to its denoiser; nothing of the pipeline is left changed."""
-        adapter, pipe, stopped = self._adapter, self._adapter.pipe, []
+        adapter, pipe, stopped = self.adapter, self.adapter.pipe, []
 
         def stop(module, args, kwargs):
             stopped.append((args, kwargs))
-            raise Stopped
+            raise EnoughSeen
 
         unguided = dict.fromkeys(set(_GUIDANCE) & set(inspect.signature(pipe.__call__).parameters), 0.0)
         before = dict(vars(pipe))
@@ -107,7 +91,7 @@ class PipelineTexts(TextEncoder):
             vars(pipe).update(scheduler=copy.deepcopy(pipe.scheduler), _progress_bar_config={"disable": True})
             with torch.no_grad():
                 pipe(prompt=text, generator=seed(0), **unguided, **self.options)
-        except Stopped:
+        except EnoughSeen:
             call = adapter.read(*stopped[0])
             return call, adapter.parts(call)
         finally:

@@ -28,6 +28,7 @@ from .trace import Generation, Trace
 
 __all__ = ["Recorder", "record"]
 
+_HOW_GUIDED = "call the pipeline with a guidance_scale above 1, or record another branch"
 _BRANCHES = {"conditional": ("conditional",), "negative": ("negative",), "both": ("conditional", "negative")}
 
 
@@ -144,12 +145,12 @@ class Recorder:
         if any(isinstance(getattr(hook, "__self__", None), Recorder) for hook in hooks):
             raise RuntimeError("this pipeline is being recorded already: leave that block first, or ask for more in it")
         self._handles = [
+            *adapter.texts.listen(),
             adapter.module.register_forward_pre_hook(self._before_step, with_kwargs=True),
             adapter.module.register_forward_hook(self._after_step),
             *(handle for name, m in adapter.attentions.items() for handle in adapter.tap(m, self._receiver(name))),
             *self._stores.self_attention.tap(adapter),
         ]
-        self._handles += adapter.texts.listen()
         return self
 
     def __exit__(self, *error):
@@ -165,15 +166,10 @@ class Recorder:
 
     def check(self) -> None:
         """Raise RuntimeError where the block ended well but nothing was recorded."""
-        if any(t.steps for t in self.recording._traces):
-            return
-        calls = 0 if self._generation is None else self._generation.calls
-        reason = "the denoiser ran no whole step inside the record() block; call pipe(...) in it"
-        if self._skips:
-            reason = f"no call of the denoiser was of the {self._batch.branches[0]} branch, which needs guidance"
-        if calls:
-            reason = f"none of steps={self._steps} occurred; the last generation ran {calls} steps"
-        raise RuntimeError(f"nothing was recorded: {reason}")
+        if not any(t.steps for t in self.recording._traces):
+            calls = 0 if self._generation is None else self._generation.calls
+            branch = self._batch.branches[0] if self._skips else None
+            raise RuntimeError(f"nothing was recorded: {_why_nothing(calls, self._steps, branch)}")
 
     @torch.compiler.disable
     @exact()
@@ -191,34 +187,27 @@ class Recorder:
         active = bool(rows) and (self._steps is None or generation.calls in self._steps)
         if active and call.text is not generation.text:
             self._meet_text(call, rows)
-        kept = None
-        if active and self._stores.calls is not None:
-            kept = self._stores.calls.keep(args, kwargs, self._batch.parts)
+        kept = self._stores.keep_call(args, kwargs, self._batch.parts) if active else None
         generation.step = CurrentStep(rows, call.timestep, call.text, active, kept=kept)
         self._stores.self_attention.begin(active, [row for _, row in rows], call.size)
 
     def _begin(self, call, rows):
         """Begin a generation, with a trace of each image."""
         if not rows:
-            asked = (
-                f"the {self._batch.branches[0]} branch needs guidance: call the pipeline with a guidance_scale above 1"
-            )
-            raise ValueError(f"{asked}, or record another branch")
+            raise ValueError(f"the {self._batch.branches[0]} branch needs guidance: {_HOW_GUIDED}")
         images, own = len(rows) // len(self._batch.branches), self._batch.named is None
         first = not self.recording._traces  # a generator's seed is that of what it draws first
         planned = getattr(self.adapter.pipe, "num_timesteps", None) if own else None
         if first and planned and self._steps is not None and min(self._steps) >= planned:
             raise ValueError(f"none of steps={self._steps} will occur: this generation has {planned}, from 0 on")
         seeds = self._seeds if first and len(self._seeds) == images else [None] * images
-        if own and self.recording.encoder is not None:
-            self.recording.encoder.note_call()
-        prompts, (denoiser, _) = _prompts(self.adapter.pipe) if own else self.prompts, family_of(self.adapter.module)
+        prompts = _note_call(self.adapter.pipe, self.recording.encoder) if own else self.prompts
         known = {} if self._generation is None else self._generation.end(self._stores)
         self._generation = CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call, known)
         for i, ((branch, row), seed) in enumerate(zip(rows, seeds * len(self._batch.branches), strict=True)):
             text, words, ends = self._read(call, row, branch, prompts)
             mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
-            facts = _facts(self.adapter.pipe, denoiser, own, branch, seed, planned, call.size)
+            facts = _facts(self.adapter, own, branch, seed, planned, call.size)
             trace = Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends, row=i)
             self._generation.traces.append(trace)
         self.recording._traces.extend(self._generation.traces)
@@ -230,10 +219,9 @@ class Recorder:
             return self.known.text, self.known.words, self.known.ends
         words, ends = self.adapter.words(call, row, self.recording.encoder, prompts)
         if words is None and None in self._stores.maps.texts and branch == "conditional":
-            raise ValueError(
-                "keep='maps' and 'contributions' are of the prompt's words, which embeddings lack: give the prompt as "
-                "text, or its words to record(pipe, texts=...)"
-            )
+            others = "" if self.adapter.joint else ", or its words to record(pipe, texts=...)"
+            what = "maps and contributions that are summed up are of the prompt's words, which embeddings lack"
+            raise ValueError(f"{what}: give the prompt as text{others}")
         return call.text[row].detach().to("cpu", copy=True), words, ends
 
     def _meet_text(self, call, rows):
@@ -258,10 +246,8 @@ class Recorder:
             if self._skips:
                 return
             generation, step = self._generation, self._generation.step
-            first = generation.chosen is None
-            if not (first or (step.active and name in generation.chosen)):
-                return
-            if self.adapter.sees_context and not alike(call.context, step.text):
+            wanted = generation.chosen is None or (step.active and name in generation.chosen)
+            if not wanted or (self.adapter.sees_context and not alike(call.context, step.text)):
                 return
             layer = generation.meet(name, call, self.adapter, self._stores)
             step.taken[name] = [
@@ -303,19 +289,30 @@ def _seeds(generator):
     return [g.initial_seed() for g in generators]
 
 
-def _prompts(pipe) -> list[str]:
-    """List what the pipeline was called with as its prompt."""
-    found = as_list(given(pipe, "prompt") or ())
-    return [text for text in found if isinstance(text, str)]
+def _note_call(pipe, encoder) -> list[str]:
+    """List the prompts that a pipeline was called with, and have its text encoder note how it was called."""
+    if encoder is not None:
+        encoder.reader.note_call()
+    return [text for text in as_list(given(pipe, "prompt") or ()) if isinstance(text, str)]
 
 
-def _facts(pipe, denoiser, called, branch, seed, planned, latent_size) -> Generation:
+def _why_nothing(calls, steps, branch) -> str:
+    """Say why a block recorded nothing; `branch` is one that no call of the denoiser was of."""
+    if calls:
+        return f"none of steps={steps} occurred; the last generation ran {calls} steps"
+    if branch:
+        return f"no call of the denoiser was of the {branch} branch, which needs guidance"
+    return "the denoiser ran no whole step inside the record() block; call pipe(...) in it"
+
+
+def _facts(adapter, called, branch, seed, planned, latent_size) -> Generation:
     """Read what a pipeline says of a generation; of guidance and steps only if it was itself called for it."""
+    pipe = adapter.pipe
     return Generation(
         model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
         revision=pipe.config.get("_revision"),
         scheduler=type(pipe.scheduler).__name__,
-        denoiser=denoiser,
+        denoiser=family_of(adapter.module)[0],
         guidance_scale=getattr(pipe, "guidance_scale", None) if called else None,
         branch=branch,
         latent_size=latent_size,

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from .. import storage
+from .clip import Text
 from .files import pack, unpack
 from .layers import Layers, as_list, choose_layers
-from .texts import Text, TextEncoder, start_of
+from .texts import TextEncoder, start_of
 from .trace import Trace
 from .words import Word
 

@@ -15,11 +15,12 @@ from torch import nn
 
 from ..pipelines import as_device
 from .adapters import Adapter, AttentionCall, JointCall
+from .clip import Text
 from .host_copy import HostCopy
-from .kept import CallStore
+from .kept import CallStore, KeptCall
 from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact, split_heads
 from .norms import Norm
-from .texts import Text, TextEncoder
+from .texts import TextEncoder
 from .trace import SelfAttentionSum, Trace
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
@@ -225,6 +226,10 @@ class Stores:
         """Put what was taken, by layer, into the image's trace."""
         for store, parts in zip(self._stores, zip(*taken.values(), strict=True), strict=True):
             store.put(trace, dict(zip(taken, parts, strict=True)))
+
+    def keep_call(self, args: tuple, kwargs: dict, parts: tuple[str, ...]) -> KeptCall | None:
+        """Keep the arguments of a call of the denoiser, where that is asked for."""
+        return None if self.calls is None else self.calls.keep(args, kwargs, parts)
 
     def settle(self, traces: Iterable[Trace]) -> None:
         """Bring the sums of a generation that has ended to where they are kept; they are there after a `wait`."""

@@ -13,7 +13,7 @@ from ..encoded import EncodedTexts
 from ..layers import Layer
 from ..words import Word
 
-__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "JointCall", "Stopped", "Timesteps"]
+__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "EnoughSeen", "JointCall", "Timesteps"]
 
 
 class DenoiserCall(NamedTuple):
@@ -109,7 +109,7 @@ def _joint_shares(query, key, mask, scale, text):
     return F.scaled_dot_product_attention(query[None], key[None], values[None], mask, scale=scale)[0]
 
 
-class Stopped(Exception):
+class EnoughSeen(Exception):
     """Ends a call where what it was made for has been seen."""
 
 

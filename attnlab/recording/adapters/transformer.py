@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from ..encoded import EncodedTexts
 from ..layers import Layer, alike
 from ..words import Word
-from .base import Adapter, AttentionCall, DenoiserCall, JointCall, Stopped, Timesteps
+from .base import Adapter, AttentionCall, DenoiserCall, EnoughSeen, JointCall, Timesteps
 from .families import Family
 from .tap import HOW_SEEN, Attended, listen
 from .unet import map_size
@@ -120,14 +120,14 @@ class TransformerAdapter(Adapter):
 
         def stop(module, args, kwargs):
             found.append(kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1])
-            raise Stopped
+            raise EnoughSeen
 
         first = next(iter(self.attentions.values()))
         handle = first.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
         try:
             with torch.no_grad():
                 self.module.forward(*args, **kwargs)  # not the module itself, whose hooks are for whole calls
-        except Stopped:
+        except EnoughSeen:
             return found[0].view(len(found[0]), -1, found[0].shape[-1])
         finally:
             handle.remove()
