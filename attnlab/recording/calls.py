@@ -32,6 +32,10 @@ class BatchParts:
     def rows(self, call: DenoiserCall) -> list[tuple[str, int]]:
         """Return (branch, row of the batch) of every image; none where this call lacks one of the branches."""
         parts, batch = self.named or self._parts(call), len(call.latents)
+        if self.adapter.alternates and len(self.branches) > len(parts) == 1:
+            raise ValueError(
+                "each call of this denoiser is of one branch alone: record branch='conditional', or branch='negative'"
+            )
         images, rest = divmod(batch, len(parts))
         name = type(self.adapter.pipe).__name__
         if rest:

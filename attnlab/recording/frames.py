@@ -8,7 +8,9 @@ from types import FrameType
 
 import torch
 
-__all__ = ["calling_frame", "given", "is_calling"]
+__all__ = ["calling_frame", "given", "given_texts", "is_calling"]
+
+_CONTENT = "attnlab"  # what stands for a text while a chat template is looked at
 
 # of these are the frames between this module and what calls the denoiser
 _BETWEEN = (str(Path(__file__).parent), contextlib.__file__, str(Path(torch.__file__).parent))
@@ -40,6 +42,28 @@ def given(pipe, name: str) -> object:
     """
     frame = calling_frame(pipe)
     return None if frame is None else frame.f_locals.get(name)
+
+
+def given_texts(pipe, branch: str) -> list[str]:
+    """List the prompts, or negative prompts, that the pipeline's own `__call__` was given, without a chat template.
+
+    Some pipelines write their template into the list that they are given.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        The pipeline.
+    branch : str
+        "conditional" or "negative".
+    """
+    found = given(pipe, "prompt" if branch == "conditional" else "negative_prompt")
+    found = [text for text in ([found] if isinstance(found, str) else found or []) if isinstance(text, str)]
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if not any(mark in text for mark in getattr(tokenizer, "all_special_tokens", ()) for text in found):
+        return found
+    asked = [{"role": "user", "content": _CONTENT}]
+    before, _, behind = tokenizer.apply_chat_template(asked, tokenize=False).partition(_CONTENT)
+    return [text.removeprefix(before).split(behind.strip())[0] if text.startswith(before) else text for text in found]
 
 
 def calling_frame(pipe) -> FrameType | None:

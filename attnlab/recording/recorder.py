@@ -19,7 +19,7 @@ from .adapters import AttentionCall, JointCall, adapter_of
 from .adapters.families import family_of
 from .calls import BatchParts
 from .current import CurrentGeneration, CurrentStep, check_seen
-from .frames import given
+from .frames import given_texts
 from .layers import Layers, alike, as_list, check_choice, choose_layers, exact
 from .recording import Recording
 from .stores import Stores
@@ -201,11 +201,12 @@ class Recorder:
         if first and planned and self._steps is not None and min(self._steps) >= planned:
             raise ValueError(f"none of steps={self._steps} will occur: this generation has {planned}, from 0 on")
         seeds = self._seeds if first and len(self._seeds) == images else [None] * images
-        prompts = _note_call(self.adapter.pipe, self.recording.encoder) if own else self.prompts
+        if own and self.recording.encoder is not None:
+            self.recording.encoder.reader.note_call()
         known = {} if self._generation is None else self._generation.end(self._stores)
         self._generation = CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call, known)
         for i, ((branch, row), seed) in enumerate(zip(rows, seeds * len(self._batch.branches), strict=True)):
-            text, words, ends = self._read(call, row, branch, prompts)
+            text, words, ends = self._read(call, row, branch)
             mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
             facts = _facts(self.adapter, own, branch, seed, planned, call.size)
             trace = Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends, row=i)
@@ -213,10 +214,11 @@ class Recorder:
         self.recording._traces.extend(self._generation.traces)
         self._generation.text = call.text
 
-    def _read(self, call, row, branch, prompts=()):
+    def _read(self, call, row, branch):
         """Copy a text that the denoiser reads, and find its words, and whether an end token follows them."""
         if self.known is not None:
             return self.known.text, self.known.words, self.known.ends
+        prompts = given_texts(self.adapter.pipe, branch) if self._batch.named is None else self.prompts
         words, ends = self.adapter.words(call, row, self.recording.encoder, prompts)
         if words is None and None in self._stores.maps.texts and branch == "conditional":
             others = "" if self.adapter.joint else ", or its words to record(pipe, texts=...)"
@@ -287,13 +289,6 @@ def _seeds(generator):
     if not all(isinstance(g, torch.Generator) for g in generators):
         raise TypeError(f"generator={generator!r}: give a torch.Generator, for example al.seed(7), or one per image")
     return [g.initial_seed() for g in generators]
-
-
-def _note_call(pipe, encoder) -> list[str]:
-    """List the prompts that a pipeline was called with, and have its text encoder note how it was called."""
-    if encoder is not None:
-        encoder.reader.note_call()
-    return [text for text in as_list(given(pipe, "prompt") or ()) if isinstance(text, str)]
 
 
 def _why_nothing(calls, steps, branch) -> str:
