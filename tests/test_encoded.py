@@ -8,7 +8,7 @@ import torch
 from small_pipelines import encoders
 from small_pipelines.encoders import OTHER, PROMPT
 from torch import nn
-from transformers import CLIPTextModelWithProjection
+from transformers import BertTokenizer, CLIPTextModelWithProjection
 
 from attnlab.recording.encoded import EncodedTexts
 from attnlab.recording.words import Word
@@ -324,6 +324,15 @@ def test_learned_tokens():
     assert shown(texts.read([text], ["a <Toy> car"])) == {"1": "a", "2 3": "<Toy>", "4": "car"}
 
 
+def test_hidden_states_behind_probabilities(qwen):
+    """As a tuple of all that a language model gives, where the first part is no embedding."""
+    ids = qwen["tokenizer"](CAR, return_tensors="pt").input_ids
+    with listening(**qwen) as texts, torch.no_grad():
+        made = qwen["text_encoder"](ids, output_hidden_states=True, return_dict=False, use_cache=False)
+    assert made[0].shape[-1] != made[-1][-1].shape[-1]
+    assert [word.tokens for word in texts.read([made[-1][-1][0]], [CAR]).words] == [(i,) for i in range(8)]
+
+
 @pytest.mark.parametrize("keyword", [False, True])
 def test_outputs_as_tuples(t5, keyword):
     ids = t5["tokenizer"](CAR, return_tensors="pt").input_ids
@@ -382,10 +391,23 @@ def test_equal_rows_are_told_by_their_neighbors():
     with listening(text_encoder=model, tokenizer=tokenizer) as texts, torch.no_grad():
         ids = tokenizer(CAR, padding="max_length", max_length=30, return_tensors="pt").input_ids
         text = model(ids)[0][:, 0]
-        model(tokenizer("the car and a car", padding="max_length", max_length=30, return_tensors="pt").input_ids)
+        other = "a car and the night in a car"
+        model(tokenizer(other, padding="max_length", max_length=30, return_tensors="pt").input_ids)
     read = texts.read([text], [CAR])
     assert [word.tokens for word in read.words] == [(i,) for i in range(8)] and read.order == 0
     assert texts.calls[0].made.shape == (1, 1, 30, 200)  # some of the columns are enough
+
+
+def test_texts_end_with_a_separator():
+    """BERT's do, which has no end token."""
+    pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] a house burn ##ing".split()
+    tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
+    model = Lookup(len(pieces), 16)
+    with listening(text_encoder=model, tokenizer=tokenizer) as texts, torch.no_grad():
+        ids = tokenizer("A burning house", padding="max_length", max_length=9, return_tensors="pt").input_ids
+        text = model(ids)[0][:, 0]
+    read = texts.read([text], ["a burning house"])
+    assert shown(read) == {"1": "a", "2 3": "burning", "4": "house"} and read.ends
 
 
 def test_what_gives_no_embeddings_is_not_remembered(qwen):

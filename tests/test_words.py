@@ -236,6 +236,9 @@ def test_special_tokens_are_no_words_and_end_words():
     assert [word.text for word in words] == ["user", "a", "car", "tree"]
     assert split(tokenizer, tokenizer("car<|im_end|>tree").input_ids)[1].text == "tree"
     assert set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])) <= special_ids(tokenizer)
+    tokenizer = encoders.t5_tokenizer()
+    tokenizer.add_tokens(["<mark>"], special_tokens=True)  # not a named one
+    assert [word.text for word in split(tokenizer, tokenizer("car <mark> ing").input_ids)] == ["car", "ing"]
 
 
 def test_learned_tokens_of_another_tokenizer():
@@ -262,6 +265,7 @@ def test_half_a_character_is_cut_off():
         ("describe a red car : a red car .", ["a red car"], range(5, 8)),  # the last place
         ("describe a red car : a red car .", ["car", "A  Redcar"], range(5, 8)),  # the longest prompt
         ("describe the car : a red car", ["a red car on a road"], range(4, 7)),  # cut off by the window
+        ("a red a red", ["a red a red car"], range(4)),
         ("describe the car : a red car", ["", "a tree"], None),
         ("a red carpet", ["a red car"], None),  # by whole words
         ("scar", ["car"], None),
@@ -290,7 +294,7 @@ def test_unknown_letters_are_the_prompts():
     prompt = "Zdzisław fire, 🔥 über"
     words = split(tokenizer, tokenizer(prompt).input_ids)
     assert [word.text for word in words] == ["Zdzis\ufffdaw", "fire", ",", "\ufffd", "\ufffdber"]
-    named = of_prompt(words, ["a car in the night of fire", prompt])
+    named = of_prompt(words, ["a car in the night of fire", "Zdzisław", prompt])
     assert [word.text for word in named] == ["Zdzisław", "fire", ",", "🔥", "über"]
     assert [word.tokens for word in named] == [word.tokens for word in words]
     assert of_prompt(words, ["a car"]) == words
@@ -316,16 +320,18 @@ def test_words_that_one_encoder_read_stay():
         Word("on", (14,)),
         Word("road", (15,)),
     ]
-    assert merge([numbered("a car"), numbered("a tree", 10)]) == [
+    assert merge([numbered("a car"), numbered("a sea", 10)]) == [
         Word("a", (0, 10)),
         Word("car", (1,)),
-        Word("tree", (11,)),
+        Word("sea", (11,)),
     ]
 
 
 def test_a_repeated_word_that_one_encoder_cut_off():
     merged = merge([numbered("car tree car"), numbered("car tree car car", 10)])
     assert [word.tokens for word in merged] == [(0, 10), (1, 11), (2, 12), (13,)]
+    long = merge([numbered("a " + "car tree " * 150), numbered("car tree " * 150, 1001)])
+    assert [word.tokens for word in long] == [(0,), *((i, 1000 + i) for i in range(1, 301))]
 
 
 def test_words_that_tokenizers_divide_otherwise():

@@ -227,12 +227,15 @@ def _diagonals(source, near) -> Iterator[_Run]:
 
 
 def _choose(runs, rows) -> list[_Run]:
-    """Choose runs that cover as many rows as possible, each once: the longest first, of one text if possible."""
+    """Choose runs that cover as many rows as possible, each once: the longest first, of one text if possible.
+
+    Of equal ones the first, so runs are given from the latest call to the oldest.
+    """
     taken, free = [], np.ones(rows, bool)
     runs = sorted(runs, key=lambda run: -run.length)[:_RUNS]
     while runs:
         known = {run.source for run in taken}
-        best = max(runs, key=lambda run: (run.length, run.source in known, run.source.call))
+        best = max(runs, key=lambda run: (run.length, run.source in known))
         taken.append(best)
         free[best.row : best.row + best.length] = False
         runs = [part for run in runs for part in _free_parts(run, free)]

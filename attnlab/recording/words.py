@@ -249,8 +249,7 @@ def of_prompt(words: Sequence[Word], prompts: Sequence[str]) -> list[Word] | Non
 
 def _named(words, prompts):
     """Write words as the prompt has them whose words differ from them in unknown letters only."""
-    for prompt in sorted(prompts, key=len, reverse=True):
-        own = _words_of(prompt)
+    for own in map(_words_of, prompts):
         known = [map(_compared, word.text.split(_UNKNOWN)) for word in words]
         patterns = [".+".join(map(re.escape, parts)) for parts in known]
         if len(words) <= len(own) and all(map(re.fullmatch, patterns, map(_compared, own))):
