@@ -18,6 +18,7 @@ class Family(NamedTuple):
     image: str  # where its tokens stand among those that meet: "first", "last"; "behind" as keys; "apart", as none
     text: tuple[str, ...] = ("encoder_hidden_states",)  # arguments of the denoiser that hold the text
     mask: str | None = None  # the argument that says which tokens of cross-attention's text take part
+    twice: bool = False  # whether the last of these is joined twice
     length: str | None = None  # the mask that says how many tokens of each text are joined; None: all
     before: str | None = None  # the mask of other tokens that are joined before the text's, as many as take part
     multiple: int = 1  # the image's tokens are filled up to a multiple of this
@@ -60,7 +61,8 @@ FAMILIES = {
     "HiDreamImageTransformer2DModel": Family(
         ("double_stream_blocks.*.attn1", "single_stream_blocks.*.attn1"),
         "first",
-        ("encoder_hidden_states_t5", "encoder_hidden_states_llama3"),
+        ("encoder_hidden_states_t5", "encoder_hidden_states_llama3"),  # Llama's last layer, and one for each block
+        twice=True,
         timestep="timesteps",
     ),
     "PixArtTransformer2DModel": Family(("transformer_blocks.*.attn2",), "apart", mask="encoder_attention_mask"),

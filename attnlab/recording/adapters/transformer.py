@@ -86,16 +86,20 @@ class TransformerAdapter(Adapter):
         found = self.texts.read(call.encoded[row], prompts)
         if found is None:
             return None, False
-        before = self._known[0].before[row]
-        return [word._replace(tokens=tuple(p + before for p in word.tokens)) for word in found.words], found.ends
+        lengths = [len(_last(part)) for part in call.encoded[row]]
+        places = self._known[0].before[row], sum(lengths), lengths[-1] * self.family.twice
+        return [word._replace(tokens=_placed(word.tokens, *places)) for word in found.words], found.ends
 
     def tap(self, attention: nn.Module, receive: Callable[[AttentionCall | JointCall], None]) -> list[RemovableHandle]:
         """Hand on what meets in each call of the attention."""
 
         def hear(met: Attended) -> None:
+            tokens = met.key.shape[2]
+            if tokens < self._least():  # the keys of an image prompt, which a processor asks for apart
+                return
             if self.joint:
-                receive(JointCall(met.query, met.key, met.mask, met.scale, *self._places(met.key.shape[2])))
-            elif met.key.shape[2] == self._known[0].ends[0]:  # not the keys of an image prompt
+                receive(JointCall(met.query, met.key, met.mask, met.scale, *self._places(tokens)))
+            else:
                 receive(AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key))))
 
         return listen(attention, hear)
@@ -144,10 +148,16 @@ class TransformerAdapter(Adapter):
             before = _counts(given, self.family.before) or [_registers(self.module)] * batch
             lengths = _counts(given, self.family.length) or [sum(len(part) for part in row) for row in encoded]
             ends = [a + b for a, b in zip(before, lengths, strict=True)]
-            read = [_as_one(row, n) for row, n in zip(encoded, before, strict=True)]
+            parts = [(*row, *row[-1:] * self.family.twice) for row in encoded]
+            read = [_as_one(row, n) for row, n in zip(parts, before, strict=True)]
             text = _Text(leaves, encoded, read if self.joint else self.text_read(args, kwargs), before, ends)
         self._known = [text, *(known for known in self._known if known is not text)][:_REMEMBERED]
         return text
+
+    def _least(self) -> int:
+        """Return how many tokens there are, at least, among the keys of an attention that reads text."""
+        image = {"first": self._filled + 1, "last": self._pixels}.get(self.family.image, 0)
+        return image + (0 if self.family.image == "first" else min(self._known[0].ends))
 
     def _places(self, tokens):
         """Return which of so many tokens are pixels, and which are text, of each row of the batch."""
@@ -253,9 +263,20 @@ def _row(value, row):
     return value[row]
 
 
+def _last(text: torch.Tensor) -> torch.Tensor:
+    """Return a text (token, width), of several layers (layer, token, width) the last."""
+    return text[-1] if text.ndim == 3 else text
+
+
+def _placed(tokens, before: int, rows: int, twice: int) -> tuple[int, ...]:
+    """Return where tokens stand behind `before` others; the last `twice` of all rows stand there once more."""
+    again = [token + twice for token in tokens if token >= rows - twice] if twice else []
+    return tuple(before + token for token in [*tokens, *again])
+
+
 def _as_one(parts, before: int) -> torch.Tensor:
     """Join the texts of one image's text encoders into one (token, width), behind rows of 0 for what has no text."""
-    parts = [part[-1] if part.ndim == 3 else part for part in parts]  # of several layers the last
+    parts = list(map(_last, parts))
     width = max(part.shape[-1] for part in parts)
     parts = [F.pad(part, (0, width - part.shape[-1])) for part in parts]
     return torch.cat([parts[0].new_zeros(before, width), *parts])
