@@ -419,6 +419,14 @@ def test_what_gives_no_embeddings_is_not_remembered(qwen):
     assert texts.calls == []
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "processor"])
+def test_the_tokenizer_of_a_processor(qwen, name):
+    processor = encoders.qwen_processor(qwen["tokenizer"])
+    with listening(text_encoder=qwen["text_encoder"], **{name: processor}) as texts:
+        text = encode(*qwen.values(), CAR).hidden_states[-1][0]
+    assert [word.tokens for word in texts.read([text], [CAR]).words] == [(i,) for i in range(8)]
+
+
 def test_an_encoder_without_a_tokenizer(t5):
     with listening(text_encoder=t5["text_encoder"], tokenizer=None) as texts:
         text = encode(*t5.values(), CAR).last_hidden_state[0]

@@ -210,7 +210,8 @@ def _near(text, call) -> list[tuple[_Encoded, np.ndarray]]:
     distances = distances / asked.norm(dim=-1).clamp(min=1e-12)[:, None, None, None]
     # of the layers that one which has most of the rows, and has them best
     layer = (_ALIKE - distances.amin(-1)).clamp(min=0).sum(0).argmax(0)
-    near = (distances[:, layer, torch.arange(texts)] <= _ALIKE).transpose(0, 1).cpu().numpy()  # (text, row, token)
+    chosen = distances[:, layer, torch.arange(texts, device=layer.device)]  # (row, text, token)
+    near = (chosen <= _ALIKE).transpose(0, 1).cpu().numpy()
     sources = [_Encoded(call.number, call.encoder, i, tuple(ids)) for i, ids in enumerate(call.ids.tolist())]
     return [(source, each) for source, each in zip(sources, near, strict=True) if each.any()]
 
