@@ -99,9 +99,9 @@ def generation_arguments(
         found |= {"height": size, "width": size}
     if size and "use_resolution_binning" in known:  # which draws another size, and makes that of it
         found["use_resolution_binning"] = False
-    if "intermediate_timesteps" in known and steps != 2:  # Sana Sprint has one in two steps alone
-        found["intermediate_timesteps"] = None
-    return found
+    if "clean_caption" in known:  # which changes words, where packages for it are installed
+        found["clean_caption"] = False
+    return found | _without_intermediate(pipe.__call__, steps)
 
 
 def own_size(pipe) -> int:
@@ -117,6 +117,12 @@ def own_size(pipe) -> int:
         return height.default
     known = module.config.get("sample_size")  # SDXL and FLUX do not say it
     return max(as_list(known or getattr(pipe, "default_sample_size", None) or 128)) * _factor(pipe)
+
+
+def _without_intermediate(takes, steps) -> dict:
+    """Leave out the step between two, which Sana Sprint and its scheduler have in two steps alone."""
+    known = "intermediate_timesteps" in inspect.signature(takes).parameters
+    return {"intermediate_timesteps": None} if known and steps != 2 else {}
 
 
 def _factor(pipe):
@@ -135,8 +141,8 @@ def _least(pipe):
 def _wrong_texts(pipe, asked, words, texts):
     encoder = TextEncoder.of(pipe)
     if isinstance(encoder.reader, PipelineReader):  # the pipeline itself reads texts, as for an image of this size
-        sizes = ("height", "width", "use_resolution_binning")
-        encoder.reader.options = {name: asked[name] for name in sizes if name in asked}
+        options = ("height", "width", "use_resolution_binning", "clean_caption")
+        encoder.reader.options = {name: asked[name] for name in options if name in asked}
     try:
         known = encoder.words_of(asked["prompt"])
     except Exception as error:  # each pipeline has its own, where a prompt is not all that it wants
@@ -159,6 +165,7 @@ def _wrong_steps(scheduler, steps):
     try:
         if _is_whole(steps, 1):
             shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+            shifted |= _without_intermediate(scheduler.set_timesteps, steps)
             copy.deepcopy(scheduler).set_timesteps(steps, **shifted)  # some make no more than they were trained on
             return
     except Exception as error:  # each scheduler has its own

@@ -65,6 +65,11 @@ class EncodedTexts:
             if name.startswith("text_encoder") and isinstance(part, torch.nn.Module)
         ]
 
+    @property
+    def tokenizers(self) -> list:
+        """Those of the text encoders, in their order."""
+        return [tokenizer for _, tokenizer in self._encoders if tokenizer is not None]
+
     def listen(self) -> list:
         """Register a forward hook at every text encoder; returns the handles, to remove them."""
         encoders = [encoder for encoder, _ in self._encoders]

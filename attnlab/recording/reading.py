@@ -9,11 +9,12 @@ from ..pipelines import seed
 from .adapters import DenoiserCall, EnoughSeen, TransformerAdapter
 from .clip import Text
 from .frames import given
-from .words import Word, split
+from .words import Word, merge, split
 
 __all__ = ["PipelineReader"]
 
-_GUIDANCE = ("guidance_scale", "true_cfg_scale")  # arguments of pipelines; 0 asks for the prompt alone
+# arguments of pipelines: without guidance they read the prompt alone, and any size will do
+_PLAIN = {"guidance_scale": 0.0, "true_cfg_scale": 0.0, "use_resolution_binning": False}
 _OPTIONS = (  # arguments that change how a text is read, and those without which a pipeline may refuse its call
     "max_sequence_length", "clean_caption", "complex_human_instruction", "height", "width", "use_resolution_binning"
 )  # fmt: skip
@@ -29,9 +30,7 @@ class PipelineReader:
     @property
     def tokenizer(self):
         """The first tokenizer."""
-        pipe = self.adapter.pipe
-        found = getattr(pipe, "tokenizer", None) or pipe.processor
-        return getattr(found, "tokenizer", found)  # of a processor, where images are read as well
+        return self.adapter.texts.tokenizers[0]
 
     @property
     def window(self) -> int:
@@ -56,13 +55,16 @@ class PipelineReader:
         return Text(text, [], call.text[row].cpu(), found, ends, mask)
 
     def words_of(self, text: str) -> list[Word]:
-        """List the words of a text with their token positions; ValueError where it has none."""
-        return self._read(text)[2]
+        """List the words of a text by its tokens alone, whose positions are not those in the denoiser's text."""
+        tokenizers = {id(tokenizer): tokenizer for tokenizer in self.adapter.texts.tokenizers}
+        found = merge([split(tokenizer, tokenizer(text).input_ids) for tokenizer in tokenizers.values()])
+        if not found:
+            raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
+        return found
 
     def lost(self, text: str) -> list[str]:
         """List the words of a text that would fall outside the window, in order."""
-        every = split(self.tokenizer, self.tokenizer(text).input_ids)
-        return [word.text for word in every[len(self.words_of(text)) :]]
+        return [word.text for word in self.words_of(text)[len(self._read(text)[2]) :]]
 
     def _read(self, text) -> tuple[DenoiserCall, int, list[Word], bool]:
         """Return a call of the denoiser that reads a text, its row, its words, and whether an end token follows."""
@@ -82,7 +84,8 @@ class PipelineReader:
             stopped.append((args, kwargs))
             raise EnoughSeen
 
-        unguided = dict.fromkeys(set(_GUIDANCE) & set(inspect.signature(pipe.__call__).parameters), 0.0)
+        known = set(inspect.signature(pipe.__call__).parameters)
+        options = {name: value for name, value in _PLAIN.items() if name in known} | self.options
         before = dict(vars(pipe))
         handles = [adapter.module.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)]
         handles += adapter.texts.listen()
@@ -90,7 +93,7 @@ class PipelineReader:
             # another generation may be under way, whose timesteps are the scheduler's
             vars(pipe).update(scheduler=copy.deepcopy(pipe.scheduler), _progress_bar_config={"disable": True})
             with torch.no_grad():
-                pipe(prompt=text, generator=seed(0), **unguided, **self.options)
+                pipe(prompt=text, generator=seed(0), **options)
         except EnoughSeen:
             call = adapter.read(*stopped[0])
             return call, adapter.parts(call)

@@ -13,10 +13,11 @@ __all__ = ["Adapter", "AttentionCall", "DenoiserCall", "EnoughSeen", "JointCall"
 def adapter_of(pipe) -> Adapter:
     """Choose the adapter by the class of a pipeline's denoiser; TypeError where it is compiled or of another kind."""
     denoiser = denoiser_of(pipe)
+    name = "unet" if denoiser is getattr(pipe, "unet", None) else "transformer"
     if hasattr(denoiser, "_orig_mod") or any(m._compiled_call_impl for m in getattr(denoiser, "modules", list)()):
         raise TypeError(
             "the denoiser is compiled, and hooks that come later are not called inside it: record before compiling it, "
-            "or compile it inside the record() block, pipe.unet.compile()"
+            f"or compile it inside the record() block, pipe.{name}.compile()"
         )
     family = None if denoiser is None else family_of(denoiser)[1]
     if family is not None:
