@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
+from accelerate.utils import send_to_device
 
-from .kept import moved
 from .layers import Layers, as_list
 from .recorder import Recorder
 from .recording import Recording
@@ -69,7 +69,8 @@ def record_again(
     denoiser = recorder.adapter.module
     with recorder:
         for call in calls:
-            denoiser(*moved(call.args, pipe._execution_device), **moved(call.kwargs, pipe._execution_device))
+            args, kwargs = send_to_device((call.args, call.kwargs), pipe._execution_device)
+            denoiser(*args, **kwargs)
     recorder.check()
     found = recorder.recording.traces[trace.row]
     found.steps, found.generation = sorted(chosen), replace(trace.generation)

@@ -1,13 +1,13 @@
 """What a denoiser was called with, kept: the arguments of each step, and how they are written to a file."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import recursively_apply
 
 from .host_copy import HostCopy
 
-__all__ = ["CallStore", "KeptCall", "moved", "packed", "tensors_in", "unpacked"]
+__all__ = ["CallStore", "KeptCall", "packed", "tensors_in", "unpacked"]
 
 
 class KeptCall(NamedTuple):
@@ -35,25 +35,18 @@ class CallStore:
             self._known.append((tensor, made))
             return made
 
-        return KeptCall(_changed(args, copy), _changed(kwargs, copy), parts)
+        return KeptCall(recursively_apply(copy, args), recursively_apply(copy, kwargs), parts)
 
     def forget(self) -> None:
         """Drop the tensors of an earlier generation."""
         self._known = []
 
 
-def moved(value, device: torch.device):
-    """Return arguments with their tensors on a device."""
-    return _changed(value, lambda tensor: tensor.to(device))
-
-
-def tensors_in(value) -> Iterator[torch.Tensor]:
-    """Give the tensors among arguments."""
-    if torch.is_tensor(value):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors_in(part)
+def tensors_in(value) -> list[torch.Tensor]:
+    """List the tensors among arguments."""
+    found: list[torch.Tensor] = []
+    recursively_apply(found.append, value)
+    return found
 
 
 def packed(value, names: dict[int, str]) -> object:
@@ -79,15 +72,3 @@ def unpacked(value, read) -> object:
     if kind == "dict":
         return {key: unpacked(part, read) for key, part in held.items()}
     return {"list": list, "tuple": tuple}[kind](unpacked(part, read) for part in held)
-
-
-def _changed(value, change):
-    """Return arguments with other tensors."""
-    if torch.is_tensor(value):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _changed(part, change) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        parts = [_changed(part, change) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
