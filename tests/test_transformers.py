@@ -35,7 +35,11 @@ OWN_TEXT += ("pag",)
 NORMALIZED = ("sana_sprint", "hunyuan_dit")  # of these, those that normalize keys
 TIMED = ("lumina_next", "kandinsky5")  # the text goes through blocks that are told the time
 JOINT = [name for name in SMALL if name not in OWN_TEXT + TIMED]
+BEHIND_PADDING = "text is behind the padding of an image that is not square"  # a fault of HiDream's maps
 GUIDED = [name for name in SMALL if name not in ("flux_distilled", "flux_fill", "flux2", "sana_sprint")]
+
+LARGE = ("flux2", "hidream", "pixart_alpha", "pixart_sigma", "sana_sprint")
+"""What their pipelines do unless told otherwise asks for more than a small model has."""
 
 family_of = cache(Family)
 
@@ -60,7 +64,7 @@ def test_the_image_is_bit_exact_and_every_layer_seen(family):
     checks.check_image(family)
 
 
-@every(SMALL, ["hidream"], "text is behind the padding of an image that is not square")
+@every(SMALL, ["hidream"], BEHIND_PADDING)
 def test_maps_are_what_the_model_computed(family):
     checks.check_maps(family)
 
@@ -124,7 +128,7 @@ def test_nothing_is_left_after_an_error(family):
     assert torch.equal(family.generate(), image)
 
 
-@every(SMALL, ["hidream"], "text is behind the padding of an image that is not square")
+@every(SMALL, ["hidream"], BEHIND_PADDING)
 def test_an_interrupted_generation_keeps_whole_steps(family):
     """Its maps are those of the steps that ran; nothing is left behind."""
     _ = family.plain
@@ -154,9 +158,7 @@ def test_another_negative_prompt_leaves_the_maps_alone(family):
     np.testing.assert_array_equal(al.daam(one[0]).values, al.daam(other[0]).values)
 
 
-@every(
-    GUIDED, ["hidream", "z_image", "qwen_image", "qwen_image_edit"], "words of the template around a negative prompt"
-)
+@every(GUIDED, ["hidream"], BEHIND_PADDING)
 def test_the_negative_branch(family):
     recording = family.record(branch="negative", layers="all")
     assert [one.prompt for one in recording] == [OTHER] * len(family.recording)
@@ -187,7 +189,7 @@ def several(family):
     return change | ({"num_images_per_prompt": 2} if "num_images_per_prompt" in names else {})
 
 
-@every(SEVERAL, ["hidream"], "text is behind the padding of an image that is not square")
+@every(SEVERAL, ["hidream"], BEHIND_PADDING)
 def test_several_prompts_and_images(family):
     with al.record(family.pipe, layers="all") as recording:
         family.generate(**several(family))
@@ -268,18 +270,22 @@ def each_token_alone(pipe):
         module.weight.data = weight
 
 
-def changed_tokens(family, prompt, other):
-    """List the tokens of the text whose keys are others with another prompt, as many words as it."""
+def changed_tokens(family, prompt, others):
+    """List the tokens of the text whose keys are others with each other prompt, of as many words as the prompt."""
     row, name = family.answer.rows[0][0], family.answer.layers()[0]
-    with each_token_alone(family.pipe):
-        one, two = family.first_call(prompt=prompt), family.first_call(prompt=other)
+    text = family.answer.parts(0, row)[name].text
+
+    def keys(other):
         if family.name == "deepfloyd_if":  # a norm over all tokens makes each key depend on all of them
-            keys = [call.texts[0][row][None] for call in (one, two)]
-        else:
-            texts = {name: value for name, value in two.given.items() if name.startswith(checks.TEXTS)}
-            keys = [checks.again(family.denoiser, one.given | change).met[name].key[row] for change in ({}, texts)]
-            keys = [key[:, family.answer.parts(0, row)[name].text] for key in keys]
-    return tuple((keys[0] != keys[1]).any(-1).any(0).nonzero().flatten().tolist())
+            return other.texts[0][row][None]
+        texts = {name: value for name, value in other.given.items() if name.startswith(checks.TEXTS)}
+        return checks.again(family.denoiser, call.given | texts).met[name].key[row, :, text]
+
+    with each_token_alone(family.pipe):
+        call, *calls = (family.first_call(prompt=text) for text in (prompt, *others))
+        own = keys(call)
+        changed = [(own != keys(other)).any(-1).any(0) for other in calls]
+    return [tuple(found.nonzero().flatten().tolist()) for found in changed]
 
 
 @every(SMALL, ["hidream"], "every block reads two texts of Llama, of which words have one")
@@ -287,10 +293,9 @@ def test_words_are_those_of_the_prompt(family):
     """A word stands at the tokens that change with it, of each encoder; one of several pieces between its neighbors."""
     words = family.recording[0].words
     assert [word.text for word in words] == PROMPT.split()
-    for place, other in {0: "the", 2: "tree", 7: "with", 9: "tree"}.items():
-        texts = PROMPT.split()
-        texts[place] = other
-        assert words[place].tokens == changed_tokens(family, PROMPT, " ".join(texts))
+    others = {0: "the", 2: "tree", 7: "with", 9: "tree"}  # by the place of the word instead of which they stand
+    prompts = [" ".join([*PROMPT.split()[:n], word, *PROMPT.split()[n + 1 :]]) for n, word in others.items()]
+    assert [words[n].tokens for n in others] == changed_tokens(family, PROMPT, prompts)
     places = zip(words[0].tokens, words[2].tokens, strict=True)
     assert words[1].tokens == tuple(n for before, behind in places for n in range(before + 1, behind))
 
@@ -304,7 +309,7 @@ def test_words_of_a_template_are_no_words(family):
     prompt, other = "image of the color system user", "image of the color system car"
     words = family.record({"prompt": prompt}, steps=0)[0].words
     assert [word.text for word in words] == prompt.split()
-    assert words[-1].tokens == changed_tokens(family, prompt, other)
+    assert [words[-1].tokens] == changed_tokens(family, prompt, [other])
 
 
 # Questions asked afterwards
@@ -343,11 +348,12 @@ def test_another_text_meets_the_queries_of_the_first_layer(family):
 @every(OWN_TEXT)
 def test_what_is_kept_gives_the_same_maps(family):
     """Sums of maps and of contributions, made while generating; a text that was asked for before."""
-    recording = family.recording[0]
-    maps = family.record(keep="maps", texts=OTHER, layers="all")[0]
+    recording, texts = family.recording[0], [OTHER] * (family.name not in LARGE)
+    maps = family.record(keep="maps", texts=texts, layers="all")[0]
     assert not maps.trace.queries
     close(al.daam(maps).values, al.daam(recording).values)
-    close(al.ovam(maps, OTHER).values, al.ovam(recording, OTHER).values)
+    for text in texts:
+        close(al.ovam(maps, text).values, al.ovam(recording, text).values)
     contributions = family.record(keep="contributions", layers="all")[0]
     for kind in ("norm", "projection"):
         expected = al.contributions(recording, kind=kind)
@@ -371,7 +377,7 @@ def test_a_file_gives_the_same_maps(family, tmp_path):
     checks.check_file(family, tmp_path)
 
 
-@every(JOINT + list(TIMED))
+@every([*JOINT, *TIMED], ["hidream"], BEHIND_PADDING)
 def test_one_step_once_more(family):
     """Kept calls of the denoiser tell of a single step, and of the other share."""
     for share in ("text", "joint"):
@@ -433,12 +439,15 @@ def test_what_queries_do_not_tell_is_refused(asked):
         pass
 
 
-@every(["sd3", "sana"])
-def test_self_attention_is_refused(family):
+@pytest.mark.xfail(strict=True, reason="hooks that were there already are left behind")
+@pytest.mark.parametrize("name", ["sd3", "sana"])
+def test_self_attention_is_refused(name):
+    family = Family(name)
+    before = checks.count_hooks(family.pipe)
     match = f"self-attention of {type(family.denoiser).__name__} is not recorded: leave self_attention= out"
     with pytest.raises(TypeError, match=match), al.record(family.pipe, self_attention=8):
-        family.generate()
-    assert not checks.function_modes()
+        pass
+    assert checks.count_hooks(family.pipe) == before
 
 
 @every(["flux", "qwen_image", "hidream", "lumina_next"])
@@ -516,13 +525,16 @@ def test_recording_twice_at_once_is_refused():
 # Before any step
 
 
+@every([name for name in SMALL if name not in LARGE], ["flux_fill", "qwen_image_edit"], "the pipeline wants an image")
 def test_a_wrong_word_is_named_before_any_step(family):
-    _ = family.plain
-    before = checks.count_hooks(family.pipe)
-    with checks.watch(family.denoiser) as calls:
+    image, _ = family.plain
+    before, whole = checks.count_hooks(family.pipe), []
+    handle = family.denoiser.register_forward_hook(lambda *call: whole.append(call))
+    try:
         check_generation(family.pipe, PROMPT, ["smoke", ("and", 1), "burning house"])
         with pytest.raises(ValueError, match="- word: 'river' is not in the text; its words are 'a', 'burning'"):
             check_generation(family.pipe, PROMPT, ["river", "smoke"])
-    assert not any(call.outputs for call in calls)  # it may be asked what it reads, but no attention ends
-    assert checks.count_hooks(family.pipe) == before
-    assert torch.equal(family.generate(), family.plain[0])
+    finally:
+        handle.remove()
+    assert not whole and checks.count_hooks(family.pipe) == before
+    assert torch.equal(family.generate(), image)

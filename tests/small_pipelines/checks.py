@@ -8,6 +8,7 @@ text; and what another negative prompt leaves alone is the prompt's. `docs/model
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from functools import cached_property
 from typing import NamedTuple
 
@@ -106,6 +107,8 @@ def watch(denoiser) -> Iterator[list[Call]]:
 
     handles = [denoiser.register_forward_pre_hook(begin, with_kwargs=True)]
     for name, module in denoiser.named_modules():
+        if "att" not in name.rstrip(".0123456789").rpartition(".")[2]:  # "attn2", "attentions.0"
+            continue
         handles.append(module.register_forward_pre_hook(lambda module, args, name=name: hearing.running.append(name)))
         handles.append(module.register_forward_hook(leave))
     try:
@@ -159,6 +162,7 @@ class Family:
     def generate(self, seed: int = 7, **change) -> torch.Tensor:
         """Return the latents of a generation, a short one unless told otherwise."""
         call = self.call | {"num_inference_steps": STEPS, "output_type": "latent"} | change
+        call = {name: copy(value) for name, value in call.items()}  # ZImagePipeline writes into a list of prompts
         return torch.as_tensor(self.pipe(**call, generator=torch.Generator().manual_seed(seed))[0])
 
     def watched(self, **change) -> tuple[torch.Tensor, list[Call]]:
@@ -290,17 +294,18 @@ def _parts(plain, other_text, other_image, row) -> Iterator[tuple[str, Part]]:
     Behind the first block every token of a joint attention depends on both; the same number of keys tells it.
     """
     joined: dict[int, Part] = {}  # by the number of keys, where tokens of both meet
+    size = None  # number of pixels: where the image attends to itself first, its padding depends on it from then on
     for name, met in plain.items():
         if row >= len(met.query):  # perturbed attention is of other parts of the batch
             continue
         of_text, of_image = (_changed(met.key, other[name].key, row) for other in (other_text, other_image))
         pixels, count = _changed(met.query, other_image[name].query, row), met.key.shape[2]
-        alone = sorted(set(of_text) - set(of_image))
+        alone, size = sorted(set(of_text) - set(of_image)), size or len(of_image)
         if count not in joined and pixels and alone and of_image:
             assert of_image == list(range(of_image[0], of_image[-1] + 1))  # all in a row
             # registers before the text belong to it, reference images behind the image do not
             text = slice(0, of_image[0]) if alone[0] < of_image[0] else slice(alone[0], None)
-            joined[count] = Part(slice(pixels[0], pixels[-1] + 1), text)
+            joined[count] = Part(slice(pixels[0], pixels[0] + size), text)
         if count in joined:
             yield name, joined[count]
         elif pixels and alone:
