@@ -5,9 +5,14 @@ import re
 import pytest
 from conftest import PROMPT
 from diffusers import LCMScheduler
+from small_pipelines import OTHER, PROMPT as SAID, SMALL
 from test_recording import clone
 
-from attnlab.recording.checks import check_generation, own_size
+import attnlab as al
+from attnlab.recording.checks import check_generation, generation_arguments, own_size
+
+OWN_SIZE = {"hidream", "flux_kontext", "qwen_image_edit", "kandinsky5"}  # which choose among sizes of their own
+JOINT = {"flux", "sd3", "qwen_image", "z_image", "lumina_next"}  # some of those whose image and text meet
 
 
 @pytest.mark.parametrize(
@@ -72,3 +77,71 @@ def test_the_models_own_size_in_every_form(pipe, known, own):
     check_generation(other, PROMPT, size=4 * own)
     with pytest.raises(ValueError, match=f"up to {4 * own}, or 0 for the model's own, {own}"):
         check_generation(other, PROMPT, size=4 * own + 8)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_what_passes_is_generated_in_every_family(family):
+    """The arguments of a pipeline, the multiple that its error names, and words that it will have."""
+    pipe, call = SMALL[family]()
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="size is 3: a multiple of") as error:
+        check_generation(pipe, SAID, ["burning house"], steps=3, size=3)
+    assert str(error.value).count("\n") == 1, "the size alone is wrong"
+    size = 4 * int(re.search(r"multiple of (\d+)", str(error.value))[1])
+    check_generation(pipe, SAID, ["burning house"], steps=3, size=size)
+    given = {name: call[name] for name in call if name not in ("guidance_scale", "true_cfg_scale", "negative_prompt")}
+    with al.record(pipe) as recording:
+        image = pipe(**given | generation_arguments(pipe, SAID, steps=3, size=size), generator=al.seed(0))[0][0]
+    assert recording[0].trace.steps == [0, 1, 2] and "burning house" in al.daam(recording[0])
+    if family == "animate_diff":
+        assert len(recording) == len(image) == call["num_frames"] and image[0].size == (size, size)
+    else:
+        assert image.size == (size, size) or family in OWN_SIZE
+
+
+@pytest.mark.parametrize("family", ["flux_distilled", "qwen_image", "pixart_sigma", "hunyuan_image"])
+def test_guidance_is_told_by_the_pipelines_own_name_for_it(family):
+    """FLUX is told a number, Qwen-Image needs a negative prompt as well, HunyuanImage has a guider of its own."""
+    pipe, _ = SMALL[family]()
+    found = generation_arguments(pipe, SAID, guidance=2.5, size=32)
+    expected = {
+        "flux_distilled": {"guidance_scale": 2.5},
+        "qwen_image": {"true_cfg_scale": 2.5, "negative_prompt": " "},
+        "pixart_sigma": {"guidance_scale": 2.5, "use_resolution_binning": False, "clean_caption": False},
+        "hunyuan_image": {},
+    }
+    assert found == {"prompt": SAID, "num_inference_steps": 20, "height": 32, "width": 32, **expected[family]}
+    assert generation_arguments(pipe, SAID, negative=OTHER)["negative_prompt"] == OTHER
+    assert "height" not in generation_arguments(pipe, SAID), "its own size is the pipeline's to choose"
+
+
+def test_a_negative_prompt_is_refused_where_there_is_none():
+    pipe, _ = SMALL["sana_sprint"]()
+    assert "negative_prompt" not in generation_arguments(pipe, SAID)
+    with pytest.raises(ValueError, match="SanaSprintPipeline takes no negative prompt, so 'a red tree'"):
+        generation_arguments(pipe, SAID, negative=OTHER)
+
+
+@pytest.mark.parametrize("family", sorted(JOINT))
+def test_other_texts_are_refused_before_any_work_where_image_and_text_meet(family):
+    pipe, _ = SMALL[family]()
+    pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the denoiser ran"))
+    with pytest.raises(ValueError, match=r"text: image and text attend to .* generate one with 'a red"):
+        check_generation(pipe, SAID, texts=[OTHER])
+
+
+def test_other_texts_that_fit_pass(pipe):
+    check_generation(pipe, PROMPT, texts=[OTHER, "a zebra"])
+    with pytest.raises(ValueError, match=r"text: .*would fall outside"):
+        check_generation(pipe, PROMPT, texts=[OTHER, "tree " * 60])
+    small, _ = SMALL["pixart_sigma"]()
+    check_generation(small, SAID, texts=[OTHER])
+
+
+def test_a_schedule_that_shifts_with_the_size_counts_its_steps(pipe):
+    """FLUX's scheduler wants to know the size; the check is about the number of steps."""
+    small, _ = SMALL["flux"]()
+    small.scheduler = small.scheduler.from_config(small.scheduler.config, use_dynamic_shifting=True)
+    check_generation(small, SAID, steps=50)
+    with pytest.raises(ValueError, match="steps is 0: a whole number from 1 on"):
+        check_generation(small, SAID, steps=0)

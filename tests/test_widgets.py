@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_pipelines import PROMPT as SAID, SMALL
 
 import attnlab as al
 from attnlab import widgets
@@ -33,6 +34,22 @@ def made(pipe):
 @pytest.fixture
 def explorer(pipe, made):
     return widgets.explore(pipe, PROMPT, steps=4, image=made[0], recording=made[1])
+
+
+@pytest.fixture(scope="module")
+def small():
+    """`small(family)`: an explorer of a small transformer that has drawn an image, as by a click on Generate."""
+    pipes = {}
+
+    def open_(family, **options):
+        pipe = pipes.setdefault(family, SMALL[family]()[0])
+        explorer = widgets.explore(pipe, SAID, steps=3, size=64 if family == "sana" else 32, **options)
+        explorer.start()
+        explorer.form.thread.join()
+        assert explorer.image is not None, explorer.report.value
+        return explorer
+
+    return open_
 
 
 def pixels_of(picture):
@@ -316,6 +333,112 @@ def folder(tmp_path_factory):
         filters=Filters(area=None, flat=None, duplicates=None),
     )
     return generate_dataset(recipe, tmp_path_factory.mktemp("set") / "fires").folder
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3", "qwen_image", "pixart_sigma", "sana"])
+def test_an_explorer_of_a_transformer(family, small):
+    """Its words, layers, single steps and pixels; progress is counted in steps, whatever a pipeline calls back."""
+    explorer = small(family)
+    recording, ranges = explorer.recording, explorer.maps.ranges
+    assert explorer.form.progress.value == 3 and list(shown(explorer)) == ["image", "car"]
+    assert list(explorer.words.chips)[1:3] == ["burning", "house"]
+    explorer.more.value = "burning house"
+    assert "burning house" in shown(explorer) and explorer.maps.method.value == "DAAM", "a phrase of the prompt"
+    whole = pixels_of(shown(explorer)["car"])
+    ranges["layers"].value = (0, 0)
+    first = al.daam(recording, layers=next(iter(recording.trace.sizes)))["car"]
+    assert (pixels_of(shown(explorer)["car"]) != whole).any() and f"max {first.max():.2g}" in titles(explorer)["car"]
+    ranges["layers"].value = (0, ranges["layers"].max)
+    ranges["steps"].value = (1, 1)
+    again = recording if recording.trace.queries else al.record_again(explorer.pipe, recording, steps=[1])
+    step = al.daam(again, steps=[1] if recording.trace.queries else None)["car"]
+    assert f"max {step.max():.2g}" in titles(explorer)["car"] and ranges["steps"].layout.display is None
+    ranges["steps"].value = (0, 2)
+    np.testing.assert_array_equal(pixels_of(shown(explorer)["car"]), whole)
+    explorer.inspect(20, 10)
+    assert explorer.pixel.layout.display == "block" and not explorer.report.failed, explorer.report.value
+    inspector = widgets.inspect_pixel(explorer.image, recording, (20, 10))
+    assert inspector.found.value == explorer.pixel.value
+
+
+def test_what_joint_attention_does_not_tell_is_hidden_or_said(small):
+    """Heads were averaged, and other texts are not there: neither a slider nor a button for them, and no traceback."""
+    glow = al.Token("glow", np.ones(32, np.float32))
+    explorer = small("flux", words=["a tree"], tokens=[glow])
+    maps = explorer.maps
+    assert maps.method.options == ("DAAM",) and maps.method.layout.display == "none"
+    assert maps.ranges["heads"].layout.display == "none" and maps.ranges["layers"].layout.display is None
+    asked = "a tree: not in the prompt, the only text whose maps this recording has"
+    assert asked in explorer.report.value and list(shown(explorer)) == ["image"]
+    explorer.words.chips["a tree"][1].value = False
+    assert "a tree" not in explorer.report.value, "what was wrong before is forgotten"
+    explorer.words.chips["glow"][1].value = True
+    assert "glow: not in the prompt, the only text" in explorer.report.value
+    explorer.words.chips["glow"][1].value = False
+    explorer.more.value = "a zebra"
+    assert "generate one with &#x27;a zebra&#x27; as its prompt" in explorer.report.value
+    assert list(views.curves_at(explorer.recording, "house", 0.5, 0.5)) == ["layer"]
+    heat = al.daam(explorer.recording)["house"]
+    assert widgets.explore_mask(heat, explorer.image).mask.shape == (32, 32)
+    with pytest.raises(ValueError, match="this recording kept no queries"):
+        widgets.paint_token(explorer.image, explorer.recording)
+
+
+def test_any_word_can_be_asked_of_a_transformer_with_cross_attention(small):
+    explorer = small("pixart_sigma")
+    explorer.more.value = "a red tree"
+    found = al.ovam(explorer.recording, "a red tree")["a red tree"]
+    assert explorer.maps.method.value == "OVAM" and f"max {found.max():.2g}" in titles(explorer)["a red tree"]
+    assert not explorer.report.failed, "no warning that is of other packages, and for programmers"
+    explorer.maps.method.value = "DAAM"
+    assert "a red tree: not in the prompt; choose OVAM or linear" in explorer.report.value
+    painter = widgets.paint_token(explorer.image, explorer.recording)
+    painter.canvas.painted = al.threshold_mask(al.daam(explorer.recording).upscale(32)["house"], 0.5)
+    painter.learn()
+    assert painter.token is not None
+
+
+def test_controls_fit_the_recording_before_and_the_next_one(small, made):
+    """Models may change from image to image: what is hidden for one comes back for the other."""
+    explorer, other = small("flux"), small("sd3")
+    explorer.take(*made)
+    assert explorer.maps.method.options == views.MAP_METHODS and explorer.maps.method.layout.display is None
+    assert explorer.maps.ranges["heads"].layout.display is None and not explorer.report.failed
+    explorer.maps.method.value = "linear"
+    explorer.take(other.image, other.recording)
+    assert explorer.maps.method.value == "DAAM" and list(shown(explorer)) == ["image", "smoke"]
+
+
+@pytest.mark.parametrize(("keep", "methods"), [("maps", ("DAAM",)), ("sum", ("linear",)), ("queries", None)])
+def test_what_was_kept_is_what_can_be_chosen(pipe, keep, methods):
+    with al.record(pipe, keep=keep) as recording:
+        image = pipe(PROMPT, generator=al.seed(11), num_inference_steps=2).images[0]
+    explorer = widgets.explore(pipe, PROMPT, image=image, recording=recording)
+    assert explorer.maps.method.options == (methods or views.MAP_METHODS) and not explorer.report.failed
+    explorer.maps.ranges["layers"].value = (0, 1)
+    explorer.maps.ranges["heads"].value = (0, 0)
+    assert list(shown(explorer)) == ["image", "smoke"] and not explorer.report.failed, explorer.report.value
+    assert (explorer.maps.ranges["steps"].layout.display == "none") == (keep != "queries")
+
+
+@pytest.mark.parametrize(
+    ("family", "says"),
+    [("animate_diff", "AnimateDiffPipeline makes films"), ("qwen_image_edit", "no attribute"), ("flux_fill", "format")],
+)
+def test_a_pipeline_that_wants_more_than_a_prompt_says_so(family, says):
+    explorer = widgets.explore(SMALL[family]()[0], SAID, steps=1, size=64)
+    explorer.start()
+    explorer.form.thread.join()
+    assert says in explorer.report.value and explorer.report.failed and not explorer.form.generate.disabled
+
+
+@pytest.mark.parametrize("family", ["flux", "pixart_sigma"])
+def test_a_transformer_is_stopped_on_the_way(family):
+    explorer = widgets.explore(SMALL[family]()[0], SAID, steps=200, size=32)
+    explorer.start()
+    explorer.form.end(wait=True)
+    assert "stopped" in explorer.report.value and explorer.image is None
+    assert not explorer.pipe.transformer._forward_pre_hooks
 
 
 def test_a_data_set_is_browsed_and_marked(folder, tmp_path):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from .adapters import adapter_of
 from .adapters.families import denoiser_of
 from .layers import as_list
-from .reading import PipelineReader
 from .texts import TextEncoder
 from .words import Query, find
 
@@ -53,8 +52,7 @@ def check_generation(
     """
     own, least = own_size(pipe), _least(pipe)
     fits = _is_whole(size, 0) and size % least == 0 and size <= LARGEST * own
-    asked = generation_arguments(pipe, prompt, size=size if fits else 0)
-    problems = [*_wrong_texts(pipe, asked, words, texts), *_wrong_steps(pipe.scheduler, steps)]
+    problems = [*_wrong_texts(pipe, prompt, words, texts), *_wrong_steps(pipe.scheduler, steps)]
     if not (type(guidance) in (int, float) and 0 <= guidance <= 1000):
         problems.append(f"guidance is {guidance!r}: a number from 0 to 1000; 1 turns guidance off")
     if not (_is_whole(seed, 0) and seed < 2**63):
@@ -87,12 +85,12 @@ def generation_arguments(
     """
     known = inspect.signature(pipe.__call__).parameters
     found = {"prompt": prompt, "num_inference_steps": steps}
-    if "true_cfg_scale" in known and known["guidance_scale"].default is None:  # Qwen-Image, which guides away from ""
-        found["true_cfg_scale"], negative = guidance, negative or " " * (guidance > 1)
-    elif "guidance_scale" in known:
+    if "guidance_scale" in known and known["guidance_scale"].default is not None:
         found["guidance_scale"] = guidance
+    elif "true_cfg_scale" in known:  # Qwen-Image, which guides where there is a negative prompt, be it a space
+        found["true_cfg_scale"], negative = guidance, negative or " " * (guidance > 1)
     if negative and "negative_prompt" not in known:
-        raise ValueError(f"{type(pipe).__name__} takes no negative prompt, which is {negative!r}: leave it empty")
+        raise ValueError(f"{type(pipe).__name__} takes no negative prompt, so {negative!r} cannot be told to it")
     if negative:
         found["negative_prompt"] = negative
     if size:
@@ -112,10 +110,10 @@ def own_size(pipe) -> int:
     pipe : DiffusionPipeline
         As for `record`.
     """
-    module, height = adapter_of(pipe).module, inspect.signature(pipe.__call__).parameters.get("height")
-    if height is not None and isinstance(height.default, int):
+    known = adapter_of(pipe).module.config.get("sample_size")  # SDXL and FLUX do not say it
+    height = inspect.signature(pipe.__call__).parameters.get("height")
+    if height is not None and isinstance(height.default, int):  # Sana, Kandinsky: whatever its configuration says
         return height.default
-    known = module.config.get("sample_size")  # SDXL and FLUX do not say it
     return max(as_list(known or getattr(pipe, "default_sample_size", None) or 128)) * _factor(pipe)
 
 
@@ -138,15 +136,12 @@ def _least(pipe):
     return 8 if denoiser_of(pipe) is getattr(pipe, "unet", None) else 2 * _factor(pipe)
 
 
-def _wrong_texts(pipe, asked, words, texts):
+def _wrong_texts(pipe, prompt, words, texts):
     encoder = TextEncoder.of(pipe)
-    if isinstance(encoder.reader, PipelineReader):  # the pipeline itself reads texts, as for an image of this size
-        options = ("height", "width", "use_resolution_binning", "clean_caption")
-        encoder.reader.options = {name: asked[name] for name in options if name in asked}
     try:
-        known = encoder.words_of(asked["prompt"])
-    except Exception as error:  # each pipeline has its own, where a prompt is not all that it wants
-        yield f"prompt: {' '.join(str(error).split())}"
+        known = encoder.words_of(prompt)
+    except ValueError as error:
+        yield f"prompt: {error}"
         return
     for word in words if isinstance(words, list | tuple) else [words]:
         try:

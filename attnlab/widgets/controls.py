@@ -128,15 +128,24 @@ class MapControls:
             control.observe(lambda _: changed(), "value")
 
     def fit(self, trace: Trace) -> None:
-        """Choose all layers, steps and heads of a recording."""
-        heads = min(layer.heads for layer in trace.layers.values())
-        self.choices = {"layers": list(trace.sizes), "steps": trace.steps, "heads": list(range(heads))}
+        """Offer what a recording tells of, and choose all of its layers, steps and heads."""
+        offered, self.choices = views.methods_of(trace), views.choices_of(trace)
+        if self.method.options != offered:
+            before, self.method.options = self.method.value, offered
+            self.method.value = before if before in offered else offered[0]
+        _show(self.method, len(offered) > 1)
         for name, choices in self.choices.items():
-            last = len(choices) - 1
-            self.ranges[name].max, self.ranges[name].value = last, (0, last)
+            last, slider = max(0, len(choices) - 1), self.ranges[name]
+            slider.max, slider.value = last, (0, last)
+            _show(slider, last > 0)
 
     @property
     def chosen(self) -> dict[str, list]:
         """The chosen layers, steps and heads, as the map functions take them."""
-        ends = {name: slider.value for name, slider in self.ranges.items()}
+        ends = {name: slider.value for name, slider in self.ranges.items() if self.choices[name]}
         return {name: self.choices[name][low : high + 1] for name, (low, high) in ends.items()}
+
+
+def _show(control, shown):
+    """Show a control, or hide one that leaves no choice."""
+    control.layout.display = None if shown else "none"

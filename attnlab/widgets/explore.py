@@ -22,9 +22,10 @@ __all__ = ["Explorer", "PixelInspector", "explore", "inspect_pixel"]
 class Explorer(Panel):
     """The widget of `explore`; `image` and `recording` are those of the last generation, or None."""
 
-    def __init__(self, pipe, form: GenerationForm, words: Sequence[str], tokens: Sequence[Token]):
-        self.pipe, self.form, self.report = pipe, form, Report()
+    def __init__(self, pipe, form: GenerationForm, words: Sequence[str], tokens: Sequence[Token], size: int = 0):
+        self.pipe, self.form, self.size, self.report = pipe, form, size, Report()
         self.image = self.recording = None
+        self._of_steps: tuple[list[int], Recording] | None = None  # what the denoiser was asked once more, and for whom
         self.words = WordChips([*tokens, *(" ".join(word.split()) for word in words)], self._update)
         self.more = ui.Text(placeholder="another word or token, then Enter", continuous_update=False)
         self.maps = MapControls("OVAM" if words else "DAAM", self._update)
@@ -45,7 +46,7 @@ class Explorer(Panel):
 
     def _make(self, prompt, **options):
         with self.report.saying(errors_only=True):
-            image, recording = views.generate(self.pipe, prompt, **options)
+            image, recording = views.generate(self.pipe, prompt, size=self.size, **options)
             self.take(image, recording)
             if lost := recording.encoder.lost(prompt):
                 self.report.say(f"the model's text window has no room for {' '.join(lost)!r}", failed=True)
@@ -57,7 +58,7 @@ class Explorer(Panel):
 
     def take(self, image: Image.Image, recording: Recording) -> None:
         """Show an image and its recording: the words that were chosen or asked for, or the prompt's last one."""
-        self.recording = None  # nothing is drawn until all controls are set
+        self.recording = self._of_steps = None  # nothing is drawn until all controls are set
         self.maps.fit(recording.trace)
         self.words.fill(views.words_of(recording))
         self.image, self.recording = image, recording
@@ -75,9 +76,10 @@ class Explorer(Panel):
         with self.report.saying():
             if self.recording is None:
                 raise ValueError("generate an image first, then ask for words")
-            self.recording.encode(text)  # says what is wrong with it
-            if self.maps.method.value == "DAAM" and text not in views.words_of(self.recording):
-                self.maps.method.value = "OVAM"
+            if not views.is_said(self.recording, text):
+                self.recording.encode(text)  # says what is wrong with it
+                if self.maps.method.value == "DAAM":
+                    self.maps.method.value = "OVAM"
             self.more.value = ""
             self.words.choose(text)
 
@@ -86,19 +88,28 @@ class Explorer(Panel):
         if self.recording is None:
             return
         with self.report.saying():
-            chosen, method, over = self.words.chosen, self.maps.method.value, self.maps.chosen
-            own = views.words_of(self.recording)
-            foreign = [name for name in chosen if name not in own] if method == "DAAM" else []
-            words = [word for name, word in chosen.items() if name not in foreign]
-            maps = views.word_maps(self.recording, words, method, **over)
+            chosen, method = list(self.words.chosen.values()), self.maps.method.value
+            recording, over = self._chosen()
+            words = [word for word in chosen if method != "DAAM" or views.is_said(recording, word)]
+            maps = views.word_maps(recording, words, method, **over)
             large = enlarged(np.asarray(self.image))
             look = {name: getattr(self.maps, name).value for name in ("opacity", "colormap", "scale")}
             if look["scale"] == "together":  # a word alone, too, is only as bright as it is among the prompt's
-                look["highest"] = views.strongest(self.recording, method, **over)
+                look["highest"] = views.strongest(recording, method, **over)
             titles = {"image": "", **{name: f"max {heat.max():.2g}" for name, heat in maps.items()}}
             self._draw({"image": large, **views.side_by_side(large, maps, **look)}, titles)
-            if foreign:
-                raise ValueError(f"{', '.join(foreign)}: not in the prompt; choose OVAM or linear")
+            if method == "DAAM":
+                views.check_said(recording, chosen)
+
+    def _chosen(self):
+        """Return the recording of the chosen steps, and what else is chosen, as the map functions take it."""
+        over = self.maps.chosen
+        if self.recording.trace.queries:
+            return self.recording, over
+        steps = over.pop("steps", self.recording.trace.steps)
+        if self._of_steps is None or self._of_steps[0] != steps:
+            self._of_steps = steps, views.record_steps(self.pipe, self.recording, steps)
+        return self._of_steps[1], over
 
     def _draw(self, pixels, beside):
         """Show pixels by name, with a text beside it; pictures that are there are used again."""
@@ -136,6 +147,7 @@ def explore(
     seed: int = 0,
     steps: int = 20,
     guidance: float = 4.0,
+    size: int = 0,
     words: Sequence[str] = (),
     tokens: TokenLibrary | Sequence[Token] = (),
     image: Image.Image | None = None,
@@ -143,7 +155,9 @@ def explore(
 ) -> Explorer:
     """Make a widget that generates images and shows the maps of any words.
 
-    A pixel that is clicked, or reached by arrow keys, tells its words, strongest first.
+    A pixel that is clicked, or reached by arrow keys, tells its words, strongest first. Of models with joint attention
+    (FLUX, Stable Diffusion 3, ...) the words are those of the prompt, and the denoiser is asked once more for single
+    steps: a call for each.
 
     Parameters
     ----------
@@ -151,13 +165,15 @@ def explore(
         The pipeline.
     prompt, seed, steps, guidance : str, int, int, float
         What the fields begin with.
+    size : int
+        Side of the images in pixels; 0 is the model's own.
     words, tokens : Sequence[str], TokenLibrary or Sequence[Token]
         Words to ask for (default: the prompt's last one is shown), and learned tokens to offer beside the prompt's.
     image, recording : PIL.Image.Image, Recording, optional
         An image and its recording to begin with.
     """
     tokens = tokens.values() if isinstance(tokens, TokenLibrary) else tokens
-    explorer = Explorer(pipe, GenerationForm(prompt, seed, steps, guidance), words, list(tokens))
+    explorer = Explorer(pipe, GenerationForm(prompt, seed, steps, guidance), words, list(tokens), size)
     if recording is not None and image is not None:
         explorer.take(image, recording)
     return explorer
@@ -193,7 +209,8 @@ class PixelInspector(Panel):
 def inspect_pixel(image: Image.Image, recording: Recording, point: Sequence[int] | None = None) -> PixelInspector:
     """Make a widget that draws a pixel's attention to words, strongest first, and to the first over steps and layers.
 
-    Attention is the mean over all layers, steps and heads (DAAM).
+    Attention is the mean over all layers, steps and heads (DAAM). Of joint attention (FLUX, Stable Diffusion 3, ...) a
+    recording has sums over steps, and single ones are not shown.
 
     Parameters
     ----------

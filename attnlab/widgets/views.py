@@ -6,6 +6,7 @@ pixels = side_by_side(image, maps, opacity=0.6, scale="together")  # uint8 (row,
 rank_words(recording, 0.5, 0.2)                                    # [("smoke", 0.31), ...], strongest first
 """
 
+import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,14 +19,16 @@ from ..maps.heatmaps import HeatMaps
 from ..maps.linear import linear_daam
 from ..maps.softmax import daam, ovam
 from ..pipelines import seed as seeded
-from ..recording import Recording
-from ..recording.recorder import record
-from ..recording.words import Query
+from ..recording import Recording, record, record_again
+from ..recording.checks import generation_arguments
+from ..recording.trace import Trace
+from ..recording.words import Query, matches
 from ..tokens import Token
 
 __all__ = [
-    "COLORMAPS", "MAP_METHODS", "SCALES", "Stopped", "curves_at", "generate", "pixel_figure", "rank_words",
-    "side_by_side", "spelled", "strongest", "word_maps", "words_of",
+    "COLORMAPS", "MAP_METHODS", "SCALES", "Stopped", "check_said", "choices_of", "curves_at", "generate", "is_said",
+    "methods_of", "pixel_figure", "rank_words", "record_steps", "side_by_side", "spelled", "strongest", "word_maps",
+    "words_of",
 ]  # fmt: skip
 
 MAP_METHODS = ("DAAM", "OVAM", "linear")
@@ -38,28 +41,65 @@ class Stopped(Exception):
 
 
 def generate(
-    pipe, prompt: str, *, seed: int = 0, steps: int = 20, guidance: float = 4.0, each: Callable[[int], None] = int
+    pipe,
+    prompt: str,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    guidance: float = 4.0,
+    size: int = 0,
+    each: Callable[[int], None] = int,
 ) -> tuple[Image.Image, Recording]:
-    """Generate an image and record it. `each(steps done)` is called on the way, and may raise `Stopped`."""
+    """Generate an image and record it. `each(steps done)` is called on the way, and may raise `Stopped`.
+
+    `size` is the image's side in pixels, 0 for the model's own. TypeError for a pipeline of films.
+    """
     if not prompt.strip():
         raise ValueError("the prompt is empty: write what the image shows")
     if steps < 1:
         raise ValueError(f"{steps} steps: give one or more")
+    arguments = generation_arguments(pipe, prompt, steps=steps, guidance=guidance, size=size)
+    known = inspect.signature(pipe.__call__).parameters
+    if "num_frames" in known:
+        raise TypeError(f"{type(pipe).__name__} makes films, of which none is shown here: take one that makes images")
     generator = seeded(seed)
 
     def after(pipe, number, time, tensors):
         each(number + 1)
         return tensors
 
+    report = {"callback_on_step_end": after}
+    if "callback_on_step_end" not in known:  # PixArt, DeepFloyd IF
+        report = {"callback": lambda number, time, latents: each(number + 1)} if "callback" in known else {}
     bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)  # `each` says how far it is
     try:
         with record(pipe, generator=generator) as recording:
-            options = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generator}
-            image = pipe(prompt, **options, callback_on_step_end=after).images[0]
+            image = pipe(**arguments, generator=generator, **report)[0][0]
     finally:
         pipe.set_progress_bar_config(**bar)
     return image, recording
+
+
+def methods_of(trace: Trace) -> tuple[str, ...]:
+    """Return those of `MAP_METHODS` for which a recording has kept what they need."""
+    if trace.queries:
+        return MAP_METHODS
+    return tuple(name for name, kept in (("DAAM", None in trace.streamed), ("linear", trace.sums)) if kept)
+
+
+def choices_of(trace: Trace) -> dict[str, list]:
+    """Return the "layers", "steps" and "heads" of which some can be chosen; none where all are in one sum."""
+    steps = trace.steps if trace.queries or trace.calls else []
+    heads = range(min(layer.heads for layer in trace.layers.values()))
+    return {"layers": list(trace.sizes), "steps": list(steps), "heads": list(heads)}
+
+
+def record_steps(pipe, recording: Recording, steps: Sequence[int]) -> Recording:
+    """Return a recording that tells of some steps: itself, or what the kept calls of the denoiser say of them."""
+    trace = recording.trace
+    whole = trace.queries or list(steps) == trace.steps
+    return recording if whole else record_again(pipe, recording, steps=list(steps))
 
 
 def word_maps(
@@ -78,10 +118,23 @@ def word_maps(
         return {name: linear[text] for name, text in texts.items()}
     if method == "OVAM":
         return {name: ovam(recording, text, **chosen)[text] for name, text in texts.items()}
+    check_said(recording, words)
     maps = daam(recording, **chosen)
-    if foreign := [spelled(word) for word in words if isinstance(word, Token) or word not in maps]:
-        raise ValueError(f"{', '.join(foreign)}: not in the prompt; choose OVAM or linear")
     return {spelled(word): maps[word] for word in words}
+
+
+def is_said(recording: Recording, word: Query | Token) -> bool:
+    """Return whether a word or phrase is one of the prompt's."""
+    return not isinstance(word, Token) and bool(matches(recording.words, word))
+
+
+def check_said(recording: Recording, words: Sequence[Query | Token]) -> None:
+    """Raise ValueError for words and tokens that are not in the prompt, and say what maps them instead."""
+    foreign = [spelled(word) for word in words if not is_said(recording, word)]
+    others = [name for name in methods_of(recording.trace) if name != "DAAM"]
+    advice = f"; choose {' or '.join(others)}" if others else ", the only text whose maps this recording has"
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)}: not in the prompt{advice}")
 
 
 def side_by_side(
@@ -122,10 +175,13 @@ def rank_words(recording: Recording, row: float, column: float) -> list[tuple[st
 
 
 def curves_at(recording: Recording, word: str, row: float, column: float) -> dict[str, dict[str, float]]:
-    """Return the attention (DAAM) of a point to a word of the prompt, in each "step" and in each "layer"."""
+    """Return the attention (DAAM) of a point to a word of the prompt, in each "step" and in each "layer".
+
+    Without steps where only sums over them were kept.
+    """
     return {
         per: {str(key): float(_at(maps[word], row, column)) for key, maps in daam(recording, per=per).items()}
-        for per in ("step", "layer")
+        for per in ("step", "layer")[not recording.trace.queries :]
     }
 
 
@@ -141,6 +197,8 @@ def words_of(recording: Recording) -> dict[str, Query]:
 def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]) -> bytes:
     """Draw the attention of a pixel as a PNG: its strongest words, and the first of them over steps and over layers.
 
+    Over layers alone where only sums over steps were kept.
+
     The point is (row, column) in an image of `size` (rows, columns); ValueError where it is outside.
     """
     if not all(0 <= at < length for at, length in zip(point, size, strict=True)):
@@ -152,14 +210,16 @@ def pixel_figure(recording: Recording, point: Sequence[int], size: Sequence[int]
     first = max(words, key=lambda name: dict(ranked).get(name, -1))
     curves = curves_at(recording, words[first], *where)
     figure = Figure(figsize=(9, 2.2))
-    bars, *axes = figure.subplots(1, 3)
+    bars, *axes = figure.subplots(1, 1 + len(curves))
     figure.subplots_adjust(left=0.13, right=0.98, bottom=0.25, top=0.95, wspace=0.35)  # a layout engine takes as long
     with plots.style():
         bars.barh([name for name, _ in ranked][::-1], [value for _, value in ranked][::-1], color="#1958b3")
         bars.set_xlabel("share of attention (DAAM)")
+        bars.locator_params(axis="x", nbins=5)  # small shares have long numbers
     for ax, (per, values) in zip(axes, curves.items(), strict=True):
         line = {first: list(values.values())}
         plots.curves(ax, range(len(values)), line, xlabel=per, ylabel=first, legend=False)
+        ax.locator_params(axis="x", integer=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()
