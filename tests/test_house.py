@@ -9,7 +9,7 @@ import attnlab
 ROOT = Path(attnlab.__file__).parent
 CORE = ("recording", "maps", "masks.py", "metrics.py", "tokens.py", "pipelines.py", "storage.py")
 # rows of a table, what people write as YAML, what a scene is drawn from, what is kept of an image: fields, no state
-TABLES = {"Family", "Recipe", "Trace", "World"}
+TABLES = {"Family", "Generation", "Recipe", "Trace", "World"}
 
 
 def modules():

@@ -134,7 +134,8 @@ class LinearMap:
             models = {file.metadata["model"]} if file.metadata.get("model") else set()
             unknown = [] if models & bundled().keys() else None  # an earlier version's: those models were trained anew
             start = file.metadata.get("start", unknown)
-            encoder = TextEncoder.fitting(encoder, models, path, start, file.metadata.get("denoiser"))
+            kind = file.metadata.get("denoiser"), file.metadata.get("options")
+            encoder = TextEncoder.fitting(encoder, models, path, start, *kind)
             return cls(matrix, bias, size, encoder, file.metadata)
 
 
@@ -184,6 +185,8 @@ def linear_daam(
     """
     trace = recording.trace
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
+    if any(layer.weight is None for layer in trace.layers.values()):
+        raise ValueError("in joint attention keys change with the image, so a recording has no linear map: use daam")
     if not (trace.queries or trace.sums):
         raise ValueError("this recording kept no queries and no sum of them: record with keep='sum' or 'queries'")
     index = [trace.steps.index(step) for step in steps]
@@ -210,7 +213,7 @@ def linear_daam(
     if not matrix.isfinite().all():
         raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
     choice = {"layers": names, "steps": list(steps), "heads": None if heads is None else as_list(heads)}
-    start = None if trace.words is None else start_of(trace.text)
+    start = start_of(trace) if trace.words is not None else None
     metadata = {**recording.metadata, **choice, "scaled": scaled, "resize": mode, "start": start}
     metadata["versions"] = storage.versions()
     return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, metadata)

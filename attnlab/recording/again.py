@@ -21,7 +21,7 @@ def record_again(
     steps: int | Collection[int] | None = None,
     layers: Layers = None,
     keep: str | None = None,
-    share: str = "text",
+    share: str | None = None,
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
     dtype: torch.dtype | None = None,
@@ -41,7 +41,9 @@ def record_again(
         Of one image, with calls: of a joint model as it is recorded by default, or of ``record(pipe, keep="calls")``.
     steps : int or several, optional
         Recorded steps, by their number in the generation; all unless given.
-    layers, keep, share, texts, self_attention, dtype, device
+    share : {"text", "joint"}, optional
+        As for `record`; the recording's own unless given.
+    layers, keep, texts, self_attention, dtype, device
         As for `record`.
 
     Returns
@@ -63,6 +65,7 @@ def record_again(
         raise ValueError(f"steps={unknown} cannot be chosen; recorded: {trace.steps}")
     calls = [trace.calls[trace.steps.index(step)] for step in sorted(chosen)]
     branch = trace.generation.branch
+    share = trace.generation.share if share is None else share
     kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention}
     recorder = Recorder(pipe, layers, None, branch, None, calls[0].parts, **kept, dtype=dtype, device=device)
     recorder.known = trace
@@ -73,6 +76,6 @@ def record_again(
             denoiser(*args, **kwargs)
     recorder.check()
     found = recorder.recording.traces[trace.row]
-    found.steps, found.generation = sorted(chosen), replace(trace.generation)
+    found.steps, found.generation = sorted(chosen), replace(trace.generation, share=share)
     found.timesteps = [trace.timesteps[trace.steps.index(step)] for step in found.steps]
     return Recording(recorder.recording.encoder, [found])

@@ -69,8 +69,9 @@ class ClipReader:
         """List the words of a text that would fall outside the window, in order."""
         return max((self._outside(one, _expanded(one, text)[1]) for one in self.tokenizers), key=len)
 
-    def note_call(self) -> None:
-        """Note how the pipeline was called: texts are read in one way."""
+    def note_call(self) -> dict:
+        """Return how the pipeline was called: texts are read in one way."""
+        return {}
 
     def check_reading(self, ids: list[int], second: list[int] | None = None) -> None:
         """Warn where a model read less than a prompt, or another text beside it, by the token ids of its encoders.

@@ -138,7 +138,9 @@ def _check(trace: Trace) -> None:
     counts += [n for size in trace.sizes.values() for n in size]
     optional = [n for n in (known.planned, known.changed) if n is not None]
     fits = {
-        "model": all(name is None or isinstance(name, str) for name in (known.model, known.denoiser)),
+        "model": all(name is None or isinstance(name, str) for name in (known.model, known.denoiser))
+        and isinstance(known.options, dict)
+        and isinstance(known.share, str),
         "sizes and counts": all(type(n) is int and n > 0 for n in counts) and len(known.latent_size) == 2,
         "steps": all(type(n) is int for n in [*trace.steps, *trace.timesteps, known.ran, *optional])
         and len(trace.steps) == len(trace.timesteps),

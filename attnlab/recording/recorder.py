@@ -28,6 +28,7 @@ from .trace import Generation, Trace
 
 __all__ = ["Recorder", "record"]
 
+_NO_WORDS = "maps and contributions that are summed up are of the prompt's words, which embeddings lack: give the prompt as text"
 _HOW_GUIDED = "call the pipeline with a guidance_scale above 1, or record another branch"
 _BRANCHES = {"conditional": ("conditional",), "negative": ("negative",), "both": ("conditional", "negative")}
 
@@ -145,11 +146,11 @@ class Recorder:
         if any(isinstance(getattr(hook, "__self__", None), Recorder) for hook in hooks):
             raise RuntimeError("this pipeline is being recorded already: leave that block first, or ask for more in it")
         self._handles = [
+            *self._stores.self_attention.tap(adapter),  # first, as it may be refused
             *adapter.texts.listen(),
             adapter.module.register_forward_pre_hook(self._before_step, with_kwargs=True),
             adapter.module.register_forward_hook(self._after_step),
             *(handle for name, m in adapter.attentions.items() for handle in adapter.tap(m, self._receiver(name))),
-            *self._stores.self_attention.tap(adapter),
         ]
         return self
 
@@ -201,14 +202,14 @@ class Recorder:
         if first and planned and self._steps is not None and min(self._steps) >= planned:
             raise ValueError(f"none of steps={self._steps} will occur: this generation has {planned}, from 0 on")
         seeds = self._seeds if first and len(self._seeds) == images else [None] * images
-        if own and self.recording.encoder is not None:
-            self.recording.encoder.reader.note_call()
+        noted = self.recording.encoder.reader.note_call() if own and self.recording.encoder is not None else {}
         known = {} if self._generation is None else self._generation.end(self._stores)
         self._generation = CurrentGeneration(self.adapter.pipe.scheduler.timesteps, call, known)
         for i, ((branch, row), seed) in enumerate(zip(rows, seeds * len(self._batch.branches), strict=True)):
             text, words, ends = self._read(call, row, branch)
             mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
             facts = _facts(self.adapter, own, branch, seed, planned, call.size)
+            facts.share, facts.options = self._stores.maps.share, noted
             trace = Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends, row=i)
             self._generation.traces.append(trace)
         self.recording._traces.extend(self._generation.traces)
@@ -221,9 +222,9 @@ class Recorder:
         prompts = given_texts(self.adapter.pipe, branch) if self._batch.named is None else self.prompts
         words, ends = self.adapter.words(call, row, self.recording.encoder, prompts)
         if words is None and None in self._stores.maps.texts and branch == "conditional":
-            others = "" if self.adapter.joint else ", or its words to record(pipe, texts=...)"
-            what = "maps and contributions that are summed up are of the prompt's words, which embeddings lack"
-            raise ValueError(f"{what}: give the prompt as text{others}")
+            raise ValueError(
+                _NO_WORDS if self.adapter.joint else f"{_NO_WORDS}, or its words to record(pipe, texts=...)"
+            )
         return call.text[row].detach().to("cpu", copy=True), words, ends
 
     def _meet_text(self, call, rows):

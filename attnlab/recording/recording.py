@@ -71,9 +71,9 @@ class Recording(Sequence):
         with storage.intact(path):
             traces = [unpack(entry, f"{i}.", file, keys) for i, entry in enumerate(file.metadata["traces"])]
         models = {t.generation.model for t in traces} - {None}
-        start = next((start_of(t.text) for t in traces if t.words is not None), None)
-        denoiser = next((t.generation.denoiser for t in traces), None)
-        return cls(TextEncoder.fitting(encoder, models, path, start, denoiser), traces)
+        start = next((start_of(t) for t in traces if t.words is not None), None)
+        kinds = [(t.generation.denoiser, t.generation.options) for t in traces[:1]]
+        return cls(TextEncoder.fitting(encoder, models, path, start, *(kind for one in kinds for kind in one)), traces)
 
     @property
     def trace(self) -> Trace:

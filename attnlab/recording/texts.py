@@ -5,13 +5,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 
 from ..pipelines import load_parts, load_pipeline
-from .adapters import adapter_of
 from .adapters.families import FAMILIES, denoiser_of, family_of
 from .clip import TEXT_PARTS, ClipReader, Text
 from .layers import exact
 from .reading import PipelineReader
+from .trace import Trace
 from .words import Word
 
 __all__ = ["TextEncoder", "start_of"]
@@ -19,16 +20,26 @@ __all__ = ["TextEncoder", "start_of"]
 _START = 8  # numbers of the start token's state by which files know a text encoder
 
 
-def start_of(embedding: torch.Tensor) -> list[float]:
-    """Return the first numbers of the start token's state: the same in every text, and others for other weights."""
+def start_of(trace: Trace) -> list[float] | None:
+    """Return the first numbers of the start token's state: the same in every text, and others for other weights.
+
+    None for a denoiser whose texts begin with a word, as T5's do.
+    """
+    return None if trace.generation.denoiser in FAMILIES else _start(trace.text)
+
+
+def _start(embedding):
     return embedding[0, :_START].tolist()
 
 
 @lru_cache(maxsize=2)
-def _reader_of(model: str, denoiser: str | None) -> ClipReader | PipelineReader:
-    if denoiser in FAMILIES:
-        return PipelineReader(adapter_of(load_pipeline(model, device="cpu")))
+def _clip_of(model: str) -> ClipReader:
     return ClipReader(load_parts(model, TEXT_PARTS))
+
+
+@lru_cache(maxsize=1)
+def _pipeline_of(model: str) -> DiffusionPipeline:
+    return load_pipeline(model, device="cpu")
 
 
 class TextEncoder:
@@ -54,9 +65,9 @@ class TextEncoder:
         """Pickle the model's name, as the file of a recording does."""
         if self.model is None:
             raise ValueError("a text encoder is pickled by its model's name, which is not known: set encoder.model")
-        adapter = getattr(self.reader, "adapter", None)
-        denoiser = None if adapter is None else family_of(adapter.module)[0]
-        return TextEncoder.named, (self.model, self.start, denoiser)
+        options = getattr(self.reader, "options", None)
+        denoiser = None if options is None else family_of(denoiser_of(self.reader.pipe))[0]
+        return TextEncoder.named, (self.model, self.start, denoiser, options)
 
     @cached_property
     def reader(self) -> ClipReader | PipelineReader:
@@ -71,28 +82,32 @@ class TextEncoder:
         if all(module is None for module in parts.values()):
             return None
         if denoiser is not None and family_of(denoiser)[1] is not None:
-            return cls(lambda: PipelineReader(adapter_of(pipe)), name)
+            return cls(lambda: PipelineReader(pipe), name)
         return cls(lambda: ClipReader({part: pipe.components.get(part) for part in TEXT_PARTS}), name)
 
     @classmethod
-    def named(cls, model: str | Path, start: list | None = None, denoiser: str | None = None) -> "TextEncoder":
+    def named(
+        cls, model: str | Path, start: list | None = None, denoiser: str | None = None, options: dict | None = None
+    ) -> "TextEncoder":
         """Name a model as `load_pipeline` takes it; nothing is loaded yet.
 
         With `start`, by `start_of`, texts are refused where the model was trained anew since. `denoiser` is its kind,
-        Stable Diffusion's unless given.
+        Stable Diffusion's unless given; `options` are arguments with which its pipeline is to be called.
         """
-        return cls(lambda: _reader_of(str(model), denoiser), str(model), start)
+        if denoiser in FAMILIES:
+            return cls(lambda: PipelineReader(_pipeline_of(str(model)), options), str(model), start)
+        return cls(lambda: _clip_of(str(model)), str(model), start)
 
     @classmethod
     def fitting(
-        cls, encoder: "TextEncoder | None", models: Collection[str], path, start, denoiser: str | None = None
+        cls, encoder: "TextEncoder | None", models: Collection[str], path, start, denoiser=None, options=None
     ) -> "TextEncoder | None":
         """Choose the text encoder for a file made with some models: the given one, or the model's own from `start`.
 
         None where the model is not known; ValueError where the given one is of another model.
         """
         if encoder is None:
-            return cls.named(*models, start, denoiser) if len(models) == 1 else None
+            return cls.named(*models, start, denoiser, options) if len(models) == 1 else None
         if encoder.model and set(models) - {encoder.model}:
             made = ", ".join(models)
             raise ValueError(
@@ -115,7 +130,7 @@ class TextEncoder:
     def __call__(self, text: str) -> Text:
         """Encode a text; ValueError where it has no word or more tokens than the window holds, or another `start`."""
         found = self.reader.read(_checked(text))
-        if self.start is not None and not _alike(start_of(found.embedding), self.start):
+        if self.start is not None and not _alike(_start(found.embedding), self.start):
             raise ValueError(
                 f"{self.model} reads texts otherwise than when this was recorded: it was trained anew, or had a LoRA. "
                 "Load the file with the text encoder of that time, load(path, TextEncoder.of(pipe)), or record again"

@@ -27,6 +27,8 @@ class Generation:
     planned: int | None  # calls of the denoiser by the schedule
     ran: int = 0  # calls in fact; fewer where the generation was interrupted
     denoiser: str | None = None  # its class
+    share: str = "text"  # of what maps of joint attention are shares
+    options: dict = field(default_factory=dict)  # arguments with which the pipeline read its text, for other texts
     changed: int | None = None  # first recorded call that read another text than the first one; None: all read one
 
 

@@ -5,6 +5,7 @@ Between the start and the end of an attention module PyTorch shows every functio
 concatenation. Nothing is replaced, and the function gives the same result to the last bit.
 """
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,13 +63,13 @@ def listen(attention: nn.Module, receive: Callable[[Attended], None]) -> list[Re
     receive : callable
         Takes an `Attended`. What it raises ends the module's forward.
     """
-    modes = []
+    here = threading.local()  # a module may be called by several threads, each of which has its own modes
 
     def begin(module, args):
-        modes.append(_Listening(receive).__enter__())
+        here.modes = [*getattr(here, "modes", ()), _Listening(receive).__enter__()]
 
     def end(module, args, output):
-        if modes:
+        if modes := getattr(here, "modes", None):
             modes.pop().__exit__(None, None, None)
 
     return [

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from typing import NamedTuple
@@ -118,25 +119,6 @@ class TransformerAdapter(Adapter):
             return Layer(name, heads=1, scale=1.0)  # maps are the mean over heads
         return Layer.of(name, self.attentions[name], dtype, values, normalized=True)
 
-    def text_read(self, args: tuple, kwargs: dict) -> torch.Tensor:
-        """Return a call's text (batch, token, text width) as its blocks read it, by a call that stops there."""
-        found = []
-
-        def stop(module, args, kwargs):
-            found.append(kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1])
-            raise EnoughSeen
-
-        first = next(iter(self.attentions.values()))
-        handle = first.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                self.module.forward(*args, **kwargs)  # not the module itself, whose hooks are for whole calls
-        except EnoughSeen:
-            return found[0].view(len(found[0]), -1, found[0].shape[-1])
-        finally:
-            handle.remove()
-        raise RuntimeError(f"{type(self.module).__name__} did not come to {next(iter(self.attentions))}")
-
     def _text(self, given, args, kwargs, batch) -> _Text:
         """Read a call's text, or find it among the latest ones: then all of it is the same objects."""
         values = [given[name] for name in self.family.text if given.get(name) is not None]
@@ -150,7 +132,7 @@ class TransformerAdapter(Adapter):
             ends = [a + b for a, b in zip(before, lengths, strict=True)]
             parts = [(*row, *row[-1:] * self.family.twice) for row in encoded]
             read = [_as_one(row, n) for row, n in zip(parts, before, strict=True)]
-            text = _Text(leaves, encoded, read if self.joint else self.text_read(args, kwargs), before, ends)
+            text = _Text(leaves, encoded, read if self.joint else _as_read(self, args, kwargs), before, ends)
         self._known = [text, *(known for known in self._known if known is not text)][:_REMEMBERED]
         return text
 
@@ -192,6 +174,26 @@ class TransformerAdapter(Adapter):
         at = next((count for count in counts if count is not None), 0)
         at = at if at < len(known) else None  # where a generation has ended, and its calls are asked again
         return self._timesteps.number(given[self.family.timestep], known if len(known) else None, at)
+
+
+def _as_read(adapter: TransformerAdapter, args: tuple, kwargs: dict) -> torch.Tensor:
+    """Return a call's text (batch, token, text width) as its blocks read it, by a call that stops where one does."""
+    found, thread, (name, first) = [], threading.get_ident(), next(iter(adapter.attentions.items()))
+
+    def stop(module, args, kwargs):
+        if threading.get_ident() == thread:
+            found.append(kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1])
+            raise EnoughSeen
+
+    handle = first.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            adapter.module.forward(*args, **kwargs)  # not the module itself, whose hooks are for whole calls
+    except EnoughSeen:
+        return found[0].view(len(found[0]), -1, found[0].shape[-1])
+    finally:
+        handle.remove()
+    raise RuntimeError(f"{type(adapter.module).__name__} did not come to {name}")
 
 
 class _Guidance:
