@@ -28,7 +28,6 @@ from .trace import Generation, Trace
 
 __all__ = ["Recorder", "record"]
 
-_NO_WORDS = "maps and contributions that are summed up are of the prompt's words, which embeddings lack: give the prompt as text"
 _HOW_GUIDED = "call the pipeline with a guidance_scale above 1, or record another branch"
 _BRANCHES = {"conditional": ("conditional",), "negative": ("negative",), "both": ("conditional", "negative")}
 
@@ -208,8 +207,8 @@ class Recorder:
         for i, ((branch, row), seed) in enumerate(zip(rows, seeds * len(self._batch.branches), strict=True)):
             text, words, ends = self._read(call, row, branch)
             mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
-            facts = _facts(self.adapter, own, branch, seed, planned, call.size)
-            facts.share, facts.options = self._stores.maps.share, noted
+            said = {"seed": seed, "planned": planned, "share": self._stores.maps.share, "options": noted}
+            facts = _facts(self.adapter, own, branch=branch, latent_size=call.size, **said)
             trace = Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends, row=i)
             self._generation.traces.append(trace)
         self.recording._traces.extend(self._generation.traces)
@@ -222,9 +221,7 @@ class Recorder:
         prompts = given_texts(self.adapter.pipe, branch) if self._batch.named is None else self.prompts
         words, ends = self.adapter.words(call, row, self.recording.encoder, prompts)
         if words is None and None in self._stores.maps.texts and branch == "conditional":
-            raise ValueError(
-                _NO_WORDS if self.adapter.joint else f"{_NO_WORDS}, or its words to record(pipe, texts=...)"
-            )
+            raise ValueError(_no_words(self.adapter.joint))
         return call.text[row].detach().to("cpu", copy=True), words, ends
 
     def _meet_text(self, call, rows):
@@ -292,6 +289,12 @@ def _seeds(generator):
     return [g.initial_seed() for g in generators]
 
 
+def _no_words(joint) -> str:
+    """Say that a prompt's words are not known, and what to do in its stead."""
+    what = "maps and contributions that are summed up are of the prompt's words, which embeddings lack"
+    return f"{what}: give the prompt as text{'' if joint else ', or its words to record(pipe, texts=...)'}"
+
+
 def _why_nothing(calls, steps, branch) -> str:
     """Say why a block recorded nothing; `branch` is one that no call of the denoiser was of."""
     if calls:
@@ -301,8 +304,8 @@ def _why_nothing(calls, steps, branch) -> str:
     return "the denoiser ran no whole step inside the record() block; call pipe(...) in it"
 
 
-def _facts(adapter, called, branch, seed, planned, latent_size) -> Generation:
-    """Read what a pipeline says of a generation; of guidance and steps only if it was itself called for it."""
+def _facts(adapter, called, **said) -> Generation:
+    """Read what a pipeline says of a generation; of guidance only if it was itself called for it."""
     pipe = adapter.pipe
     return Generation(
         model=str(pipe.name_or_path) if getattr(pipe, "name_or_path", None) else None,
@@ -310,8 +313,5 @@ def _facts(adapter, called, branch, seed, planned, latent_size) -> Generation:
         scheduler=type(pipe.scheduler).__name__,
         denoiser=family_of(adapter.module)[0],
         guidance_scale=getattr(pipe, "guidance_scale", None) if called else None,
-        branch=branch,
-        latent_size=latent_size,
-        seed=seed,
-        planned=planned,
+        **said,
     )
