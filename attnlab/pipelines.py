@@ -51,7 +51,8 @@ def load_pipeline(
     device : str or torch.device, optional
         Default: a GPU if there is one, else the CPU.
     dtype : torch.dtype or str, optional
-        torch.bfloat16, or its name, "bfloat16". Default: float16 on a GPU, float32 on the CPU.
+        torch.bfloat16, or its name, "bfloat16". Default: float32 on the CPU; on a GPU float16, or bfloat16 for
+        transformers, whose numbers grow too large for float16.
     config : str or Path, optional
         Of one file: folder or hub id of a pipeline made alike, whose configurations and tokenizers are read, not its
         weights. Default: that of the hub which the file's tensors tell.
@@ -73,10 +74,10 @@ def load_pipeline(
     if options.pop("use_safetensors", None) is False:
         raise ValueError("use_safetensors=False: weights are read from safetensors alone, as pickles can run any code")
     device = as_device(device or best_device())
-    dtype = _dtype(dtype) or (torch.float32 if device.type == "cpu" else torch.float16)
-    source = _source(name)
+    dtype, source = _dtype(dtype), _source(name)
     # a download takes long and shows its progress, a folder does not
     with _quiet(bars=not isinstance(source, Path)), _reaching(source):
+        dtype = dtype or _usual_dtype(source, device)
         if isinstance(source, Path) and source.is_file():
             pipe = _load_file(source, config, dtype=dtype, **options)
         else:
@@ -138,6 +139,15 @@ def _dtype(dtype) -> torch.dtype | None:
     if dtype and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     return dtype or None
+
+
+def _usual_dtype(source: Path | str, device: torch.device) -> torch.dtype:
+    """Return the type of weights that a kind of model is used with on a device."""
+    if device.type == "cpu":
+        return torch.float32
+    file = isinstance(source, Path) and source.is_file()  # of Stable Diffusion
+    transformer = not file and "transformer" in DiffusionPipeline.load_config(source)
+    return torch.bfloat16 if transformer and has_bfloat16(device) else torch.float16
 
 
 def _check_folder(folder: Path, options: dict) -> None:

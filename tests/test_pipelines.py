@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_pipelines import SMALL
 
 import attnlab as al
+from attnlab import pipelines
 
 
 def test_bundled_model(pipe):
@@ -147,6 +149,20 @@ def test_dtype_by_name():
     assert al.load_pipeline("tiny", device="cpu", dtype="").unet.dtype == torch.float32
     with pytest.raises(ValueError, match="dtype='float61': choose one of float32, float16, bfloat16"):
         al.load_pipeline("tiny", device="cpu", dtype="float61")
+
+
+@pytest.mark.parametrize(
+    ("family", "able", "usual"),
+    [("tiny", True, torch.float16), ("flux", True, torch.bfloat16), ("flux", False, torch.float16)],
+)
+def test_on_a_gpu_transformers_compute_in_bfloat16(tmp_path, monkeypatch, family, able, usual):
+    """Their numbers grow too large for float16; U-Nets are used in it."""
+    monkeypatch.setattr(pipelines, "has_bfloat16", lambda device: able)
+    folder = pipelines.bundled().get(family, tmp_path)
+    if family == "flux":
+        SMALL["flux"]()[0].save_pretrained(folder)
+    assert pipelines._usual_dtype(folder, torch.device("cuda")) == usual
+    assert pipelines._usual_dtype(folder, torch.device("cpu")) == torch.float32
 
 
 @pytest.mark.parametrize("able", [True, False])
