@@ -332,7 +332,8 @@ def check_image(family: Family) -> None:
 
 
 def check_maps(family: Family) -> None:
-    """Check maps of the prompt, by both shares, against what the model really computed."""
+    """Check maps of the prompt's words, by both shares, against what the model really computed."""
+    assert all([word.text for word in one.words] == PROMPT.split() for one in family.recording)
     for share in ("text", "joint"):
         recording = family.recording if share == "text" else family.record(layers="all", share=share)
         for image in range(len(recording)):
@@ -350,6 +351,18 @@ def compare(recording: al.Recording, answer: Answer, share: str = "text", image:
     if len(set(recording.trace.sizes.values())) == 1:
         found = al.daam(recording).values
         close(found, torch.stack(expected).mean(0)[: len(found)])
+
+
+def check_steps(family: Family) -> None:
+    """Check the maps of a single step: of its queries, or of the denoiser's call once more."""
+    recording, step = family.recording[0], STEPS - 1
+    if not recording.trace.queries:
+        again = al.record_again(family.pipe, recording, steps=step, layers="all")
+        compare(again, family.answer, steps=[step])
+        return
+    for name in recording.trace.sizes:
+        found = al.daam(recording, layers=[name], steps=step).values
+        close(found, family.answer.maps(name, steps=[step])[: len(found)])
 
 
 def check_other_texts(family: Family) -> None:
