@@ -150,7 +150,9 @@ class TransformerAdapter(Adapter):
             return [slice(None)] * len(ends), [slice(0, end) for end in ends]
         if image == "last":
             return [slice(end, end + self._pixels) for end in ends], [slice(0, end) for end in ends]
-        behind = -(-self._filled // self.family.multiple) * self.family.multiple
+        # HiDream fills up an image that is not square; all that is behind it is text
+        behind = tokens - len(self._known[0].read[0]) if self.family.twice else self._filled
+        behind = -(-behind // self.family.multiple) * self.family.multiple
         return [slice(0, self._pixels)] * len(ends), [slice(behind, tokens)] * len(ends)
 
     def _size(self, given, latents):
