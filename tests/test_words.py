@@ -8,7 +8,9 @@ import pytest
 from small_pipelines import encoders
 from transformers import BertTokenizer, ByT5Tokenizer
 
-from attnlab.recording.words import Word, find, matches, merge, of_prompt, special_ids, split, text_span
+from attnlab.recording.pieces import special_ids, split, words_in
+from attnlab.recording.prompts import join, place
+from attnlab.recording.words import Word, find, matches
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +102,9 @@ def test_a_copied_tokenizer_splits_alike(tokenizer):
 
 def test_padding_is_not_text(tokenizer):
     ids = tokenizer("a car", padding="max_length").input_ids
-    assert list(text_span(tokenizer, ids)) == [1, 2]
+    assert split(tokenizer, ids) == [Word("a", (1,)), Word("car", (2,))]
     assert split(tokenizer, tokenizer("", padding="max_length").input_ids) == []
-    assert list(text_span(tokenizer, ids[1:3])) == [0, 1]
+    assert split(tokenizer, ids[1:3]) == [Word("a", (0,)), Word("car", (1,))]
 
 
 def test_find():
@@ -224,9 +226,10 @@ def test_a_token_of_two_words_belongs_to_both(wide_pieces):
     assert find(words, "traffic-light") == (1, 2)
 
 
-def test_without_spaces_tokens_are_words(wide_pieces):
+def test_without_spaces_characters_are_words(wide_pieces):
     words = split(wide_pieces, wide_pieces("房子和车").input_ids)
-    assert words == [Word("房子", (0,)), Word("和", (1, 2, 3)), Word("车", (4,))]
+    assert words == [Word("房", (0,)), Word("子", (0,)), Word("和", (1, 2, 3)), Word("车", (4,))]
+    assert find(words, "房子") == (0,) and find(words, "子和") == (0, 1, 2, 3)
 
 
 def test_special_tokens_are_no_words_and_end_words():
@@ -260,33 +263,47 @@ def test_half_a_character_is_cut_off():
 
 
 @pytest.mark.parametrize(
-    ("text", "prompts", "found"),
+    ("text", "prompt", "found"),
     [
-        ("describe a red car : a red car .", ["a red car"], range(5, 8)),  # the last place
-        ("describe a red car : a red car .", ["car", "A  Redcar"], range(5, 8)),  # the longest prompt
-        ("describe the car : a red car", ["a red car on a road"], range(4, 7)),  # cut off by the window
-        ("a red a red", ["a red a red car"], range(4)),
-        ("describe the car : a red car", ["", "a tree"], None),
-        ("a red carpet", ["a red car"], None),  # by whole words
-        ("scar", ["car"], None),
-        ("of a", ["a red car"], None),  # by chance
-        ("a red car", [], None),
-        ("", ["a"], None),
+        ("describe a red car : a red car .", "a red car", [(5,), (6,), (7,)]),  # the last place
+        ("describe a red car : a red car .", "A  Redcar", [(5,), (6, 7)]),
+        ("describe the car : a red car", "a red car on a road", [(4,), (5,), (6,), (), (), ()]),  # cut off
+        ("a red a red", "a red a red car", [(0,), (1,), (2,), (3,), ()]),
+        ("isn ' t 4 2 fire", "isn 't 42 fire", [(0,), (1,), (2,), (3, 4), (5,)]),
+        ("describe the car : a red car", "a tree", None),
+        ("describe the car : a red car", "", None),
+        ("a red carpet", "a red car", None),  # by whole words
+        ("scar", "car", None),
+        ("of a", "a red car", None),  # by chance
+        ("", "a", None),
+        ("1⁄2 ﬁre", "½ fire", [(0,), (1,)]),
+        ("u\u0308ber", "über", [(0,)]),
     ],
 )
-def test_words_of_the_prompt(text, prompts, found):
-    words = numbered(text)
-    assert of_prompt(words, prompts) == (None if found is None else [words[i] for i in found])
+def test_words_of_the_prompt(text, prompt, found):
+    own = words_in(prompt)
+    expected = None if found is None else [Word(word.text, tokens) for word, tokens in zip(own, found, strict=True)]
+    assert place(own, numbered(text)) == expected
+
+
+def test_words_of_a_prompt_are_those_of_its_tokens():
+    text = "A burning house, fire 42 (red) 👩‍🚒🔥 cafe\u0301 房子"
+    tokenizer = encoders.qwen_tokenizer()
+    own = [word.text for word in words_in(text)]
+    assert [unicodedata.normalize("NFC", word) for word in own] == [
+        *("A", "burning", "house", ",", "fire", "42", "(", "red", ")", "👩‍🚒🔥", "café", "房", "子")
+    ]
+    found = [word.text for word in split(tokenizer, tokenizer(text).input_ids)]
+    assert found == [unicodedata.normalize("NFC", word) for word in own]
+    assert words_in(" ") == []
 
 
 def test_a_prompt_cut_within_a_word():
-    assert of_prompt(numbered("image : a big umbr"), ["a big umbrella"]) == [*numbered("a big", 2), Word("umbr…", (4,))]
-    assert of_prompt(numbered("image : a big umbr…"), ["a big umbrella"]) == [*numbered("a big umbr…", 2)]
-    assert of_prompt(numbered("image : a big"), ["a big umbrella"]) == numbered("a big", 2)
-
-
-def test_other_normal_forms_are_the_same_letters():
-    assert of_prompt(numbered("1⁄2 ﬁre"), ["½ fire"]) == numbered("1⁄2 ﬁre")
+    own = words_in("a big umbrella, red")
+    for text in ("image : a big umbr", "image : a big umbr…"):
+        assert place(own, numbered(text))[:3] == [*numbered("a big", 2), Word("umbr…", (4,))]
+        assert [word.tokens for word in place(own, numbered(text))][3:] == [(), ()]
+    assert place(own, numbered("image : a big"))[:2] == numbered("a big", 2)
 
 
 def test_unknown_letters_are_the_prompts():
@@ -294,55 +311,20 @@ def test_unknown_letters_are_the_prompts():
     prompt = "Zdzisław fire, 🔥 über"
     words = split(tokenizer, tokenizer(prompt).input_ids)
     assert [word.text for word in words] == ["Zdzis\ufffdaw", "fire", ",", "\ufffd", "\ufffdber"]
-    named = of_prompt(words, ["a car in the night of fire", "Zdzisław", prompt])
-    assert [word.text for word in named] == ["Zdzisław", "fire", ",", "🔥", "über"]
-    assert [word.tokens for word in named] == [word.tokens for word in words]
-    assert of_prompt(words, ["a car"]) == words
+    placed = place(words_in(prompt), words)
+    assert [word.text for word in placed] == ["Zdzisław", "fire", ",", "🔥", "über"]
+    assert [word.tokens for word in placed] == [word.tokens for word in words]
+    assert place(words_in("a car"), words) is None
+    assert place(words, words) == words
 
 
-# Words of several text encoders
-
-
-def test_words_are_merged_in_their_order():
-    one, other = numbered("a red car and a car"), numbered("a red car and a car", 10)
-    assert merge([one, other]) == [Word(word, (i, 10 + i)) for i, word in enumerate("a red car and a car".split())]
-    assert merge([one]) == one and merge([]) == [] and merge([[], other]) == other
-    assert merge([one, other, numbered("and", 20)])[3] == Word("and", (3, 13, 20))
-
-
-def test_words_that_one_encoder_read_stay():
-    merged = merge([numbered("a red car"), numbered("a large red car on road", 10)])
-    assert merged == [
-        Word("a", (0, 10)),
-        Word("large", (11,)),
-        Word("red", (1, 12)),
-        Word("car", (2, 13)),
-        Word("on", (14,)),
-        Word("road", (15,)),
-    ]
-    assert merge([numbered("a car"), numbered("a sea", 10)]) == [
-        Word("a", (0, 10)),
-        Word("car", (1,)),
-        Word("sea", (11,)),
-    ]
-
-
-def test_a_repeated_word_that_one_encoder_cut_off():
-    merged = merge([numbered("car tree car"), numbered("car tree car car", 10)])
-    assert [word.tokens for word in merged] == [(0, 10), (1, 11), (2, 12), (13,)]
-    long = merge([numbered("a " + "car tree " * 150), numbered("car tree " * 150, 1001)])
-    assert [word.tokens for word in long] == [(0,), *((i, 1000 + i) for i in range(1, 301))]
-
-
-def test_words_that_tokenizers_divide_otherwise():
-    merged = merge([numbered("4 2 isn 't fire"), numbered("42 isn ' t fire", 10)])
-    assert merged == [Word("42", (0, 1, 10)), Word("isn", (2, 11)), Word("'t", (3, 12, 13)), Word("fire", (4, 14))]
-
-
-def test_a_word_of_which_one_encoder_read_the_start():
-    merged = merge([numbered("a umbr…"), numbered("a umbrella on fire", 10)])
-    assert merged == [Word("a", (0, 10)), Word("umbrella", (1, 11)), Word("on", (12,)), Word("fire", (13,))]
-    assert merge([numbered("a umbrella on", 10), numbered("a umbr…")])[1] == Word("umbrella", (1, 11))
+def test_words_are_joined():
+    own = words_in("a red umbrella on fire")
+    one, other = place(own, numbered("a red umbr…")), place(own, numbered("a red umbrella on fire", 10))
+    expected = [Word(word, (i, 10 + i)) for i, word in enumerate("a red umbrella".split())]
+    assert join(one, other) == [*expected, Word("on", (13,)), Word("fire", (14,))]
+    assert [word.text for word in join(other, one)] == [word.text for word in own]
+    assert join(one, one)[2].text == "umbr…"
 
 
 def test_a_token_of_two_words_counts_once_in_a_phrase():

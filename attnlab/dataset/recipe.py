@@ -21,7 +21,8 @@ import yaml
 
 from ..masks import check_mask
 from ..pipelines import DTYPES
-from ..recording.words import matches, split
+from ..recording.pieces import split
+from ..recording.words import matches
 from ..storage import write_text
 
 __all__ = ["Filters", "Recipe", "mask_name"]

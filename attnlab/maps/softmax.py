@@ -9,6 +9,7 @@ import torch
 
 from ..recording import Recording, words
 from ..recording.layers import Layers, attention, choose_heads, contributed, exact
+from ..recording.pieces import split
 from ..recording.trace import Trace
 from ..tokens import Token
 from .heatmaps import MODES, HeatMaps, as_size, resize
@@ -158,7 +159,7 @@ def _of_text(recording, text, context, padded, special) -> _Text:
     found = whole.words
     if before.strip() or after.strip():
         tokenizer = recording.encoder.tokenizer
-        first, count = (len(words.split(tokenizer, tokenizer(part).input_ids)) for part in (before, text))
+        first, count = (len(split(tokenizer, tokenizer(part).input_ids)) for part in (before, text))
         found = whole.words[first : first + count]
         if not found:
             raise ValueError(f"context={context!r}: put spaces around {{}}, so that the text is a word of its own")

@@ -41,9 +41,11 @@ def record_again(
         Of one image, with calls: of a joint model as it is recorded by default, or of ``record(pipe, keep="calls")``.
     steps : int or several, optional
         Recorded steps, by their number in the generation; all unless given.
+    layers, keep
+        As for `record`.
     share : {"text", "joint"}, optional
         As for `record`; the recording's own unless given.
-    layers, keep, texts, self_attention, dtype, device
+    texts, self_attention, dtype, device
         As for `record`.
 
     Returns

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin
 
-from . import words
+from .pieces import split
+from .words import Word
 
 __all__ = ["TEXT_PARTS", "ClipReader", "Text"]
 
@@ -21,7 +22,7 @@ class Text:
     text: str  # as it was given
     ids: list[int]  # of its tokens, start, end and padding included; none where several encoders have read it
     embedding: torch.Tensor  # (token, text width), as the denoiser reads it
-    words: list[words.Word]  # each with its token positions
+    words: list[Word]  # each with its token positions
     ends: bool = True  # whether an end token stands behind the last word
     attention_mask: torch.Tensor | None = None  # bool (token,), which of them take part in a padded text
 
@@ -55,13 +56,13 @@ class ClipReader:
         """Encode a text; ValueError where it has no word, or more tokens than the window holds."""
         parts = [self._encode(*pair, text) for pair in zip(self.tokenizers, self.encoders, strict=True)]
         ids = parts[0][0]
-        found = words.split(self.tokenizer, ids)
+        found = split(self.tokenizer, ids)
         _check_vectors(self.tokenizer, found)
         if not found:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
         return Text(text, ids, torch.cat([part for _, part in parts], -1), found)
 
-    def words_of(self, text: str) -> list[words.Word]:
+    def words_of(self, text: str) -> list[Word]:
         """List the words of a text with their token positions; errors are those of `read`."""
         return self.read(text).words
 
@@ -79,12 +80,12 @@ class ClipReader:
         Less, where the window is full, so that more may have been cut off. Another text, where the second encoder had
         one of its own (`prompt_2`): its words stand at the same places, so that each map is of both.
         """
-        found = words.split(self.tokenizer, ids)
+        found = split(self.tokenizer, ids)
         _check_vectors(self.tokenizer, found)
         if found and len(ids) == self.window and found[-1].tokens[-1] == self.window - 2:
             end = f"the prompt fills the model's window of {self.window} tokens: it was read up to {found[-1].text!r}"
             warnings.warn(f"{end}; any word behind that is lost, and has no map", stacklevel=2)
-        other = found if second is None else words.split(self.tokenizers[-1], second)
+        other = found if second is None else split(self.tokenizers[-1], second)
         if [word.text for word in other] != [word.text for word in found]:
             read = " ".join(word.text for word in other)
             warnings.warn(
@@ -97,7 +98,7 @@ class ClipReader:
         """Words of which a token is outside the window, whose last place the end token takes."""
         if len(ids) <= self.window:
             return []
-        return [word.text for word in words.split(tokenizer, ids) if word.tokens[-1] >= self.window - 1]
+        return [word.text for word in split(tokenizer, ids) if word.tokens[-1] >= self.window - 1]
 
     def _encode(self, tokenizer, encoder, text):
         expanded, ids = _expanded(tokenizer, text)

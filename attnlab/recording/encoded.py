@@ -1,19 +1,20 @@
 """The texts that a pipeline's text encoders read lately: which words the rows of an embedding stand for."""
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from transformers import ProcessorMixin
 
-from .words import Word, merge, of_prompt, special_ids, split
+from .pieces import split, words_in
+from .prompts import join, place
+from .words import Word
 
 __all__ = ["EncodedTexts", "ReadText"]
 
 _REMEMBERED = 32  # latest calls of text encoders, to tell which words an embedding stands for
 _ALIKE = 5e-3  # relative distance up to which an embedding is one that a text encoder gave: half precision rounds
-_RUNS = 1000  # longest ones to choose from: rows that are all alike make many more short ones
 _COLUMNS = 256  # of an embedding that are kept, at most: enough to tell it, in a tenth of the memory
 
 
@@ -35,22 +36,12 @@ class _Call(NamedTuple):
     made: torch.Tensor  # (layer, text, token, column), some columns of what the encoder gave
 
 
-class _Encoded(NamedTuple):
-    """One text of a call."""
+class _Source(NamedTuple):
+    """An encoded text from which rows of a denoiser's text come."""
 
-    call: int
-    encoder: int
-    row: int
-    ids: tuple[int, ...]
-
-
-class _Run(NamedTuple):
-    """Neighboring rows of the denoiser's text that are neighboring tokens of an encoded one."""
-
-    source: _Encoded
-    row: int  # the first one
-    token: int
-    length: int
+    call: _Call
+    ids: list[int]
+    rows: dict[int, int]  # of its tokens, by their positions
 
 
 class EncodedTexts:
@@ -112,21 +103,16 @@ class EncodedTexts:
         ReadText or None
             None where no text encoder made the rows: the prompt came as embeddings.
         """
-        runs, start = [], 0
+        sources, start = [], 0
         for text in texts:
             text = text[-1] if text.ndim == 3 else text
-            runs += [run._replace(row=run.row + start) for run in self._runs(text)]
+            sources += self._sources(text, start)
             start += len(text)
-        if not runs:
+        if not sources:
             return None
-        runs.sort(key=lambda run: run.row)
-        lists = [self._words(source, runs, prompts) for source in dict.fromkeys(run.source for run in runs)]
-        fitting = [found for found, fits in lists if fits]
-        words = merge([found for found, _ in lists])
-        if fitting:  # what was read beside the prompt is no word of it
-            known = {position for found in fitting for word in found for position in word.tokens}
-            words = [word for word in words if not known.isdisjoint(word.tokens)]
-        return ReadText(words, runs[0].source.call, self._ends(words, runs))
+        sources.sort(key=lambda source: min(source.rows.values()))
+        words = self._words(sources, prompts)
+        return ReadText(words, sources[0].call.number, self._ends(words, sources))
 
     def _listener(self, which):
         @torch.compiler.disable
@@ -145,41 +131,56 @@ class EncodedTexts:
 
         return remember
 
-    def _runs(self, text) -> list[_Run]:
-        """Find where the rows of a text (token, text width) come from: long runs first, and the latest calls."""
-        candidates, taken = [], []
+    def _sources(self, text, start) -> list[_Source]:
+        """Find where the rows of a text (token, text width) come from, which count from `start` on."""
+        found, sources = [], []
         for call in reversed(self.calls):
-            new = _near(text, call)
-            candidates += [run for source, near in new for run in _diagonals(source, near)]
-            if new:
-                taken = _choose(candidates, len(text))
-                if sum(run.length for run in taken) == len(text) and len({run.source for run in taken}) == len(taken):
-                    break  # older calls can tell no better
-        return taken
+            found += [(call, ids, places) for ids, places in _placed_rows(text, call) if places]
+            if any(len(places) == len(text) for *_, places in found):
+                break  # older calls can tell no better
+        free = set(range(len(text)))
+        while found:  # the text that has most of the rows, the latest one of equal ones; then those of what is left
+            call, ids, places = max(found, key=lambda source: len(source[2]))
+            sources.append(_Source(call, ids, {token: row + start for row, token in places.items()}))
+            free -= set(places)
+            found = [(*of, {row: token for row, token in places.items() if row in free}) for *of, places in found]
+            found = [source for source in found if source[2]]
+        return sources
 
-    def _words(self, source, runs, prompts):
-        """Return the words of an encoded text that have rows, and whether they are those of a prompt."""
-        tokenizer = self._encoders[source.encoder][1]
-        if tokenizer is None:
-            return [], False
-        rows = {run.token + i: run.row + i for run in runs if run.source == source for i in range(run.length)}
-        found = split(tokenizer, source.ids)
-        kept = of_prompt(found, prompts)
-        fits = kept is not None
-        if not fits:
-            empty = not all(prompt.strip() for prompt in prompts) and _is_chat(tokenizer, source.ids, found)
-            kept = [] if empty else found
-        kept = [Word(word.text, tuple(rows[p] for p in word.tokens if p in rows)) for word in kept]
-        return [word for word in kept if word.tokens], fits
+    def _words(self, sources, prompts) -> list[Word]:
+        """Find the words of the prompts in all sources; where none has one, those of the longest source."""
+        lists = []
+        for source in sources:
+            tokenizer = self._encoders[source.call.encoder][1]
+            found = [] if tokenizer is None else split(tokenizer, source.ids)
+            rows = ([source.rows[p] for p in word.tokens if p in source.rows] for word in found)
+            lists.append([word._replace(tokens=tuple(own)) for word, own in zip(found, rows, strict=True) if own])
+        asked = [words_in(prompt) for prompt in prompts]
+        words = _placed(asked, lists)
+        if not words and all(asked):  # a prompt that the pipeline rewrote; a template around nothing has no words
+            words = _placed([max(lists, key=len)], lists)
+        return words
 
-    def _ends(self, words, runs) -> bool:
+    def _ends(self, words, sources) -> bool:
         """Tell whether an end token is the row behind the last one of a word."""
         row = max((position for word in words for position in word.tokens), default=0) + 1
-        run = next((run for run in runs if run.row <= row < run.row + run.length), None)
-        tokenizer = None if run is None else self._encoders[run.source.encoder][1]
-        if tokenizer is None:
-            return False
-        return run.source.ids[run.token + row - run.row] in (tokenizer.eos_token_id, tokenizer.sep_token_id)
+        for source in sources:
+            tokenizer = self._encoders[source.call.encoder][1]
+            behind = {source.ids[token] for token, own in source.rows.items() if own == row}
+            if tokenizer is not None and behind & {tokenizer.eos_token_id, tokenizer.sep_token_id}:
+                return True
+        return False
+
+
+def _placed(asked, lists) -> list[Word]:
+    """Give the words of texts that were asked for the rows of all lists of words that spell them."""
+    placed: dict[int, list[list[Word]]] = {}  # by the number of the text
+    for words in lists:
+        each = {i: found for i, own in enumerate(asked) if (found := place(own, words))}
+        if each:
+            longest = max(each, key=lambda i: sum(bool(word.tokens) for word in each[i]))
+            placed.setdefault(longest, []).append(each[longest])
+    return [word for found in placed.values() for word in reduce(join, found) if word.tokens]
 
 
 def _tokenizer(parts, name):
@@ -205,57 +206,21 @@ def _some(embedding):
     return embedding[..., :: -(-embedding.shape[-1] // _COLUMNS)]
 
 
-def _near(text, call) -> list[tuple[_Encoded, np.ndarray]]:
-    """Compare rows of a text with those of a call: of each text with any, which (row, token) are alike."""
+def _placed_rows(text, call) -> Iterator[tuple[list[int], dict[int, int]]]:
+    """Give the token ids of each text of a call, and which tokens rows of a text are alike to: {row: token}."""
     if call.width > text.shape[-1]:
-        return []
+        return
     asked, made = _some(text[:, : call.width]).float(), call.made.float().to(text.device)
     layers, texts, tokens, columns = made.shape
     distances = torch.cdist(asked, made.reshape(-1, columns)).reshape(-1, layers, texts, tokens)
     distances = distances / asked.norm(dim=-1).clamp(min=1e-12)[:, None, None, None]
     # of the layers that one which has most of the rows, and has them best
     layer = (_ALIKE - distances.amin(-1)).clamp(min=0).sum(0).argmax(0)
-    chosen = distances[:, layer, torch.arange(texts, device=layer.device)]  # (row, text, token)
-    near = (chosen <= _ALIKE).transpose(0, 1).cpu().numpy()
-    sources = [_Encoded(call.number, call.encoder, i, tuple(ids)) for i, ids in enumerate(call.ids.tolist())]
-    return [(source, each) for source, each in zip(sources, near, strict=True) if each.any()]
-
-
-def _diagonals(source, near) -> Iterator[_Run]:
-    """Give the longest runs of neighboring rows that are alike to neighboring tokens, from (row, token)."""
-    padded = np.pad(near, 1)
-    starts = np.argwhere(near & ~padded[:-2, :-2])
-    lasts = np.argwhere(near & ~padded[2:, 2:])
-    # sorted by their diagonals, and along these, the n-th end is that of the n-th start
-    starts, lasts = (sorted((token - row, row) for row, token in ends.tolist()) for ends in (starts, lasts))
-    for (diagonal, row), (_, last) in zip(starts, lasts, strict=True):
-        yield _Run(source, row, row + diagonal, last - row + 1)
-
-
-def _choose(runs, rows) -> list[_Run]:
-    """Choose runs that cover as many rows as possible, each once: the longest first, of one text if possible.
-
-    Of equal ones the first, so runs are given from the latest call to the oldest.
-    """
-    taken, free = [], np.ones(rows, bool)
-    runs = sorted(runs, key=lambda run: -run.length)[:_RUNS]
-    while runs:
-        known = {run.source for run in taken}
-        best = max(runs, key=lambda run: (run.length, run.source in known))
-        taken.append(best)
-        free[best.row : best.row + best.length] = False
-        runs = [part for run in runs for part in _free_parts(run, free)]
-    return taken
-
-
-def _free_parts(run, free) -> Iterator[_Run]:
-    """Give the parts of a run whose rows are free."""
-    inside = np.pad(free[run.row : run.row + run.length], 1).astype(int)
-    for start, stop in zip(np.flatnonzero(np.diff(inside) == 1), np.flatnonzero(np.diff(inside) == -1), strict=True):
-        yield _Run(run.source, run.row + int(start), run.token + int(start), int(stop - start))
-
-
-def _is_chat(tokenizer, ids, words) -> bool:
-    """Tell whether special tokens stand between words, as those of a chat do between its parts."""
-    inside = ids[words[0].tokens[0] : words[-1].tokens[-1]] if words else ()
-    return not special_ids(tokenizer).isdisjoint(inside)
+    for i, ids in enumerate(call.ids.tolist()):
+        near = distances[:, layer[i], i].cpu()  # (row, token)
+        places = {}
+        for row in (near.amin(-1) <= _ALIKE).nonzero().flatten().tolist():
+            behind = places.get(row - 1, tokens) + 1  # of equal tokens, as of a repeated word, it is that one
+            follows = behind < tokens and near[row, behind] <= _ALIKE
+            places[row] = behind if follows else int(near[row].argmin())
+        yield ids, places

@@ -11,7 +11,8 @@ from .adapters import DenoiserCall, EnoughSeen, adapter_of
 from .clip import Text
 from .encoded import EncodedTexts
 from .frames import given
-from .words import Word, merge, split
+from .pieces import words_in
+from .words import Word
 
 __all__ = ["PipelineReader"]
 
@@ -63,11 +64,8 @@ class PipelineReader:
         return Text(text, [], call.text[row].cpu(), found, ends, mask)
 
     def words_of(self, text: str) -> list[Word]:
-        """List the words of a text by its tokens alone, whose positions are not those in the denoiser's text."""
-        found = merge([split(tokenizer, tokenizer(text).input_ids) for tokenizer in self.tokenizers])
-        if not found:
-            raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
-        return found
+        """List the words of a text; positions are those of its characters, as tokens are known of a call alone."""
+        return words_in(text)
 
     def lost(self, text: str) -> list[str]:
         """List the words of a text that would fall outside the window, in order."""

@@ -8,7 +8,8 @@ from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_
 from torch.utils.hooks import RemovableHandle
 
 from ..encoded import EncodedTexts
-from ..words import Word, split
+from ..pieces import split
+from ..words import Word
 from .base import Adapter, AttentionCall, DenoiserCall, Timesteps
 
 __all__ = ["SUPPORTED", "UNetAdapter", "map_size"]
