@@ -16,7 +16,6 @@ def test_every_small_pipeline_has_a_line():
     assert TEXT.startswith(models.HEAD)
 
 
-@pytest.mark.xfail(strict=True, reason="HiDream: text is behind the padding of an image that is not square")
 def test_what_was_found_wrong_is_on_no_page():
     assert not any("no" in line for line in LINES)
 
