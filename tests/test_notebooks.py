@@ -18,6 +18,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from small_pipelines import SMALL
 from transformers import CLIPTextModelWithProjection
 
 import attnlab as al
@@ -51,7 +52,7 @@ QUICK = {
         "compared": 20,
     },
 }
-# The same for models that attnlab does not bundle: Stable Diffusion 1.5 and XL of random weights
+# The same for models that attnlab does not bundle, of random weights: Stable Diffusion 1.5, and others in OTHERS
 FOREIGN = {
     "01_generate_and_record": {"steps": 2, "rounds": 1},
     "02_open_vocabulary_maps": {"steps": 2},
@@ -59,6 +60,12 @@ FOREIGN = {
     "04_dbscan_masks": {"steps": 2},
     "05_disaster_dataset": {"steps": 1, "images": 1},
 }
+OTHERS = [
+    ("sdxl", 64, "01_generate_and_record"),
+    ("flux", 32, "01_generate_and_record"),
+    ("pixart_sigma", 32, "01_generate_and_record"),
+    ("pixart_sigma", 32, "02_open_vocabulary_maps"),
+]
 # What cannot be done, by notebook: what is typed, and what is said before any work
 REFUSED = [
     ("00", {"model": "nosuch"}, "name two of the bundled models"),
@@ -165,7 +172,10 @@ def run_whole(path, values, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory):
-    """Folders of Stable Diffusion 1.5 and XL with an eighth of the channels, random weights, and tiny's vocabulary."""
+    """Folders of pipelines of random weights: Stable Diffusion 1.5 and XL with an eighth of the channels, FLUX, PixArt.
+
+    The vocabulary of the first two is tiny's.
+    """
     tiny = al.load_pipeline("tiny", device="cpu").tokenizer
     tiny.model_max_length = 77
     found = {}
@@ -197,6 +207,7 @@ def foreign(tmp_path_factory):
         parts |= {"unet": UNet2DConditionModel(sample_size=128, norm_num_groups=8, **unet), "tokenizer_2": tiny}
         parts |= {"text_encoder_2": CLIPTextModelWithProjection(config), "scheduler": EulerDiscreteScheduler()}
         found["sdxl"] = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    found |= {name: SMALL[name]()[0] for name in ("flux", "pixart_sigma")}
     return {name: saved(pipe, tmp_path_factory.mktemp(name)) for name, pipe in found.items()}
 
 
@@ -205,11 +216,19 @@ def saved(pipe, folder):
     return str(folder)
 
 
-@pytest.mark.parametrize(("name", "stem"), [("sdxl", "01_generate_and_record"), *(("sd15", stem) for stem in FOREIGN)])
-def test_runs_on_a_model_that_is_not_bundled(name, stem, foreign, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "size", "stem"), [*OTHERS, *(("sd15", 64, stem) for stem in FOREIGN)])
+def test_runs_on_a_model_that_is_not_bundled(name, size, stem, foreign, tmp_path, monkeypatch):
     """Nothing of it is judged by what only knows the bundled models' images, and no scene of theirs is shown to it."""
-    values = {"model": foreign[name], "size": 64, "dtype": "bfloat16", **FOREIGN[stem]}
-    run_whole(FOLDER / f"{stem}.ipynb", values, tmp_path, monkeypatch)
+    values = {"model": foreign[name], "size": size, "dtype": "bfloat16", **FOREIGN[stem]}
+    folder = run_whole(FOLDER / f"{stem}.ipynb", values, tmp_path, monkeypatch)
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    assert metrics.get("by_hand_difference", 0) < 1e-5 and metrics.get("bit_exact", True)
+
+
+def test_other_words_of_joint_attention_are_refused_in_the_first_cells(foreign, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="text: image and text attend to one another in FluxPipeline"):
+        run_first_cells(FOLDER / "02_open_vocabulary_maps.ipynb", {"model": foreign["flux"], "size": 32})
 
 
 @pytest.mark.parametrize("stem", FOREIGN)

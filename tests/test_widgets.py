@@ -380,7 +380,7 @@ def test_what_joint_attention_does_not_tell_is_hidden_or_said(small):
     assert list(views.curves_at(explorer.recording, "house", 0.5, 0.5)) == ["layer"]
     heat = al.daam(explorer.recording)["house"]
     assert widgets.explore_mask(heat, explorer.image).mask.shape == (32, 32)
-    with pytest.raises(ValueError, match="this recording kept no queries"):
+    with pytest.raises(ValueError, match="a recording has no linear map"):
         widgets.paint_token(explorer.image, explorer.recording)
 
 

@@ -98,6 +98,7 @@ class Explorer(Panel):
                 look["highest"] = views.strongest(recording, method, **over)
             titles = {"image": "", **{name: f"max {heat.max():.2g}" for name, heat in maps.items()}}
             self._draw({"image": large, **views.side_by_side(large, maps, **look)}, titles)
+            self.report.forget()
             if method == "DAAM":
                 views.check_said(recording, chosen)
 

@@ -33,22 +33,26 @@ def _catching():
 class Report(ui.HTML):
     """A line of text that shows errors and warnings, where a traceback would be lost."""
 
-    failed, said = False, 0  # whether it shows that something failed; how often it said anything
+    failed = False  # whether it shows that something failed
 
     def say(self, text: str, failed: bool = False) -> None:
         """Show a text, in the theme's red if something failed."""
-        self.failed, self.said = failed, self.said + 1
+        self.failed = failed
         color = ' style="color: var(--jp-error-color1, #b00020)"' if failed else ""
         self.value = f'<span role="status"{color}>{html.escape(text)}</span>'
 
+    def forget(self) -> None:
+        """Show no longer what failed before."""
+        if self.failed:
+            self.say("")
+
     @contextmanager
     def saying(self, errors_only: bool = False):
-        """Show what is raised or warned within the block, which then ends; what failed before it is forgotten.
+        """Show what is raised or warned within the block, which then ends.
 
         Python catches warnings for all threads at once, so that blocks that run at the same time as others, such as a
         generation in the background, take `errors_only`.
         """
-        before = self.said
         with nullcontext([]) if errors_only else _catching() as caught:
             try:
                 yield
@@ -61,8 +65,6 @@ class Report(ui.HTML):
                 # other categories are for programmers, and of other packages
                 if shown := [one for one in caught if issubclass(one.category, UserWarning)]:
                     self.say(str(shown[-1].message), failed=True)
-                elif self.failed and self.said == before:
-                    self.say("")
 
 
 class _Stills(anywidget.AnyWidget):

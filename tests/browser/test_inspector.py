@@ -17,6 +17,7 @@ import numpy as np
 import papermill
 import pytest
 from PIL import Image
+from small_pipelines import SMALL
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync")
@@ -255,6 +256,12 @@ every = [
 ]
 display(*every)
 """
+JOINT = """
+import attnlab as al
+from attnlab import widgets
+
+widgets.explore(al.load_pipeline("./flux"), "a burning house with fire and smoke", seed=11, steps=4, size=64)
+"""
 SLOWEST = 0.2  # seconds, median, from a click to the picture
 
 
@@ -319,6 +326,39 @@ def test_generate_choose_words_move_sliders_point_at_pixels(notebook):
     for name, x in times.items():
         assert np.median(x) < 5 * SLOWEST, f"{name}: the widget stalls"  # how fast it is, the printed table says
     page.get_by_role("button", name="Stop").wait_for(state="visible")
+    assert not page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count()
+
+
+def test_a_model_with_joint_attention(notebook, lab):
+    """FLUX of random weights: its words, layers and single steps are there; what has no maps is said or hidden."""
+    SMALL["flux"]()[0].save_pretrained(lab[2] / "flux")
+    nb = notebook(JOINT)
+    page = nb.page
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("4 steps recorded").wait_for()
+    nb.pictures.nth(1).wait_for()
+    timed(nb, page.get_by_role("button", name="house", exact=True).click)
+    whole = nb.pixels(1)
+    sliders = page.locator(".widget-hslider:visible")
+    assert [text.split("\n")[0] for text in sliders.all_inner_texts()] == ["opacity", "layers", "steps"]
+    assert not page.get_by_role("button", name="OVAM").count()
+    first_step = timed(nb, lambda: sliders.nth(2).locator(".noUi-handle").last.press("PageDown"))
+    assert (nb.pixels(1) != whole).any()
+    print(f"the steps before the last: {first_step * 1e3:.0f} ms")
+    field = page.get_by_placeholder("another word or token, then Enter")
+    field.fill("burning house")
+    field.press("Enter")
+    nb.pictures.nth(3).wait_for()
+    nb.pictures.first.click(position={"x": 130, "y": 60})
+    page.locator("img.widget-image").wait_for()
+    field.fill("a zebra")
+    field.press("Enter")
+    page.get_by_text("generate one with 'a zebra' as its prompt").wait_for()
+    for theme in ("Dark", "Light"):
+        nb.choose_theme(theme)
+        found = page.evaluate(CONTRAST)
+        assert len(found) > 20 and not [(ratio, text) for ratio, text, whole in found if ratio < 4.5 or not whole]
+        nb.shot(f"joint_{theme.lower()}")
     assert not page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").count()
 
 
