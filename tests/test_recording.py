@@ -24,7 +24,7 @@ from peft import LoraConfig
 from PIL import Image
 
 import attnlab as al
-from attnlab.recording.adapters.unet import map_size
+from attnlab.recording.adapters import Adapter
 from attnlab.recording.layers import Layer, choose_layers
 
 LAYERS = 3  # cross-attention layers of the bundled model's down and up blocks
@@ -118,9 +118,9 @@ def test_not_square(levels, generate):
 
 
 def test_odd_sizes_round_up():
-    assert map_size(9 * 12, (65, 93)) == (9, 12)
+    assert Adapter.grid(None, 9 * 12, (65, 93)) == (9, 12)
     with pytest.raises(RuntimeError, match="does not fit"):
-        map_size(7, (16, 16))
+        Adapter.grid(None, 7, (16, 16))
 
 
 def test_two_generations_in_one_block(pipe, generate):

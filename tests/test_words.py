@@ -8,7 +8,7 @@ import pytest
 from small_pipelines import encoders
 from transformers import BertTokenizer, ByT5Tokenizer
 
-from attnlab.recording.pieces import special_ids, split, words_in
+from attnlab.recording.pieces import split, words_in
 from attnlab.recording.prompts import join, place
 from attnlab.recording.words import Word, find, matches
 
@@ -238,7 +238,6 @@ def test_special_tokens_are_no_words_and_end_words():
     words = split(tokenizer, ids)
     assert [word.text for word in words] == ["user", "a", "car", "tree"]
     assert split(tokenizer, tokenizer("car<|im_end|>tree").input_ids)[1].text == "tree"
-    assert set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])) <= special_ids(tokenizer)
     tokenizer = encoders.t5_tokenizer()
     tokenizer.add_tokens(["<mark>"], special_tokens=True)  # not a named one
     assert [word.text for word in split(tokenizer, tokenizer("car <mark> ing").input_ids)] == ["car", "ing"]

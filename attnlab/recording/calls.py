@@ -3,7 +3,7 @@
 import torch
 
 from .adapters import Adapter, DenoiserCall
-from .frames import is_calling
+from .frames import calling_frame
 
 __all__ = ["BatchParts"]
 
@@ -48,7 +48,7 @@ class BatchParts:
 
     def _parts(self, call):
         pipe = self.adapter.pipe
-        if not is_calling(pipe):
+        if calling_frame(pipe) is None:
             raise ValueError(
                 f"the denoiser was called by something else than {type(pipe).__name__} itself, which cannot say what "
                 f"the parts of that batch are: record the pipeline that is called, or {_HOW}"

@@ -77,31 +77,19 @@ class EncodedTexts:
         second one did.
         """
         for call in reversed(self.calls):
-            if call.encoder != int(second):
-                continue
-            asked = _some(text[..., -call.width :] if second else text[..., : call.width])
-            if asked.shape != call.made.shape[2:]:
-                continue
-            near = (call.made.to(asked) - asked).flatten(2).norm(dim=-1) <= _ALIKE * asked.norm()  # (layer, text)
-            if near.any():
-                return call.ids[int(near.any(0).nonzero()[0])].tolist()
+            if call.encoder == int(second):
+                for ids, places in _placed_rows(text[:, -call.width :] if second else text, call):
+                    if len(places) == len(text) == len(ids):
+                        return ids
         return None
 
     def read(self, texts: Sequence[torch.Tensor], prompts: Sequence[str]) -> ReadText | None:
         """Find the words of a text that a denoiser read, told by the rows themselves.
 
-        Parameters
-        ----------
-        texts : sequence of torch.Tensor
-            The text of one image as the denoiser was given it, mostly one tensor (token, text width); or several, whose
-            rows count on. Of a tensor (layer, token, text width) the last layer is looked up.
-        prompts : sequence of str
-            What the pipeline was asked for, in any order: of a template around it no word is taken.
-
-        Returns
-        -------
-        ReadText or None
-            None where no text encoder made the rows: the prompt came as embeddings.
+        It is that of one image, mostly one tensor (token, text width); or several, whose rows count on. Of a tensor
+        (layer, token, text width) the last layer is looked up. `prompts` is what the pipeline was asked for, in any
+        order: of a template around it no word is taken. None where no text encoder made the rows: the prompt came as
+        embeddings.
         """
         sources, start = [], 0
         for text in texts:

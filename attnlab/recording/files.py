@@ -59,14 +59,11 @@ def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict
 def _pack_layer(name, layer, tensors, keys):
     number = keys.setdefault(id(layer), len(keys))
     tensors |= {f"keys.{number}.{part}": weights for part, weights in layer.weights.items()}
-    norms = {part: getattr(layer, part) for part in _NORMS if getattr(layer, part) is not None}
+    norms = {part: vars(getattr(layer, part)) for part in _NORMS if getattr(layer, part) is not None}
     for part, norm in norms.items():
-        tensors |= {
-            f"keys.{number}.{part}.{name}": getattr(norm, name)
-            for name in ("weight", "bias")
-            if getattr(norm, name) is not None
-        }
-    norms = {part: {"kind": norm.kind, "eps": norm.eps, "whole": norm.whole} for part, norm in norms.items()}
+        names = {id(x): f"keys.{number}.{part}.{name}" for name, x in norm.items() if torch.is_tensor(x)}
+        tensors |= {names[id(x)]: x for x in tensors_in(norm)}
+        norms[part] = packed(norm, names)
     return {"keys": number, "heads": layer.heads, "scale": layer.scale, **norms}
 
 
@@ -89,13 +86,7 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         if number not in keys:
             parts = ("weight", "bias", "value", "value_bias", "out")
             weights = {part: optional(f"keys.{number}.{part}") for part in parts}
-            norms = {
-                part: Norm(
-                    **layer[part], **{name: optional(f"keys.{number}.{part}.{name}") for name in ("weight", "bias")}
-                )
-                for part in _NORMS
-                if part in layer
-            }
+            norms = {part: Norm(**unpacked(layer[part], read)) for part in _NORMS if part in layer}
             keys[number] = Layer(name, layer["heads"], layer["scale"], **norms, **weights)
     streamed = {
         text: {name: file.read(tensor) for name, tensor in tensors_of(f"maps.{i}").items()}

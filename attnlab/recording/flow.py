@@ -6,7 +6,8 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from .adapters import Adapter, EnoughSeen
+from .adapters import Adapter
+from .adapters.base import arguments_of
 
 __all__ = ["FlowCalls"]
 
@@ -48,29 +49,10 @@ class FlowCalls:
 
     def call(self, pixels, prompt: str, timestep: int, generator: torch.Generator | None) -> tuple[tuple, dict]:
         """Return the arguments with which the denoiser is called for an image (row, column, rgb) in 0..1."""
-        stopped, side = [], self.pipe.vae_scale_factor * _MULTIPLE
+        side = self.pipe.vae_scale_factor * _MULTIPLE
         height, width = (max(1, round(n / side)) * side for n in pixels.shape[:2])
-
-        def stop(module, args, kwargs):
-            stopped.append((args, kwargs))
-            raise EnoughSeen
-
-        handle = self.denoiser.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
         self.pipe.scheduler.level = timestep / self.pipe.scheduler.config.num_train_timesteps
-        try:
-            self.pipe(
-                prompt=prompt,
-                image=torch.from_numpy(pixels).permute(2, 0, 1)[None],
-                height=height,
-                width=width,
-                strength=1.0,
-                num_inference_steps=1,
-                generator=generator,
-                output_type="latent",
-                **self._options,
-            )
-        except EnoughSeen:
-            return stopped[0]
-        finally:
-            handle.remove()
-        raise RuntimeError(f"{type(self.pipe).__name__} did not call its denoiser")
+        options = self._options | {"strength": 1.0, "num_inference_steps": 1, "output_type": "latent"}
+        options |= {"height": height, "width": width, "generator": generator}
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        return arguments_of(self.denoiser, lambda: self.pipe(prompt=prompt, image=image, **options))

@@ -8,7 +8,7 @@ from types import FrameType
 
 import torch
 
-__all__ = ["calling_frame", "given", "given_texts", "is_calling"]
+__all__ = ["calling_frame", "given", "given_texts"]
 
 _CONTENT = "attnlab"  # what stands for a text while a chat template is looked at
 
@@ -16,30 +16,8 @@ _CONTENT = "attnlab"  # what stands for a text while a chat template is looked a
 _BETWEEN = (str(Path(__file__).parent), contextlib.__file__, str(Path(torch.__file__).parent))
 
 
-def is_calling(pipe) -> bool:
-    """Return whether a pipeline's own `__call__` is what calls its denoiser now. For a hook of the denoiser to ask.
-
-    What calls the denoiser must be code of the pipeline's class, below a frame of its `__call__` with this pipeline as
-    `self`; a callback of the user's is neither, though it runs inside the call.
-
-    Parameters
-    ----------
-    pipe : DiffusionPipeline
-        The pipeline.
-    """
-    return calling_frame(pipe) is not None
-
-
 def given(pipe, name: str) -> object:
-    """Return a local variable of the pipeline's own `__call__`, which calls its denoiser now; None where there is none.
-
-    Parameters
-    ----------
-    pipe : DiffusionPipeline
-        The pipeline.
-    name : str
-        Of an argument, "prompt" for example.
-    """
+    """Return a local variable of the pipeline's own `__call__`, which calls its denoiser now; None if there is none."""
     frame = calling_frame(pipe)
     return None if frame is None else frame.f_locals.get(name)
 
@@ -48,13 +26,6 @@ def given_texts(pipe, branch: str) -> list[str]:
     """List the prompts, or negative prompts, that the pipeline's own `__call__` was given, without a chat template.
 
     Some pipelines write their template into the list that they are given.
-
-    Parameters
-    ----------
-    pipe : DiffusionPipeline
-        The pipeline.
-    branch : str
-        "conditional" or "negative".
     """
     found = given(pipe, "prompt" if branch == "conditional" else "negative_prompt")
     found = [text for text in ([found] if isinstance(found, str) else found or []) if isinstance(text, str)]
@@ -67,7 +38,11 @@ def given_texts(pipe, branch: str) -> list[str]:
 
 
 def calling_frame(pipe) -> FrameType | None:
-    """Return the frame of the pipeline's own `__call__` where that is what calls its denoiser now, see `is_calling`."""
+    """Return the frame of the pipeline's own `__call__` where that is what calls its denoiser now.
+
+    For a hook of the denoiser to ask. What calls the denoiser must be code of the pipeline's class, below a frame of
+    its `__call__` with this pipeline as `self`; a callback of the user's is neither, though it runs inside the call.
+    """
     calls = [inspect.unwrap(vars(kind)["__call__"]) for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
     codes = {call.__code__ for call in calls if hasattr(call, "__code__")}
     frame = sys._getframe(1)

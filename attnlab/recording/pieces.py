@@ -8,7 +8,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .words import Word
 
-__all__ = ["CUT", "UNKNOWN", "special_ids", "split", "words_in"]
+__all__ = ["CUT", "UNKNOWN", "split", "words_in"]
 
 CUT = "…"  # how a word is marked of which the window cut off the end
 UNKNOWN = "\ufffd"  # stands for what a tokenizer has no piece for
@@ -24,36 +24,27 @@ def split(tokenizer, ids: Sequence[int]) -> list[Word]:
     Words are letters, digits, emoji or other signs in a row; in scripts without spaces (Chinese) each character is one.
     Their tokens are those that spell them: a token that holds parts of two words, as "-light", belongs to both. Special
     tokens are no words. A learned token (textual inversion) is a word, with all its vectors and the capitals of its
-    name. What CLIP's window cut off is written with an ellipsis, "umbr…".
+    name. What CLIP's window cut off is written with an ellipsis, "umbr…"; what follows its end token is not read.
 
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizer
-        CLIP's, or one of sentencepiece (T5, Gemma), of byte pairs (Qwen, Llama 3) or of word pieces (BERT).
-    ids : sequence of int
-        Numbers of the tokens. Special tokens and padding may be anywhere; what follows CLIP's end token is not read.
+    The tokenizer is CLIP's, or one of sentencepiece (T5, Gemma), byte pairs (Qwen, Llama 3) or word pieces (BERT).
     """
-    ids, special, read = list(ids), special_ids(tokenizer), _reader(tokenizer)
-    marked = _END_OF_WORD in tokenizer.tokenize("a")[-1]
-    if marked:  # what CLIP pads with may be a sign of the text as well
-        ids, special = ids[: (*ids, tokenizer.eos_token_id).index(tokenizer.eos_token_id)], {tokenizer.bos_token_id}
-    no_names = {*special, tokenizer.unk_token_id}
-    names = {number: name for name, number in tokenizer.get_added_vocab().items() if number not in no_names}
+    ids, read = list(ids), _reader(tokenizer)
+    first, end, unknown = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} - {unknown}
+    special |= {first, end, tokenizer.pad_token_id}  # an unknown piece stands for text unless it is one of these
+    if marked := _END_OF_WORD in tokenizer.tokenize("a")[-1]:  # what CLIP pads with may be a sign of the text as well
+        ids, special = ids[: [*ids, end].index(end)], {first}
+    names = {number: name for name, number in tokenizer.get_added_vocab().items() if number not in {*special, unknown}}
     found: list[Word] = []
     spelled: list[tuple[int, bytes]] = []  # the tokens of the text since the last special or learned one
-    previous = ""  # the learned token just before
     for position, (number, piece) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)):
-        name = names.get(number, "")
-        if name or number in special:
-            found += _words_of(spelled)
-            spelled = []
-        else:
-            spelled.append((position, UNKNOWN.encode() if number == tokenizer.unk_token_id else read(piece)))
-        if name and previous and _follows(previous, name):
-            found[-1] = Word(found[-1].text, (*found[-1].tokens, position))
-        elif name:
-            found.append(Word(name, (position,)))
-        previous = name
+        if number not in special and number not in names:
+            spelled.append((position, UNKNOWN.encode() if number == unknown else read(piece)))
+            continue
+        found += _words_of(spelled)
+        spelled = []
+        if number in names:
+            _add_learned(found, names[number], position)
     found += _words_of(spelled)
     if marked and spelled and not spelled[-1][1].endswith(b" "):
         found[-1] = found[-1]._replace(text=found[-1].text.removesuffix(CUT) + CUT)
@@ -65,11 +56,14 @@ def words_in(text: str) -> list[Word]:
     return _group((character, [i]) for i, character in enumerate(text))
 
 
-def special_ids(tokenizer) -> set[int]:
-    """Collect the numbers of tokens that stand for no text: start, end, padding, the marks of a chat."""
-    marked = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    return {*tokenizer.all_special_ids, *marked} - ({tokenizer.unk_token_id} - ends)  # an unknown piece stands for text
+def _add_learned(found, name, position):
+    """Add a learned token; the vectors of one word are "<cat>", "<cat>_1", "<cat>_2", in a row."""
+    stem, _, number = name.rpartition("_")
+    text, tokens = found[-1] if found else ("", ())
+    if text == stem and number == str(len(tokens)) and tokens[-1] == position - 1:
+        found[-1] = Word(text, (*tokens, position))
+    else:
+        found.append(Word(name, (position,)))
 
 
 def _reader(tokenizer) -> Callable[[str], bytes]:
@@ -135,9 +129,3 @@ def _whole(text) -> str:
     """Write an ellipsis for a letter of which the window cut off some bytes."""
     whole = text.encode(errors="surrogateescape").decode(errors="ignore")
     return whole if whole == text else whole + CUT
-
-
-def _follows(previous: str, piece: str) -> bool:
-    """Whether a learned piece is the next vector of the one before: "<cat>", "<cat>_1", "<cat>_2"."""
-    stem, _, number = piece.rpartition("_")
-    return number.isdigit() and previous == (stem if number == "1" else f"{stem}_{int(number) - 1}")

@@ -11,18 +11,11 @@ __all__ = ["join", "place"]
 
 
 def place(own: Sequence[Word], words: Sequence[Word]) -> list[Word] | None:
-    """Give each word of a prompt the tokens of those words of an encoded text that spell it; None where none do.
+    """Give a prompt's `own` words the tokens of those `words` of an encoded text that spell them; None where none do.
 
     Letters are compared, as tokenizers divide and write words in ways of their own. The prompt is found at its last
     place: templates put it last. It may be cut off by the end of the text: words behind that have no tokens, and one of
     which the start was read ends in an ellipsis.
-
-    Parameters
-    ----------
-    own : sequence of Word
-        Of the prompt, as by `words_in`.
-    words : sequence of Word
-        Of the text, as by `split`.
     """
     asked = [_letters_of(word) for word in own]
     prompt = "".join(asked)

@@ -2,12 +2,10 @@
 
 import copy
 import inspect
-from threading import get_ident
-
-import torch
 
 from ..pipelines import seed
-from .adapters import DenoiserCall, EnoughSeen, adapter_of
+from .adapters import DenoiserCall, adapter_of
+from .adapters.base import arguments_of
 from .clip import Text
 from .encoded import EncodedTexts
 from .frames import given
@@ -31,14 +29,9 @@ class PipelineReader:
         self.joint = adapter_of(pipe).joint
 
     @property
-    def tokenizers(self) -> list:
-        """Those of the text encoders, each once."""
-        return list({id(tokenizer): tokenizer for tokenizer in EncodedTexts(self.pipe).tokenizers}.values())
-
-    @property
     def tokenizer(self):
-        """The first tokenizer."""
-        return self.tokenizers[0]
+        """The first text encoder's tokenizer."""
+        return EncodedTexts(self.pipe).tokenizers[0]
 
     @property
     def window(self) -> int:
@@ -76,29 +69,20 @@ class PipelineReader:
 
         The call is that of a copy of the pipeline with the same modules, which may be drawing an image meanwhile.
         """
-        pipe, stopped, thread = copy.copy(self.pipe), [], get_ident()
+        pipe = copy.copy(self.pipe)
         pipe.set_progress_bar_config(disable=True)
         vars(pipe)["scheduler"] = copy.deepcopy(pipe.scheduler)
-        adapter = adapter_of(pipe)
-
-        def stop(module, args, kwargs):
-            if get_ident() == thread:
-                stopped.append((args, kwargs))
-                raise EnoughSeen
-
-        handles = [adapter.module.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)]
-        handles += adapter.texts.listen()
+        adapter, options = adapter_of(pipe), _plain(pipe) | self.options
+        handles = adapter.texts.listen()
         try:
-            with torch.no_grad():
-                pipe(prompt=text, generator=seed(0), **(_plain(pipe) | self.options))
-        except EnoughSeen:
-            call = adapter.read(*stopped[0])
-            parts = adapter.parts(call)
-            row = parts.index("conditional") * len(call.latents) // len(parts)
-            found, ends = adapter.words(call, row, None, [text])
+            called = arguments_of(adapter.module, lambda: pipe(prompt=text, generator=seed(0), **options))
         finally:
             for handle in handles:
                 handle.remove()
+        call = adapter.read(*called)
+        parts = adapter.parts(call)
+        row = parts.index("conditional") * len(call.latents) // len(parts)
+        found, ends = adapter.words(call, row, None, [text])
         if not found:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
         return call, row, found, ends

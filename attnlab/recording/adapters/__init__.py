@@ -2,12 +2,12 @@
 
 from diffusers import UNet2DConditionModel
 
-from .base import Adapter, AttentionCall, DenoiserCall, EnoughSeen, JointCall
+from .base import Adapter, AttentionCall, DenoiserCall, JointCall
 from .families import FAMILIES, denoiser_of, family_of
 from .transformer import TransformerAdapter
 from .unet import SUPPORTED, UNetAdapter
 
-__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "EnoughSeen", "JointCall", "TransformerAdapter", "adapter_of"]
+__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "JointCall", "TransformerAdapter", "adapter_of"]
 
 
 def adapter_of(pipe) -> Adapter:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from ..encoded import EncodedTexts
 from ..layers import Layer
 from ..words import Word
 
-__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "EnoughSeen", "JointCall", "Timesteps"]
+__all__ = ["Adapter", "AttentionCall", "DenoiserCall", "JointCall", "Timesteps", "arguments_of"]
 
 
 class DenoiserCall(NamedTuple):
@@ -51,9 +52,8 @@ class JointCall(NamedTuple):
 
     query: torch.Tensor  # (batch, head, token, width), of all tokens
     key: torch.Tensor  # (batch, head, token, width), of all tokens; several heads of queries may share one
-    mask: (
-        torch.Tensor | None
-    )  # (batch or 1, head or 1, query or 1, key): what is added to scores, or bool, who takes part
+    # (batch or 1, head or 1, query or 1, key): what is added to scores, or bool, who takes part
+    mask: torch.Tensor | None
     scale: float  # factor of query times key
     pixels: Sequence[slice]  # of each row of the batch, which tokens are the image's pixels
     text: Sequence[slice]  # of each row of the batch, which tokens are the text's
@@ -109,8 +109,28 @@ def _joint_shares(query, key, mask, scale, text):
     return F.scaled_dot_product_attention(query[None], key[None], values[None], mask, scale=scale)[0]
 
 
-class EnoughSeen(Exception):
+class _EnoughSeen(Exception):
     """Ends a call where what it was made for has been seen."""
+
+
+def arguments_of(module: nn.Module, run: Callable[[], object]) -> tuple[tuple, dict]:
+    """Return the arguments with which `run` first calls a module, and end it there; RuntimeError where it does not."""
+    found, thread = [], get_ident()
+
+    def stop(module, args, kwargs):
+        if get_ident() == thread:  # others may be drawing images with it
+            found.append((args, kwargs))
+            raise _EnoughSeen
+
+    handle = module.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            run()
+    except _EnoughSeen:
+        return found[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"{type(module).__name__} was not called where it should be")
 
 
 class Timesteps:
@@ -159,9 +179,9 @@ class Adapter(ABC):
     sees_context = False  # whether the tap also hands on what keys were made of, by which texts are told apart
     how_seen: str  # what to do where an attention was not seen
 
-    @abstractmethod
     def is_default(self, name: str) -> bool:
-        """Return whether a layer is recorded where none is asked for by name."""
+        """Return whether a layer is recorded where none is asked for by name: all, unless it is known better."""
+        return True
 
     @abstractmethod
     def read(self, args: tuple, kwargs: dict) -> DenoiserCall | None:
@@ -184,9 +204,18 @@ class Adapter(ABC):
     ) -> list[RemovableHandle]:
         """Hand each call of an attention to `receive`: its queries and keys, and what both were made of."""
 
-    @abstractmethod
     def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) of a layer with so many queries, for latents of (height, width)."""
+        """Return the (height, width) of a layer with so many queries, for latents of (height, width).
+
+        The latent's size, halved and rounded up until it fits; RuntimeError where none does. Never a square root:
+        images need not be square.
+        """
+        height, width = latent
+        while height * width > pixels:
+            height, width = -(-height // 2), -(-width // 2)
+        if height * width != pixels:
+            raise RuntimeError(f"a layer with {pixels} queries does not fit a latent of {latent[0]} x {latent[1]}")
+        return height, width
 
     @abstractmethod
     def self_attentions(self) -> list[nn.Module]:

@@ -88,25 +88,13 @@ FAMILIES = {
 
 
 def denoiser_of(pipe) -> nn.Module | None:
-    """Return a pipeline's denoiser; None where it has none of the usual names.
-
-    Parameters
-    ----------
-    pipe : DiffusionPipeline
-        Any pipeline.
-    """
+    """Return a pipeline's denoiser; None where it has none of the usual names."""
     found = (getattr(pipe, name, None) for name in ("unet", "transformer"))
     return next((denoiser for denoiser in found if denoiser is not None), None)
 
 
 def family_of(denoiser) -> tuple[str, Family | None]:
-    """Return the name of a denoiser's kind, and its row of the table; None where it has none.
-
-    Parameters
-    ----------
-    denoiser : nn.Module
-        A pipeline's `unet` or `transformer`.
-    """
+    """Return the name of a denoiser's kind, and its row of the table; None where it has none."""
     kinds = [kind.__name__ for kind in type(denoiser).__mro__]
     if "UNet2DConditionModel" in kinds:
         added = any(getattr(module, "added_kv_proj_dim", None) is not None for module in denoiser.modules())

@@ -30,9 +30,8 @@ class Attended(NamedTuple):
     query: torch.Tensor  # (batch, head, token, width)
     key: torch.Tensor  # (batch, head, token, width)
     value: torch.Tensor  # (batch, head, token, width)
-    mask: (
-        torch.Tensor | None
-    )  # (batch or 1, head or 1, query or 1, key): what is added to scores, or bool, who takes part
+    # (batch or 1, head or 1, query or 1, key): what is added to scores, or bool, who takes part
+    mask: torch.Tensor | None
     scale: float  # factor of query times key
 
 
@@ -54,15 +53,7 @@ class _Listening(TorchFunctionMode):
 
 
 def listen(attention: nn.Module, receive: Callable[[Attended], None]) -> list[RemovableHandle]:
-    """Hand each attention that a module computes to `receive`; return the handles to remove that by.
-
-    Parameters
-    ----------
-    attention : nn.Module
-        A module whose forward calls `scaled_dot_product_attention`, once or several times.
-    receive : callable
-        Takes an `Attended`. What it raises ends the module's forward.
-    """
+    """Hand each attention that a module computes to `receive`; return the handles to remove that by."""
     here = threading.local()  # a module may be called by several threads, each of which has its own modes
 
     def begin(module, args):

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import threading
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from typing import NamedTuple
@@ -15,10 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from ..encoded import EncodedTexts
 from ..layers import Layer, alike
 from ..words import Word
-from .base import Adapter, AttentionCall, DenoiserCall, EnoughSeen, JointCall, Timesteps
+from .base import Adapter, AttentionCall, DenoiserCall, JointCall, Timesteps, arguments_of
 from .families import Family
 from .tap import HOW_SEEN, Attended, listen
-from .unet import map_size
 
 __all__ = ["TransformerAdapter"]
 
@@ -42,10 +40,9 @@ class TransformerAdapter(Adapter):
 
     def __init__(self, pipe, denoiser: nn.Module, family: Family):
         self.pipe, self.module, self.family = pipe, denoiser, family
-        names = [name for name, _ in denoiser.named_modules()]
         self.attentions = {
-            name: denoiser.get_submodule(name)
-            for name in names
+            name: module
+            for name, module in denoiser.named_modules()
             if any(fnmatch(name, pattern) for pattern in family.attentions)
         }
         self.joint = family.image != "apart" or family.changing
@@ -55,10 +52,6 @@ class TransformerAdapter(Adapter):
         self._known: list[_Text] = []  # of the latest calls, the latest one first
         self._pixels, self._filled = 0, 0  # numbers of image tokens in this call, and of all in their place
         self._ids: tuple | None = None  # the places of packed image tokens, and the size that they tell
-
-    def is_default(self, name: str) -> bool:
-        """Return True: which layers of a transformer find words best is not known here."""
-        return True
 
     def read(self, args: tuple, kwargs: dict) -> DenoiserCall | None:
         """Read a call of the denoiser from its arguments; None for one of skip-layer guidance, which is no step."""
@@ -104,10 +97,6 @@ class TransformerAdapter(Adapter):
                 receive(AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key))))
 
         return listen(attention, hear)
-
-    def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
-        """Return a layer's (height, width) by halving the latent's."""
-        return map_size(pixels, latent)
 
     def self_attentions(self) -> list[nn.Module]:
         """Raise TypeError: self-attention of transformers is not recorded."""
@@ -180,22 +169,11 @@ class TransformerAdapter(Adapter):
 
 def _as_read(adapter: TransformerAdapter, args: tuple, kwargs: dict) -> torch.Tensor:
     """Return a call's text (batch, token, text width) as its blocks read it, by a call that stops where one does."""
-    found, thread, (name, first) = [], threading.get_ident(), next(iter(adapter.attentions.items()))
-
-    def stop(module, args, kwargs):
-        if threading.get_ident() == thread:
-            found.append(kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1])
-            raise EnoughSeen
-
-    handle = first.register_forward_pre_hook(stop, prepend=True, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            adapter.module.forward(*args, **kwargs)  # not the module itself, whose hooks are for whole calls
-    except EnoughSeen:
-        return found[0].view(len(found[0]), -1, found[0].shape[-1])
-    finally:
-        handle.remove()
-    raise RuntimeError(f"{type(adapter.module).__name__} did not come to {name}")
+    first = next(iter(adapter.attentions.values()))
+    # not the module itself, whose hooks are for whole calls
+    positional, named = arguments_of(first, lambda: adapter.module.forward(*args, **kwargs))
+    text = named["encoder_hidden_states"] if "encoder_hidden_states" in named else positional[1]
+    return text.view(len(text), -1, text.shape[-1])
 
 
 class _Guidance:

@@ -12,7 +12,7 @@ from ..pieces import split
 from ..words import Word
 from .base import Adapter, AttentionCall, DenoiserCall, Timesteps
 
-__all__ = ["SUPPORTED", "UNetAdapter", "map_size"]
+__all__ = ["SUPPORTED", "UNetAdapter"]
 
 SUPPORTED = (
     "supported: pipelines of Stable Diffusion 1.x, 2.x and XL and their kin, with a UNet2DConditionModel and "
@@ -105,27 +105,9 @@ class UNetAdapter(Adapter):
             attention.to_k.register_forward_hook(meet_key),
         ]
 
-    def grid(self, pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
-        """Return a layer's (height, width) by halving the latent's."""
-        return map_size(pixels, latent)
-
     def self_attentions(self) -> list[Attention]:
         """List the attentions of the image to itself, in every block."""
         return [attention for _, attention in _attentions(self.module) if not attention.is_cross_attention]
-
-
-def map_size(pixels: int, latent: tuple[int, int]) -> tuple[int, int]:
-    """Return the (height, width) of a U-Net's layer with so many pixels.
-
-    The latent's size, halved and rounded up until it fits; RuntimeError where none does. Never a square root: images
-    need not be square.
-    """
-    height, width = latent
-    while height * width > pixels:
-        height, width = -(-height // 2), -(-width // 2)
-    if height * width != pixels:
-        raise RuntimeError(f"a layer with {pixels} queries does not fit a latent of {latent[0]} x {latent[1]}")
-    return height, width
 
 
 def _attentions(unet):
