@@ -41,7 +41,7 @@ def build_of_torch(monkeypatch):
     return built
 
 
-@pytest.mark.parametrize("keep", KEEP)
+@pytest.mark.parametrize("keep", sorted({*KEEP} - {"calls"}))
 @pytest.mark.parametrize("family", ["1.x", "XL"])
 def test_bytes_are_those_of_a_recording(pipe, family, keep):
     """In U-Nets with attention at several heights, which halve odd sizes too."""

@@ -49,8 +49,9 @@ def recording_bytes(unet: UNet2DConditionModel, latent: tuple[int, int], text: i
     steps : int
         Number of recorded steps.
     """
-    adapter, deepest = adapter_of(SimpleNamespace(unet=unet)), len(unet.config.block_out_channels) - 1
-    sizes = dict.fromkeys(KEEP, text * unet.config.cross_attention_dim * unet.dtype.itemsize)
+    adapter, deepest = adapter_of(SimpleNamespace(unet=unet, components={})), len(unet.config.block_out_channels) - 1
+    kept = [keep for keep in KEEP if keep != "calls"]  # which hold what the pipeline gives, whatever the layers
+    sizes = dict.fromkeys(kept, text * unet.config.cross_attention_dim * unet.dtype.itemsize)
     for name, attention in adapter.attentions.items():
         if not adapter.is_default(name):
             continue
