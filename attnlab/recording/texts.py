@@ -147,7 +147,7 @@ class TextEncoder:
 
     @exact()
     def words_of(self, text: str) -> list[Word]:
-        """List the words of a text with their token positions, also where it has no embedding of its own."""
+        """List the words of a text, also where it has no embedding of its own."""
         return self.reader.words_of(_checked(text))
 
     @exact()
