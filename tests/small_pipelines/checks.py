@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +36,9 @@ class Met(NamedTuple):
     query: torch.Tensor  # (batch, head, token, width)
     key: torch.Tensor  # (batch, head, token, width)
     value: torch.Tensor  # (batch, head, token, width)
+    output: torch.Tensor  # (batch, head, token, width)
     mask: torch.Tensor | None  # to be added to scores, or bool
     scale: float
-    output: torch.Tensor  # (batch, head, token, width)
 
     def probabilities(self, row: int, queries=slice(None), keys=slice(None)) -> torch.Tensor:
         """Return the softmax over some keys in float64: (head, query, key)."""
@@ -85,8 +85,10 @@ class _Hearing(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and self.running:
             given = dict(zip(_SIGNATURE, args, strict=False)) | (kwargs or {})
             scale = given.get("scale") or given["query"].shape[-1] ** -0.5
-            met = Met(*(given[name].clone() for name in _SIGNATURE[:3]), given.get("attn_mask"), scale, output.clone())
-            assert not given.get("is_causal") and self.calls[-1].met.setdefault(self.running[-1], met) is met
+            met, name = self.calls[-1].met, self.running[-1]
+            assert name not in met and not given.get("is_causal")
+            tensors = (x.clone() for x in (given["query"], given["key"], given["value"], output))
+            met[name] = Met(*tensors, given.get("attn_mask"), scale)
         return output
 
 
@@ -106,9 +108,7 @@ def watch(denoiser) -> Iterator[list[Call]]:
             hearing.calls[-1].outputs[name] = output
 
     handles = [denoiser.register_forward_pre_hook(begin, with_kwargs=True)]
-    for name, module in denoiser.named_modules():
-        if "att" not in name.rstrip(".0123456789").rpartition(".")[2]:  # "attn2", "attentions.0"
-            continue
+    for name, module in _attentions(denoiser).items():
         handles.append(module.register_forward_pre_hook(lambda module, args, name=name: hearing.running.append(name)))
         handles.append(module.register_forward_hook(leave))
     try:
@@ -117,6 +117,13 @@ def watch(denoiser) -> Iterator[list[Call]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@cache
+def _attentions(denoiser) -> dict[str, torch.nn.Module]:
+    """Return the modules called attention, "attn2" or "attentions.0", and so those that ask for one."""
+    named = denoiser.named_modules()
+    return {name: m for name, m in named if "att" in name.rstrip(".0123456789").rpartition(".")[2]}
 
 
 def _copy(value):
@@ -195,6 +202,11 @@ class Family:
         """What that generation's maps have to be."""
         return Answer(self)
 
+    @cached_property
+    def other_answer(self) -> "Answer":
+        """What maps of another prompt have to be."""
+        return Answer(self, prompt=OTHER)
+
     def record(self, change: dict | None = None, **asked) -> al.Recording:
         """Return a recorded generation."""
         with al.record(self.pipe, **asked) as recording:
@@ -224,16 +236,15 @@ class Answer:
 
     def __init__(self, family: Family, branch: str = "conditional", **change):
         self.family = family
-        self.calls = family.watched(**change)[1] if change else family.plain[1]
-        prompts = len(change["prompt"]) if isinstance(change.get("prompt"), list) else 0
-        self.rows = [range(call.rows) for call in self.calls]  # of each call, of the branch
+        _, self.calls = family.watched(**change) if change else family.plain
+        self.rows = [list(range(call.rows)) for call in self.calls]  # of each call, those of the branch
         if family.guided:
-            others = family.watched(**change | {"negative_prompt": [NEGATIVE] * prompts or NEGATIVE})[1]
-            pairs = zip(self.calls, others, self.rows, strict=True)
-            wanted = branch == "conditional"
-            self.rows = [[row for row in rows if _same_text(one, other, row) == wanted] for one, other, rows in pairs]
-        self._other_seed = family.watched(**change | {"seed": 8})[1]
-        self._parts: dict[int, dict[int, dict[str, Part]]] = {}  # by call and row
+            negative = [NEGATIVE] * len(change["prompt"]) if isinstance(change.get("prompt"), list) else NEGATIVE
+            _, others = family.watched(**change | {"negative_prompt": negative})
+            for call, other, rows in zip(self.calls, others, self.rows, strict=True):
+                rows[:] = [row for row in rows if _same_text(call, other, row) == (branch == "conditional")]
+        _, self._other_seed = family.watched(**change | {"seed": 8})
+        self._parts: dict[tuple, dict[str, Part]] = {}  # by what tells texts that stand at the same places
 
     @property
     def steps(self) -> list[int]:
@@ -242,13 +253,14 @@ class Answer:
 
     def parts(self, number: int, row: int) -> dict[str, Part]:
         """Return where pixels and text stand in each attention that reads the text, found by trying."""
-        if number not in self._parts:
-            given, first = self.calls[number].given, next(iter(self.calls[number].given))
-            texts = {name: _noisy(value) for name, value in given.items() if name.startswith(TEXTS)}
+        call = self.calls[number]
+        if (alike := (call.rows, row, *(text[row].shape for text in call.texts))) not in self._parts:
+            first = next(iter(call.given))
             image = {first: self._other_seed[number].given[first]}
-            tried = [again(self.family.denoiser, given | change).met for change in ({}, texts, image)]
-            self._parts[number] = {row: dict(_parts(*tried, row)) for row in self.rows[number]}
-        return self._parts[number][row]
+            texts = {name: _noisy(value) for name, value in call.given.items() if name.startswith(TEXTS)}
+            tried = [again(self.family.denoiser, call.given | change).met for change in ({}, texts, image)]
+            self._parts[alike] = dict(_parts(*tried, row))
+        return self._parts[alike]
 
     def layers(self, image: int = 0) -> list[str]:
         """List the names of the attentions that read the text."""
@@ -370,7 +382,7 @@ def check_other_texts(family: Family) -> None:
     recording, text = family.recording[0], OTHER
     again = al.ovam(recording, PROMPT, padded=True, mode="bicubic")
     close(again.values, al.daam(recording).values)
-    padded, words = other_text(family, text)
+    padded, words = other_text(family)
     for name in recording.trace.sizes:
         found = al.ovam(recording, text, padded=True, layers=[name]).values
         close(found, padded[name][: len(found)])
@@ -378,9 +390,9 @@ def check_other_texts(family: Family) -> None:
         close(found, words[name](len(found)))
 
 
-def other_text(family: Family, text: str):
+def other_text(family: Family):
     """Return what the prompt's queries give another text's keys: maps of the padded text, and of first tokens."""
-    answer, other = family.answer, Answer(family, prompt=text)
+    answer, other = family.answer, family.other_answer
     padded, words = {}, {}
     for name in answer.layers():
         met = []
@@ -404,7 +416,7 @@ def check_linear(family: Family) -> None:
     """Check linear maps, a token that is fitted to a mask, and a recording of sums alone, which has the same."""
     recording = family.recording[0]
     text = recording.encode(OTHER)
-    other = Answer(family, prompt=OTHER)
+    other = family.other_answer
     for name in recording.trace.sizes:
         scores = []
         for number in family.answer.steps:
