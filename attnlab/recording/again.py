@@ -1,14 +1,17 @@
 """Keep what a denoiser was called with, and call it so once more: for questions that were not asked while it drew."""
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from accelerate.utils import send_to_device
 
 from .layers import Layers, as_list
+from .pinned import PinnedImage, with_text
 from .recorder import Recorder
 from .recording import Recording
+from .trace import Trace
 
 __all__ = ["record_again"]
 
@@ -18,6 +21,7 @@ def record_again(
     pipe,
     recording: Recording,
     *,
+    text: str | None = None,
     steps: int | Collection[int] | None = None,
     layers: Layers = None,
     keep: str | None = None,
@@ -39,6 +43,10 @@ def record_again(
         The one that was recorded, with the same weights.
     recording : Recording
         Of one image, with calls: of a joint model as it is recorded by default, or of ``record(pipe, keep="calls")``.
+    text : str, optional
+        In joint attention, a text that the model reads in the prompt's place, beside the image as it was: `daam` then
+        gives maps of its words. The summary of a prompt that some models read apart (FLUX) stays the prompt's. It takes
+        twice the time.
     steps : int or several, optional
         Recorded steps, by their number in the generation; all unless given.
     layers, keep
@@ -56,7 +64,7 @@ def record_again(
     Raises
     ------
     ValueError
-        If no calls were kept, or a step was not recorded.
+        If no calls were kept, a step was not recorded, or a text is given for cross-attention, where `ovam` has any.
     """
     trace = recording.trace
     if not trace.calls:
@@ -70,14 +78,29 @@ def record_again(
     share = trace.generation.share if share is None else share
     kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention}
     recorder = Recorder(pipe, layers, None, branch, None, calls[0].parts, **kept, dtype=dtype, device=device)
-    recorder.known = trace
-    denoiser = recorder.adapter.module
-    with recorder:
+    adapter, recorder.known, beside = recorder.adapter, (trace.text, trace.words, trace.ends), None
+    if text is not None:
+        *beside, read = _beside(recorder, trace, text)
+        recorder.known = read.embedding, read.words, read.ends
+    with recorder, nullcontext() if beside is None else PinnedImage(adapter) as pinned:
         for call in calls:
             args, kwargs = send_to_device((call.args, call.kwargs), pipe._execution_device)
-            denoiser(*args, **kwargs)
+            if beside is not None:
+                recorder.skips = True
+                pinned.keep(args, kwargs)
+                args, kwargs = (), with_text(adapter, args, kwargs, *beside)
+            adapter.module(*args, **kwargs)
     recorder.check()
     found = recorder.recording.traces[trace.row]
     found.steps, found.generation = sorted(chosen), replace(trace.generation, share=share)
     found.timesteps = [trace.timesteps[trace.steps.index(step)] for step in found.steps]
     return Recording(recorder.recording.encoder, [found])
+
+
+def _beside(recorder: Recorder, trace: Trace, text: str) -> tuple:
+    """Read a text beside an image; ValueError in cross-attention, whose recordings answer for any text."""
+    if not recorder.adapter.joint:
+        raise ValueError("in cross-attention a recording answers for any text: ovam(recording, text)")
+    reader = recorder.recording.encoder.reader
+    reader.options = trace.generation.options  # as the prompt was read
+    return reader.beside(text)

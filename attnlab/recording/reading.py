@@ -15,9 +15,7 @@ from .words import Word
 __all__ = ["PipelineReader"]
 
 _GUIDANCE = ("guidance_scale", "true_cfg_scale")  # arguments of pipelines; 0 asks for the prompt alone
-_OPTIONS = (  # arguments that change how a text is read, and those without which a pipeline may refuse its call
-    "max_sequence_length", "clean_caption", "complex_human_instruction", "height", "width", "use_resolution_binning"
-)  # fmt: skip
+_SIZES = ("height", "width", "use_resolution_binning")  # without which a pipeline may refuse its call
 
 
 class PipelineReader:
@@ -40,8 +38,8 @@ class PipelineReader:
 
     def note_call(self) -> dict:
         """Note how the pipeline was called, for a hook of its denoiser to ask: other texts are read in the same way."""
-        found = {name: given(self.pipe, name) for name in _OPTIONS}
-        self.options = {name: value for name, value in found.items() if value is not None}
+        found = {name: given(self.pipe, name) for name in (*_reading(self.pipe), *_SIZES)}
+        self.options = {name: value for name, value in found.items() if _is_plain(value)}
         return self.options
 
     def read(self, text: str) -> Text:
@@ -49,10 +47,10 @@ class PipelineReader:
         if self.joint:
             name = type(self.pipe).__name__
             raise ValueError(
-                f"image and text attend to one another in {name}, so an image that was recorded has maps of its own "
-                f"prompt alone: generate one with {text!r} as its prompt"
+                f"image and text attend to one another in {name}, so a recording has maps of its own prompt alone; the "
+                f"model reads another text beside the image by record_again(pipe, recording, text={text!r})"
             )
-        call, row, found, ends = self._read(text)
+        call, row, found, ends, _ = self._read(text)
         mask = None if call.attention_mask is None else call.attention_mask[row].bool().cpu()
         return Text(text, [], call.text[row].cpu(), found, ends, mask)
 
@@ -64,8 +62,15 @@ class PipelineReader:
         """List the words of a text that would fall outside the window, in order."""
         return [word.text for word in self.words_of(text)[len(self._read(text)[2]) :]]
 
-    def _read(self, text) -> tuple[DenoiserCall, int, list[Word], bool]:
-        """Return a call of the denoiser that reads a text, its row, its words, and whether an end token follows.
+    def beside(self, text: str) -> tuple[dict, int, Text]:
+        """Read a text that is to be beside an image: the denoiser's arguments, the text's row among them, and it."""
+        call, row, found, ends, given = self._read(text)
+        return given, row, Text(text, [], call.text[row].cpu(), found, ends)
+
+    def _read(self, text) -> tuple[DenoiserCall, int, list[Word], bool, dict]:
+        """Return a call of the denoiser that reads a text, its row, its words, whether an end token follows, and how.
+
+        The last is what the denoiser is called with.
 
         The call is that of a copy of the pipeline with the same modules, which may be drawing an image meanwhile.
         """
@@ -76,6 +81,10 @@ class PipelineReader:
         handles = adapter.texts.listen()
         try:
             called = arguments_of(adapter.module, lambda: pipe(prompt=text, generator=seed(0), **options))
+        except (TypeError, ValueError, AttributeError) as error:
+            if "image" not in inspect.signature(pipe.__call__).parameters:
+                raise
+            raise ValueError(f"{type(pipe).__name__} reads no text without an image: {error}") from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -85,7 +94,8 @@ class PipelineReader:
         found, ends = adapter.words(call, row, None, [text])
         if not found:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
-        return call, row, found, ends
+        given = inspect.signature(type(adapter.module).forward).bind(adapter.module, *called[0], **called[1]).arguments
+        return call, row, found, ends, given
 
 
 def _plain(pipe) -> dict:
@@ -93,3 +103,16 @@ def _plain(pipe) -> dict:
     known = inspect.signature(pipe.__call__).parameters
     guided = {name: 0.0 for name in _GUIDANCE if name in known and known[name].default is not None}
     return guided | ({"use_resolution_binning": False} if "use_resolution_binning" in known else {})
+
+
+def _reading(pipe) -> list[str]:
+    """List the arguments of a pipeline that say how a text is read: what it hands on, texts and numbers left out."""
+    known, handed = (inspect.signature(call).parameters for call in (pipe.__call__, pipe.encode_prompt))
+    return [name for name in handed if name in known and "prompt" not in name]
+
+
+def _is_plain(value) -> bool:
+    """Whether a value can be written to a file; None, which is a default, need not be."""
+    return isinstance(value, bool | int | float | str) or (
+        isinstance(value, list | tuple) and all(map(_is_plain, value)) and len(value) > 0
+    )

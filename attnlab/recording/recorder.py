@@ -133,9 +133,9 @@ class Recorder:
         self.recording = Recording(TextEncoder.of(pipe))
         self._stores = Stores(self.recording.encoder, self.adapter.joint, **kept)
         self._seeds = _seeds(generator)
-        self.known: Trace | None = None  # of the same generation, whose words are taken over
+        self.known: tuple | None = None  # what `_read` is to say of every text
         self.prompts: list[str] = []  # of a denoiser that something else than the pipeline calls
-        self._skips = False  # whether the denoiser's call is passed over
+        self.skips = False  # whether the denoiser's call is passed over
         self._generation: CurrentGeneration | None = None
         self._handles: list = []
 
@@ -168,7 +168,7 @@ class Recorder:
         """Raise RuntimeError where the block ended well but nothing was recorded."""
         if not any(t.steps for t in self.recording._traces):
             calls = 0 if self._generation is None else self._generation.calls
-            branch = self._batch.branches[0] if self._skips else None
+            branch = self._batch.branches[0] if self.skips else None
             raise RuntimeError(f"nothing was recorded: {_why_nothing(calls, self._steps, branch)}")
 
     @torch.compiler.disable
@@ -177,8 +177,8 @@ class Recorder:
         call = self.adapter.read(args, kwargs)
         # of every image to keep; none where guidance, and so a branch, has ended
         rows = [] if call is None else self._batch.rows(call)
-        self._skips = call is None or (self.adapter.alternates and not rows)  # another call is this step's
-        if self._skips:
+        self.skips = call is None or (self.adapter.alternates and not rows)  # another call is this step's
+        if self.skips:
             return
         own = self._batch.named is None
         if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, rows, own):
@@ -217,7 +217,7 @@ class Recorder:
     def _read(self, call, row, branch):
         """Copy a text that the denoiser reads, and find its words, and whether an end token follows them."""
         if self.known is not None:
-            return self.known.text, self.known.words, self.known.ends
+            return self.known
         prompts = given_texts(self.adapter.pipe, branch) if self._batch.named is None else self.prompts
         words, ends = self.adapter.words(call, row, self.recording.encoder, prompts)
         if words is None and None in self._stores.maps.texts and branch == "conditional":
@@ -243,7 +243,7 @@ class Recorder:
     def _receiver(self, name):
         @exact()
         def receive(call: AttentionCall | JointCall) -> None:
-            if self._skips:
+            if self.skips:
                 return
             generation, step = self._generation, self._generation.step
             wanted = generation.chosen is None or (step.active and name in generation.chosen)
@@ -260,7 +260,7 @@ class Recorder:
     @torch.compiler.disable
     @exact()
     def _after_step(self, module, args, output):
-        if self._skips:
+        if self.skips:
             return
         generation, step = self._generation, self._generation.step
         if generation.chosen is None or step.active:

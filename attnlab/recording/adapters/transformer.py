@@ -92,7 +92,7 @@ class TransformerAdapter(Adapter):
             if tokens < self._least():  # the keys of an image prompt, which a processor asks for apart
                 return
             if self.joint:
-                receive(JointCall(met.query, met.key, met.mask, met.scale, *self._places(tokens)))
+                receive(JointCall(met.query, met.key, met.mask, met.scale, *self.places(tokens)))
             else:
                 receive(AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key))))
 
@@ -130,7 +130,7 @@ class TransformerAdapter(Adapter):
         image = {"first": self._filled + 1, "last": self._pixels}.get(self.family.image, 0)
         return image + (0 if self.family.image == "first" else min(self._known[0].ends))
 
-    def _places(self, tokens):
+    def places(self, tokens: int) -> tuple[list[slice], list[slice]]:
         """Return which of so many tokens are pixels, and which are text, of each row of the batch."""
         ends, image = self._known[0].ends, self.family.image
         if image == "apart":

@@ -1,0 +1,124 @@
+"""Other texts beside an image, in joint attention: with the prompt nothing changes, with another text no pixel does."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_pipelines import PROMPT, SMALL
+from torch.overrides import TorchFunctionMode
+
+import attnlab as al
+
+JOINT = [
+    "flux", "sd3", "qwen_image", "z_image", "flux_kontext", "flux2", "chroma",
+    "aura_flow", "cogview4", "lumina2", "hunyuan_image", "hidream", "kandinsky5", "deepfloyd_if",
+]  # fmt: skip
+
+ANOTHER = "a car with fire and smoke and a burning house"  # as many tokens, so that the image stands at the same places
+
+
+def drawn(family, steps=2):
+    pipe, call = SMALL[family]()
+    pipe.set_progress_bar_config(disable=True)
+    with al.record(pipe) as recording:
+        pipe(**call, num_inference_steps=steps, output_type="latent", generator=al.seed(7))
+    return pipe, recording[0]
+
+
+class Calls(TorchFunctionMode):
+    """Queries and keys of every attention of some modules, in the order in which they were computed."""
+
+    def __init__(self, denoiser, names):
+        super().__init__()
+        self.denoiser, self.names = denoiser, names
+        self.inside, self.met = False, []
+
+    def __enter__(self):
+        def switch(on):
+            def hook(*_):
+                self.inside = on
+
+            return hook
+
+        modules = [self.denoiser.get_submodule(name) for name in self.names]
+        self.handles = [m.register_forward_pre_hook(switch(True)) for m in modules]
+        self.handles += [m.register_forward_hook(switch(False)) for m in modules]
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for handle in self.handles:
+            handle.remove()
+        return super().__exit__(*error)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention and self.inside:
+            given = {**dict(zip(("query", "key"), args, strict=False)), **(kwargs or {})}
+            self.met.append((given["query"].clone(), given["key"].clone()))
+        return output
+
+
+def among(rows, tokens):
+    """Number of rows (token, ...) of one tensor that stand, the same to the last bit, among those of another."""
+    known = {row.numpy().tobytes() for row in tokens}
+    return sum(row.numpy().tobytes() in known for row in rows)
+
+
+@pytest.mark.parametrize("family", JOINT)
+def test_the_prompt_itself_has_the_same_maps_and_another_text_leaves_every_pixel(family):
+    pipe, recording = drawn(family)
+    again = al.record_again(pipe, recording, text=PROMPT)
+    np.testing.assert_array_equal(al.daam(again).values, al.daam(recording).values)
+    assert again.words == recording.words
+
+    names = list(recording.trace.sizes)
+    denoiser = getattr(pipe, "transformer", None) or pipe.unet
+    with Calls(denoiser, names) as calls:
+        other = al.record_again(pipe, recording, text=ANOTHER, steps=[1], layers="all")
+    assert [word.text for word in other.words] == ANOTHER.split() and other.trace.steps == [1]
+    half = len(calls.met) // 2  # the real call, then the one with the other text
+    assert len(calls.met) == 2 * half >= 2
+    pixels = recording.trace.sizes[names[0]][0] * recording.trace.sizes[names[0]][1]
+    for (query, key), (query_2, key_2) in zip(calls.met[:half], calls.met[half:], strict=True):
+        row = len(query) - 1
+        one, two = (x[row].transpose(0, 1).flatten(1) for x in (query, query_2))
+        assert among(one, two) >= pixels  # every pixel asks as it did
+        one, two = (x[row].transpose(0, 1).flatten(1) for x in (key, key_2))
+        assert among(one, two) < min(len(one), len(two))  # and some of what it meets is new
+    found = al.daam(other)["smoke"]
+    assert found.shape == recording.trace.sizes[names[0]] and np.ptp(found) > 0
+
+
+def test_a_text_of_cross_attention_is_asked_by_ovam():
+    pipe, call = SMALL["pixart_sigma"]()
+    pipe.set_progress_bar_config(disable=True)
+    with al.record(pipe, keep="calls") as recording:
+        pipe(**call, num_inference_steps=1, output_type="latent", generator=al.seed(7))
+    with pytest.raises(ValueError, match=r"answers for any text: ovam\(recording, text\)"):
+        al.record_again(pipe, recording, text=ANOTHER)
+
+
+def test_a_pipeline_that_reads_no_text_without_an_image():
+    pipe, recording = drawn("flux_fill", steps=1)
+    with pytest.raises(ValueError, match="FluxFillPipeline reads no text without an image"):
+        al.record_again(pipe, recording, text=ANOTHER)
+
+
+def test_where_the_image_hears_of_the_text_by_its_time():
+    pipe, recording = drawn("lumina_next", steps=1)
+    with pytest.raises(TypeError, match="LuminaNextDiT2DModel tells the time by the text"):
+        al.record_again(pipe, recording, text=ANOTHER)
+
+
+def test_no_hook_is_left_where_a_block_fails():
+    pipe, recording = drawn("flux")
+
+    def fail(*_):
+        raise RuntimeError("no more")
+
+    handle = pipe.transformer.single_transformer_blocks[0].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        al.record_again(pipe, recording, text=ANOTHER)
+    handle.remove()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.transformer.modules())
+    assert torch.overrides._get_current_function_mode_stack() == []
