@@ -93,7 +93,7 @@ def with_text(adapter: TransformerAdapter, args: tuple, kwargs: dict, given: dic
     ----------
     adapter : TransformerAdapter
         Of the denoiser.
-    args, kwargs
+    args, kwargs : tuple, dict
         Of the call.
     given : dict
         Arguments of a call that reads the other text.
