@@ -122,3 +122,16 @@ def test_no_hook_is_left_where_a_block_fails():
     handle.remove()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.transformer.modules())
     assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_each_of_several_images_and_branches_is_asked_again_for_itself():
+    pipe, call = SMALL["sd3"]()
+    pipe.set_progress_bar_config(disable=True)
+    prompts = {"prompt": ["a red tree", "smoke"], "negative_prompt": ["a car", "fire"]}
+    with al.record(pipe, branch="both") as recording:
+        pipe(**{**call, **prompts}, num_inference_steps=2, output_type="latent", generator=al.seed(7))
+    assert [one.prompt for one in recording] == ["a red tree", "smoke", "a car", "fire"]
+    for one in recording:
+        again = al.record_again(pipe, one, text=one.prompt)
+        np.testing.assert_array_equal(al.daam(again).values, al.daam(one).values)
+        assert again.metadata["branch"] == one.metadata["branch"]

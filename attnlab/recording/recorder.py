@@ -209,7 +209,7 @@ class Recorder:
             mask = None if call.attention_mask is None else call.attention_mask[row].detach().bool().cpu()
             said = {"seed": seed, "planned": planned, "share": self._stores.maps.share, "options": noted}
             facts = _facts(self.adapter, own, branch=branch, latent_size=call.size, **said)
-            trace = Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends, row=i)
+            trace = Trace(text, mask, words, facts, layers=self._generation.layers, ends=ends, row=i % images)
             self._generation.traces.append(trace)
         self.recording._traces.extend(self._generation.traces)
         self._generation.text = call.text

@@ -79,7 +79,7 @@ class JointCall(NamedTuple):
         if share == "text":
             mask = None if mask is None else mask[..., self.text[row]]
             return _text_shares(query.float(), key[:, self.text[row]].float() * self.scale, mask).mean(0)
-        return _joint_shares(query, key, mask, self.scale, self.text[row]).mean(0).mT.float()
+        return _joint_shares(query, key, mask, self.scale, self.text[row]).float().mean(0).mT
 
     def _mask(self, row):
         """Return an image's own mask, (head or 1, pixel or 1, key)."""
