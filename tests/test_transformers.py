@@ -338,6 +338,24 @@ def test_maps_of_other_texts(family):
     checks.check_other_texts(family)
 
 
+WANT_IMAGE = ("flux_fill", "qwen_image_edit")  # pipelines that are not called without one
+
+
+@every([name for name in (*JOINT, "kandinsky5") if name not in WANT_IMAGE])
+def test_texts_beside_the_image(family):
+    checks.check_text_beside(family)
+
+
+@every([*WANT_IMAGE, "lumina_next", "sana"])
+def test_texts_that_cannot_be_read_beside_the_image(family):
+    said = {"lumina_next": "tells the time by the text", "sana": r"ovam\(recording, text\)"}
+    said = said.get(family.name, "reads no text without an image")
+    recording = family.record(keep="calls")
+    with pytest.raises((TypeError, ValueError), match=said):
+        al.record_again(family.pipe, recording, text=OTHER)
+    assert not checks.function_modes()
+
+
 @every([name for name in OWN_TEXT if name not in NORMALIZED])
 def test_linear_maps_and_tokens(family):
     checks.check_linear(family)
@@ -471,7 +489,7 @@ def test_self_attention_is_refused(name):
 
 @every(["flux", "qwen_image", "hidream", "lumina_next"])
 def test_another_text_needs_another_image(family):
-    with pytest.raises(ValueError, match="generate one with 'a red tree' as its prompt"):
+    with pytest.raises(ValueError, match=r"record_again\(pipe, recording, text='a red tree'\)"):
         al.ovam(family.recording[0], OTHER)
 
 
