@@ -69,8 +69,8 @@ cannot be had, and that attnlab says so. No trained weights of these models were
 - **other texts**, afterwards: `al.ovam(recording, text)` in cross-attention; in joint attention and with timed text
   `al.record_again(pipe, recording, text=...)`, which takes as long as the image, twice. There the prompt is compared in
   all layers, and another text in the first one, where it has not read the image yet.
-- **linear, tokens**: `al.linear_daam` (to a hundred-thousandth of its largest score), `al.fit_token`, and a recording of
-  sums alone, `keep="sum"`.
+- **linear, tokens**: `al.linear_daam` (to a hundred-thousandth of its largest score), `al.fit_token`, and a recording
+  of sums alone, `keep="sum"`.
 - **file**: `recording.save` and `al.Recording.load` give the same maps.
 
 """
