@@ -39,7 +39,7 @@ class PipelineReader:
     def note_call(self) -> dict:
         """Note how the pipeline was called, for a hook of its denoiser to ask: other texts are read in the same way."""
         found = {name: given(self.pipe, name) for name in (*_reading(self.pipe), *_SIZES)}
-        self.options = {name: value for name, value in found.items() if _is_plain(value)}
+        self.options = {name: _as_json(value) for name, value in found.items() if _is_plain(value)}
         return self.options
 
     def read(self, text: str) -> Text:
@@ -109,6 +109,11 @@ def _reading(pipe) -> list[str]:
     """List the arguments of a pipeline that say how a text is read: what it hands on, texts and numbers left out."""
     known, handed = (inspect.signature(call).parameters for call in (pipe.__call__, pipe.encode_prompt))
     return [name for name in handed if name in known and "prompt" not in name]
+
+
+def _as_json(value):
+    """Return a value as it comes back from a file: tuples as lists."""
+    return list(map(_as_json, value)) if isinstance(value, list | tuple) else value
 
 
 def _is_plain(value) -> bool:

@@ -26,7 +26,6 @@ class Family(NamedTuple):
     channels_last: bool = False  # whether that is (batch, frame, row, column, channel)
     timestep: str = "timestep"
     changing: bool = False  # whether what a block reads of a text depends on the timestep, or on the block
-    conditional_first: bool = False  # of a batch with guidance, where texts do not tell
     image_to_image: str | None = None  # the pipeline's class that noises an image by flow matching
 
 
@@ -47,7 +46,6 @@ FAMILIES = {
         multiple=32,
         latents="x",
         timestep="t",
-        conditional_first=True,
         image_to_image="ZImageImg2ImgPipeline",
     ),
     "Flux2Transformer2DModel": Family(_DOUBLE, "last"),
@@ -70,7 +68,7 @@ FAMILIES = {
     "HunyuanDiT2DModel": Family(
         ("blocks.*.attn2",), "apart", ("encoder_hidden_states", "encoder_hidden_states_t5")
     ),  # learned padding takes the place of what is masked, so that all tokens take part
-    "LuminaNextDiT2DModel": Family(("layers.*.attn2",), "apart", changing=True, conditional_first=True),
+    "LuminaNextDiT2DModel": Family(("layers.*.attn2",), "apart", changing=True),
     "Kandinsky5Transformer3DModel": Family(
         ("visual_transformer_blocks.*.cross_attention",), "apart", channels_last=True, changing=True
     ),

@@ -216,7 +216,7 @@ class _Guidance:
             return all(map(_same_text, self._prompt, call.encoded[:half]))
         first, second = (self.adapter.texts.read(call.encoded[row], ()) for row in (0, half))
         if first is None or second is None or first.order == second.order:  # embeddings, or both encoded at once
-            return self.adapter.family.conditional_first
+            return False  # as is usual
         return first.order < second.order
 
 
