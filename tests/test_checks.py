@@ -126,7 +126,8 @@ def test_a_negative_prompt_is_refused_where_there_is_none():
 def test_other_texts_are_refused_before_any_work_where_image_and_text_meet(family):
     pipe, _ = SMALL[family]()
     pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the denoiser ran"))
-    with pytest.raises(ValueError, match=r"text: image and text attend to .* record_again\(pipe, recording, text='a red"):
+    said = r"text: image and text attend to .* record_again\(pipe, recording, text='a red"
+    with pytest.raises(ValueError, match=said):
         check_generation(pipe, SAID, texts=[OTHER])
 
 

@@ -77,7 +77,8 @@ def test_recordings_of_sums_and_maps(sums):
 def test_what_is_known_of_them(queries):
     known = json.loads((OLD / "about.json").read_text())
     shown = queries.branch("conditional")
-    assert json.loads(json.dumps(shown.metadata)) == known["recording"] | {"changed": None, "denoiser": None, "share": "text", "options": {}}  # noted since then
+    since = {"changed": None, "denoiser": None, "share": "text", "options": {}}  # noted since then
+    assert json.loads(json.dumps(shown.metadata)) == known["recording"] | since
     assert [word.text for word in shown.words] == known["words"]
     found = al.LinearMap.load(OLD / "linear.safetensors").metadata
     assert {name: found[name] for name in known["linear"]} == known["linear"]
