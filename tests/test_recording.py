@@ -554,7 +554,7 @@ class TestRefusals:
         projected.text_encoder_3 = pipe.text_encoder
         with pytest.raises(TypeError, match=r"StableDiffusionPipeline .* three text encoders; supported: "):
             al.record(projected).__enter__()
-        with pytest.raises(TypeError, match="list .* has neither a unet nor a transformer; supported"), al.record([]):
+        with pytest.raises(TypeError, match=r"list .* has neither a unet nor a transformer; supported"), al.record([]):
             pass
 
     def test_attention_that_bypasses_its_queries(self, levels, generate):
