@@ -8,6 +8,7 @@ from small_pipelines import PROMPT, SMALL
 from torch.overrides import TorchFunctionMode
 
 import attnlab as al
+from attnlab.recording.adapters import JointCall
 
 JOINT = [
     "flux", "sd3", "qwen_image", "z_image", "flux_kontext", "flux2", "chroma",
@@ -135,3 +136,79 @@ def test_each_of_several_images_and_branches_is_asked_again_for_itself():
         again = al.record_again(pipe, one, text=one.prompt)
         np.testing.assert_array_equal(al.daam(again).values, al.daam(one).values)
         assert again.metadata["branch"] == one.metadata["branch"]
+
+
+@pytest.fixture(scope="module")
+def flux():
+    return drawn("flux")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": ["a", "b"]}, r"text=\['a', 'b'\]: give one text"),
+        ({"text": " "}, "text=' ': give one text"),
+        ({"text": "a red tree and smoke " * 30}, "the model reads no word from 'and' on: 127 of this text are lost"),
+        ({"steps": [5]}, r"steps=\[5\] cannot be chosen; recorded: \[0, 1\]"),
+        ({"steps": []}, r"steps=\[\] cannot be chosen"),
+    ],
+)
+def test_what_cannot_be_asked_again(flux, change, message):
+    pipe, recording = flux
+    with pytest.raises(ValueError, match=message):
+        al.record_again(pipe, recording, **change)
+
+
+def test_another_pipeline_is_told(flux):
+    with pytest.raises(ValueError, match="recorded from a FluxTransformer2DModel, the pipeline has a SD3Transformer2D"):
+        al.record_again(SMALL["sd3"]()[0], flux[1])
+
+
+def test_a_template_has_no_word_of_a_text():
+    pipe, recording = drawn("qwen_image", steps=1)
+    with pytest.raises(ValueError, match="the tokenizer finds no word in it"):
+        al.record_again(pipe, recording, text="<|im_end|>")
+
+
+@pytest.mark.parametrize("asked", [{"heads": 0}, {"heads": [0]}, {"per": "head"}])
+def test_heads_are_averaged_and_not_to_be_had(flux, asked):
+    with pytest.raises(ValueError, match="the mean over heads: leave heads= and per='head' out"):
+        al.daam(flux[1], **asked)
+
+
+def test_layers_that_were_recorded_are_asked_again():
+    pipe, call = SMALL["flux"]()
+    pipe.set_progress_bar_config(disable=True)
+    with al.record(pipe, layers="single_transformer_blocks") as recording:
+        pipe(**call, num_inference_steps=2, output_type="latent", generator=al.seed(7))
+    again = al.record_again(pipe, recording)
+    assert list(again.trace.sizes) == list(recording.trace.sizes)
+    np.testing.assert_array_equal(al.daam(again).values, al.daam(recording).values)
+
+
+def test_a_file_says_how_another_text_is_asked(flux, tmp_path):
+    again = al.Recording.load(flux[1].save(tmp_path / "flux"))
+    again.encoder = None  # as of a pipeline without a name
+    with pytest.raises(ValueError, match=r"record_again\(pipe, recording, text='tree'\)"):
+        al.ovam(again, "tree")
+
+
+def test_a_prompt_that_does_not_fit_is_told():
+    pipe, call = SMALL["flux"]()
+    pipe.set_progress_bar_config(disable=True)
+    call["prompt"] = "a red tree and smoke " * 9
+    with (
+        pytest.warns(UserWarning, match="does not fit the model's window: it was read up to"),
+        al.record(pipe) as found,
+    ):
+        pipe(**call, num_inference_steps=1, output_type="latent", generator=al.seed(7))
+    assert 0 < len(found.words) < 45
+
+
+def test_shares_in_half_precision_are_means_in_float32():
+    """Each head's share is rounded to eight bits, their mean is not."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 1, 64, 40, 16, generator=generator).bfloat16()
+    call = JointCall(query, key, None, 0.25, [slice(10, 40)], [slice(0, 10)])
+    exact = (query[0].double() @ key[0].double().mT * 0.25).softmax(-1)[:, 10:, :10].mean(0).mT
+    assert ((call.shares(0, "joint").double() - exact).abs() / exact).max() < 2e-3

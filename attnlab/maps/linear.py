@@ -185,7 +185,7 @@ def linear_daam(
     """
     trace = recording.trace
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
-    if any(layer.weight is None for layer in trace.layers.values()):
+    if trace.joint:
         raise ValueError("in joint attention keys change with the image, so a recording has no linear map: use daam")
     if not (trace.queries or trace.sums):
         raise ValueError("this recording kept no queries and no sum of them: record with keep='sum' or 'queries'")

@@ -218,12 +218,16 @@ def heat_maps(
     if not trace.queries and text.streamed not in known:
         what, prompt = ("contributions", "prompt") if trace.contributed else ("maps", "prompt (daam)")
         kept = [f"its {prompt}" if name is None else repr(name) for name in trace.streamed]
+        if trace.joint:
+            raise ValueError("in joint attention a recording has maps of its own text alone, and no contributions")
         if trace.calls:
             raise ValueError("this recording kept calls of the denoiser: record_again(pipe, recording) asks them")
         kept = f"{what} of {', '.join(kept)} alone" if kept else "the sum of its queries alone, for linear_daam"
         raise ValueError(f"this recording kept {kept}: record with keep='queries' for maps of any text, padded or not")
     if per not in (None, "step", "layer", "head") or mode not in MODES:
         raise ValueError(f"per={per!r}, mode={mode!r}: per is 'step', 'layer' or 'head', mode one of {MODES}")
+    if trace.joint and (heads is not None or per == "head"):
+        raise ValueError("maps of joint attention are recorded as the mean over heads: leave heads= and per='head' out")
     if per == "step" and not trace.queries:
         how = "record_again(pipe, recording, steps=[0])" if trace.calls else "record(pipe, keep='queries')"
         raise ValueError(f"this recording kept sums over its steps: for one of them {how}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from accelerate.utils import send_to_device
 
+from .adapters.families import denoiser_of, family_of
 from .layers import Layers, as_list
 from .pinned import PinnedImage, with_text
 from .recorder import Recorder
@@ -49,11 +50,9 @@ def record_again(
         twice the time.
     steps : int or several, optional
         Recorded steps, by their number in the generation; all unless given.
-    layers, keep
-        As for `record`.
-    share : {"text", "joint"}, optional
+    layers, share
         As for `record`; the recording's own unless given.
-    texts, self_attention, dtype, device
+    keep, texts, self_attention, dtype, device
         As for `record`.
 
     Returns
@@ -64,15 +63,19 @@ def record_again(
     Raises
     ------
     ValueError
-        If no calls were kept, a step was not recorded, or a text is given for cross-attention, where `ovam` has any.
+        If no calls were kept, a step was not recorded, the pipeline is of another kind, a text is not read whole, or
+        one is given for cross-attention, where `ovam` has any.
     """
     trace = recording.trace
     if not trace.calls:
         raise ValueError('the calls of the denoiser were not kept: record(pipe, keep="calls")')
+    if (kind := family_of(denoiser_of(pipe))[0]) != trace.generation.denoiser:
+        raise ValueError(f"this was recorded from a {trace.generation.denoiser}, the pipeline has a {kind}")
     chosen = trace.steps if steps is None else as_list(steps)
     unknown = [step for step in chosen if isinstance(step, bool) or step not in trace.steps]
     if unknown or not chosen:
         raise ValueError(f"steps={unknown} cannot be chosen; recorded: {trace.steps}")
+    layers = list(trace.sizes) if layers is None else layers
     calls = [trace.calls[trace.steps.index(step)] for step in sorted(chosen)]
     branch = trace.generation.branch
     share = trace.generation.share if share is None else share
@@ -99,6 +102,8 @@ def record_again(
 
 def _beside(recorder: Recorder, trace: Trace, text: str) -> tuple:
     """Read a text beside an image; ValueError in cross-attention, whose recordings answer for any text."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"text={text!r}: give one text, of at least one word")
     if not recorder.adapter.joint:
         raise ValueError("in cross-attention a recording answers for any text: ovam(recording, text)")
     reader = recorder.recording.encoder.reader

@@ -51,6 +51,7 @@ class PipelineReader:
                 f"model reads another text beside the image by record_again(pipe, recording, text={text!r})"
             )
         call, row, found, ends, _ = self._read(text)
+        self._check_whole(text, found)
         mask = None if call.attention_mask is None else call.attention_mask[row].bool().cpu()
         return Text(text, [], call.text[row].cpu(), found, ends, mask)
 
@@ -62,9 +63,15 @@ class PipelineReader:
         """List the words of a text that would fall outside the window, in order."""
         return [word.text for word in self.words_of(text)[len(self._read(text)[2]) :]]
 
+    def _check_whole(self, text, found) -> None:
+        """Raise ValueError where not all of a text's words were read."""
+        if lost := self.words_of(text)[len(found) :]:
+            raise ValueError(f"the model reads no word from {lost[0].text!r} on: {len(lost)} of this text are lost")
+
     def beside(self, text: str) -> tuple[dict, int, Text]:
         """Read a text that is to be beside an image: the denoiser's arguments, the text's row among them, and it."""
         call, row, found, ends, given = self._read(text)
+        self._check_whole(text, found)
         return given, row, Text(text, [], call.text[row].cpu(), found, ends)
 
     def _read(self, text) -> tuple[DenoiserCall, int, list[Word], bool, dict]:
@@ -92,7 +99,7 @@ class PipelineReader:
         parts = adapter.parts(call)
         row = parts.index("conditional") * len(call.latents) // len(parts)
         found, ends = adapter.words(call, row, None, [text])
-        if not found:
+        if not found or found[0].text.lower() not in text.lower():  # but a template's
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
         given = inspect.signature(type(adapter.module).forward).bind(adapter.module, *called[0], **called[1]).arguments
         return call, row, found, ends, given

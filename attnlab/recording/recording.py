@@ -102,8 +102,7 @@ class Recording(Sequence):
     def encode(self, text: str) -> Text:
         """Encode any text as the recorded model reads it; ValueError where there is no text encoder."""
         if self.encoder is None:
-            load = "Recording.load(path, TextEncoder.of(pipe))"
-            raise ValueError(f"the recording has no text encoder: give embeddings, or load it with {load}")
+            raise ValueError(_without_encoder(self.traces, text))
         return self.encoder(text)
 
     @property
@@ -167,3 +166,11 @@ class Recording(Sequence):
         if unknown or not chosen:
             raise ValueError(f"steps={unknown or []} cannot be chosen; recorded: {recorded}")
         return chosen
+
+
+def _without_encoder(traces, text) -> str:
+    """Say what to do about a text where there is no text encoder."""
+    if any(trace.joint for trace in traces):
+        return f"the model reads another text by record_again(pipe, recording, text={text!r})"
+    load = "Recording.load(path, TextEncoder.of(pipe))"
+    return f"the recording has no text encoder: give embeddings, or load it with {load}"

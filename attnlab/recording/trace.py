@@ -71,6 +71,11 @@ class Trace:
         return max((p for word in self.words for p in word.tokens), default=0) + 1 + self.ends
 
     @property
+    def joint(self) -> bool:
+        """Whether it is of joint attention, whose keys no text has for itself."""
+        return any(layer.weight is None for layer in self.layers.values())
+
+    @property
     def contributed(self) -> bool:
         """Whether streamed sums are of contributions, told by one map more than heads."""
         return any(len(x) > self.layers[name].heads for sums in self.streamed.values() for name, x in sums.items())

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..encoded import EncodedTexts
 from ..layers import Layer, alike
+from ..pieces import words_in
 from ..words import Word
 from .base import Adapter, AttentionCall, DenoiserCall, JointCall, Timesteps, arguments_of
 from .families import Family
@@ -80,6 +82,10 @@ class TransformerAdapter(Adapter):
         found = self.texts.read(call.encoded[row], prompts)
         if found is None:
             return None, False
+        whole = min((len(words_in(prompt)) for prompt in prompts), default=0)
+        if encoder is not None and 0 < len(found.words) < whole:
+            end = f"the prompt does not fit the model's window: it was read up to {found.words[-1].text!r}"
+            warnings.warn(f"{end}; any word behind that is lost, and has no map", stacklevel=2)
         lengths = [len(_last(part)) for part in call.encoded[row]]
         places = self._known[0].before[row], sum(lengths), lengths[-1] * self.family.twice
         return [word._replace(tokens=_placed(word.tokens, *places)) for word in found.words], found.ends
