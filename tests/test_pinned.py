@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import FirstBlockCacheConfig
 from small_pipelines import PROMPT, SMALL
 from torch.overrides import TorchFunctionMode
 
@@ -160,8 +161,52 @@ def test_what_cannot_be_asked_again(flux, change, message):
 
 
 def test_another_pipeline_is_told(flux):
-    with pytest.raises(ValueError, match="recorded from a FluxTransformer2DModel, the pipeline has a SD3Transformer2D"):
+    with pytest.raises(ValueError, match=r"from a FluxTransformer2DModel in .*, the pipeline has a SD3Transformer2D"):
         al.record_again(SMALL["sd3"]()[0], flux[1])
+
+
+def test_another_type_of_weights_is_told():
+    pipe, recording = drawn("sd3", steps=1)
+    with pytest.raises(
+        ValueError, match=r"in torch.float32, the pipeline has a SD3Transformer2DModel in torch.bfloat16"
+    ):
+        al.record_again(pipe.to(torch.bfloat16), recording)
+
+
+def test_a_cache_of_steps_is_told():
+    pipe, recording = drawn("flux", steps=1)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
+    with pytest.raises(ValueError, match=r"pipe.transformer.disable_cache\(\) first"):
+        al.record_again(pipe, recording)
+
+
+def test_a_prompt_of_embeddings_is_recorded_by_its_calls():
+    """Their words are not known, but what the denoiser was called with answers for any text."""
+    pipe, call = SMALL["flux_distilled"]()
+    pipe.set_progress_bar_config(disable=True)
+    said, text = call.pop("prompt"), {"max_sequence_length": call["max_sequence_length"]}
+    embeddings, pooled, _ = pipe.encode_prompt(said, None, **text)
+    call |= {"prompt_embeds": embeddings, "pooled_prompt_embeds": pooled, "num_inference_steps": 2}
+    with pytest.raises(ValueError, match=r"give the prompt as text, or record\(pipe, keep='calls'"), al.record(pipe):
+        pipe(**call, output_type="latent", generator=al.seed(7))
+    with al.record(pipe, keep="calls") as recording:
+        pipe(**call, output_type="latent", generator=al.seed(7))
+    again = al.record_again(pipe, recording, text=said)
+    with al.record(pipe) as whole:
+        call = {name: value for name, value in call.items() if "embeds" not in name}
+        pipe(said, **call, output_type="latent", generator=al.seed(7))
+    np.testing.assert_array_equal(al.daam(again).values, al.daam(whole).values)
+
+
+def test_an_existing_image_by_either_share():
+    pipe, _ = SMALL["flux"]()
+    pipe.set_progress_bar_config(disable=True)
+    image = np.random.default_rng(0).random((32, 48, 3), dtype=np.float32)
+    maps = [
+        al.daam(al.record_image(pipe, image, PROMPT, timesteps=400, share=share, generator=al.seed(3))).values
+        for share in ("text", "joint")
+    ]
+    assert (maps[1] < maps[0]).all() and maps[1].min() > 0, "of all attention less than of that to the text"
 
 
 def test_a_template_has_no_word_of_a_text():

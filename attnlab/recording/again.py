@@ -25,8 +25,8 @@ def record_again(
     text: str | None = None,
     steps: int | Collection[int] | None = None,
     layers: Layers = None,
-    keep: str | None = None,
     share: str | None = None,
+    keep: str | None = None,
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
     dtype: torch.dtype | None = None,
@@ -69,8 +69,12 @@ def record_again(
     trace = recording.trace
     if not trace.calls:
         raise ValueError('the calls of the denoiser were not kept: record(pipe, keep="calls")')
-    if (kind := family_of(denoiser_of(pipe))[0]) != trace.generation.denoiser:
-        raise ValueError(f"this was recorded from a {trace.generation.denoiser}, the pipeline has a {kind}")
+    kind, dtype_now = family_of(denoiser_of(pipe))[0], str(denoiser_of(pipe).dtype)
+    if (kind, dtype_now) != (trace.generation.denoiser, trace.calls[0].dtype):
+        made = f"{trace.generation.denoiser} in {trace.calls[0].dtype}"
+        raise ValueError(f"this was recorded from a {made}, the pipeline has a {kind} in {dtype_now}")
+    if getattr(denoiser_of(pipe), "is_cache_enabled", False):
+        raise ValueError("a cache leaves blocks of the denoiser out: pipe.transformer.disable_cache() first")
     chosen = trace.steps if steps is None else as_list(steps)
     unknown = [step for step in chosen if isinstance(step, bool) or step not in trace.steps]
     if unknown or not chosen:

@@ -39,7 +39,8 @@ class BatchParts:
         images, rest = divmod(batch, len(parts))
         name = type(self.adapter.pipe).__name__
         if rest:
-            raise ValueError(f"a batch of {batch} does not divide into the parts {parts} of {name}: {_HOW}")
+            how = _HOW if self.named is None else "each call of the denoiser has to hold all parts that are named"
+            raise ValueError(f"a batch of {batch} does not divide into the parts {parts} of {name}: {how}")
         if self._seen != (parts, batch) and self.named is None and not self._agree(call, len(parts)):
             raise ValueError(f"the parts {parts} of {name}'s batch do not hold the same images: {_HOW}")
         self.parts, self._seen = parts, (parts, batch)

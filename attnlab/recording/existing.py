@@ -28,6 +28,7 @@ def record_image(
     timesteps: int | Sequence[int] = (500, 300, 100),
     layers: Layers = None,
     keep: str | None = None,
+    share: str = "text",
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
     dtype: torch.dtype | None = None,
@@ -48,7 +49,7 @@ def record_image(
     timesteps : int or several
         Noise levels, 0..999 for the usual 1000 training steps; the higher, the more noise. Of flow matching it is
         t / 1000 of noise and 1 - t / 1000 of the image.
-    layers, keep, texts, self_attention, dtype, device
+    layers, keep, share, texts, self_attention, dtype, device
         As for `record`.
     generator : torch.Generator, optional
         Draws the noise, image by image; give one for a result that repeats.
@@ -76,7 +77,7 @@ def record_image(
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"generator={generator!r}: give a torch.Generator, for example attnlab.seed(7)")
     kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "dtype": dtype, "device": device}
-    recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), share="text", **kept)
+    recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), share=share, **kept)
     flow = FlowCalls(pipe, recorder.adapter) if recorder.adapter.alternates else None
     if flow is None:
         _check_denoiser(pipe)

@@ -16,6 +16,7 @@ class KeptCall(NamedTuple):
     args: tuple
     kwargs: dict
     parts: tuple[str, ...]  # of the batch, in order
+    dtype: str  # of the denoiser
 
 
 class CallStore:
@@ -25,8 +26,8 @@ class CallStore:
         self.host_copy = host_copy
         self._known: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the call before: tensors and their copies
 
-    def keep(self, args: tuple, kwargs: dict, parts: tuple[str, ...]) -> KeptCall:
-        """Copy the arguments of a call."""
+    def keep(self, args: tuple, kwargs: dict, parts: tuple[str, ...], dtype: torch.dtype) -> KeptCall:
+        """Copy the arguments of a call of a denoiser in some type."""
         known, self._known = self._known, []
 
         def copy(tensor):
@@ -35,7 +36,7 @@ class CallStore:
             self._known.append((tensor, made))
             return made
 
-        return KeptCall(recursively_apply(copy, args), recursively_apply(copy, kwargs), parts)
+        return KeptCall(recursively_apply(copy, args), recursively_apply(copy, kwargs), parts, str(dtype))
 
     def forget(self) -> None:
         """Drop the tensors of an earlier generation."""

@@ -187,7 +187,7 @@ class Recorder:
         active = bool(rows) and (self._steps is None or generation.calls in self._steps)
         if active and call.text is not generation.text:
             self._meet_text(call, rows)
-        kept = self._stores.keep_call(args, kwargs, self._batch.parts) if active else None
+        kept = self._stores.keep_call(args, kwargs, self._batch.parts, module.dtype) if active else None
         generation.step = CurrentStep(rows, call.timestep, call.text, active, kept=kept)
         self._stores.self_attention.begin(active, [row for _, row in rows], call.size)
 
@@ -292,7 +292,8 @@ def _seeds(generator):
 def _no_words(joint) -> str:
     """Say that a prompt's words are not known, and what to do in its stead."""
     what = "maps and contributions that are summed up are of the prompt's words, which embeddings lack"
-    return f"{what}: give the prompt as text{'' if joint else ', or its words to record(pipe, texts=...)'}"
+    others = "keep='calls', for record_again with any text" if joint else "texts=..., its words"
+    return f"{what}: give the prompt as text, or record(pipe, {others})"
 
 
 def _why_nothing(calls, steps, branch) -> str:

@@ -199,7 +199,7 @@ class Stores:
         texts, heights = as_list(texts), as_list(self_attention)
         calls = keep == "calls" or (joint and keep is None)
         if joint:
-            keep = "maps" if calls else keep
+            keep = "maps" if keep is None else keep
             _check_joint(keep, texts)
         if texts and encoder is None:
             raise ValueError("texts= needs a pipeline with a text encoder")
@@ -227,9 +227,9 @@ class Stores:
         for store, parts in zip(self._stores, zip(*taken.values(), strict=True), strict=True):
             store.put(trace, dict(zip(taken, parts, strict=True)))
 
-    def keep_call(self, args: tuple, kwargs: dict, parts: tuple[str, ...]) -> KeptCall | None:
-        """Keep the arguments of a call of the denoiser, where that is asked for."""
-        return None if self.calls is None else self.calls.keep(args, kwargs, parts)
+    def keep_call(self, *called) -> KeptCall | None:
+        """Keep a call of the denoiser, see `CallStore.keep`, where that is asked for."""
+        return None if self.calls is None else self.calls.keep(*called)
 
     def settle(self, traces: Iterable[Trace]) -> None:
         """Bring the sums of a generation that has ended to where they are kept; they are there after a `wait`."""
@@ -249,7 +249,7 @@ class Stores:
 
 def _check_joint(keep, texts):
     """Raise ValueError for what queries of joint attention alone do not tell."""
-    if keep != "maps" or texts:
+    if keep not in ("maps", "calls") or texts:
         raise ValueError(
             "image and text attend to one another in this model, so its queries alone say nothing of a text: record "
             "maps of the prompt, record(pipe), without keep= and texts="

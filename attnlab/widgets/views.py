@@ -91,7 +91,7 @@ def methods_of(trace: Trace) -> tuple[str, ...]:
 def choices_of(trace: Trace) -> dict[str, list]:
     """Return the "layers", "steps" and "heads" of which some can be chosen; none where all are in one sum."""
     steps = trace.steps if trace.queries or trace.calls else []
-    heads = range(min(layer.heads for layer in trace.layers.values()))
+    heads = [] if trace.joint else range(min(layer.heads for layer in trace.layers.values()))
     return {"layers": list(trace.sizes), "steps": list(steps), "heads": list(heads)}
 
 
