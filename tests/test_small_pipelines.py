@@ -41,3 +41,11 @@ def test_reads_the_prompt(small, other):
     assert small[1]["prompt"] == PROMPT
     image = generate(small)
     assert (generate(small, prompt=other) - image).abs().max() > 1e-3 * image.abs().max()
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_each_call_has_arguments_of_its_own(family):
+    """A test that changes them must not change another's."""
+    first, second = SMALL[family]()[1], SMALL[family]()[1]
+    first["prompt"] = "another"
+    assert second["prompt"] == PROMPT

@@ -76,8 +76,8 @@ class CurrentGeneration:
         """Bring what is left on a GPU to its place, wait for it, and hold on to nothing else; return the layers."""
         stores.forget()
         stores.settle(self.traces)
-        self.keys.end()
         try:
+            self.keys.end()
             self._check_keys()
         finally:
             stores.host_copy.wait()

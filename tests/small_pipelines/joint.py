@@ -375,7 +375,7 @@ def hunyuan_image():
         ocr_guider=AdaptiveProjectedMixGuidance(guidance_scale=3.0, adaptive_projected_guidance_start_step=1),
     )
     pipe.tokenizer_max_length, pipe.tokenizer_2_max_length = 64, 32  # instead of 1000 and 128: padding, mostly
-    return drop_template(pipe), GUIDED
+    return drop_template(pipe), {**GUIDED}
 
 
 # HiDream

@@ -82,7 +82,7 @@ SANA_CALL |= {"use_resolution_binning": False, "max_sequence_length": 24}
 
 
 def sana():
-    return SanaPipeline(**sana_parts()), SANA_CALL
+    return SanaPipeline(**sana_parts()), {**SANA_CALL}
 
 
 def sana_sprint():
