@@ -65,8 +65,8 @@ def record(
         Which steps of denoising to record, counted from 0. Default: all.
     branch : {"conditional", "negative", "both"}
         With guidance, the part of the batch to keep. The words of the negative part are the negative prompt's; for
-        "both" see `Recording.branch`. Steps at which a pipeline ends its guidance early have no negative part, and are
-        left out.
+        "both" see `Recording.branch`; where guidance is a call of its own (FLUX, Qwen-Image) record one of them. Steps
+        at which a pipeline ends its guidance early have no negative part, and are left out.
     parts : sequence of str, optional
         Names of the equal parts of a batch in their order, ("negative", "conditional") or ("conditional",), where
         something else than `pipe` itself calls its denoiser: a loop of your own over `pipe.unet`, or a pipeline that
@@ -75,7 +75,7 @@ def record(
         "queries", the default of cross-attention unless texts are given: for maps of any text and step afterwards, in
         memory that grows with the steps. What does not grow: "sum", of the queries, all that `linear_daam` needs; of
         the prompt, "maps" for `daam`, or "contributions". "calls", the arguments of the denoiser, for `record_again`:
-        less than a megabyte a step. The default of joint attention is both "maps" and "calls".
+        little more than the latents of each step. The default of joint attention is both "maps" and "calls".
     share : {"text", "joint"}
         In joint attention, what maps are shares of: of the attention that goes to the text, which adds up to 1 over its
         tokens, or of all attention, as the model computes it. In cross-attention both are the same.
