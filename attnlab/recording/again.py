@@ -65,6 +65,8 @@ def record_again(
     ValueError
         If no calls were kept, a step was not recorded, the pipeline is of another kind, a text is not read whole, or
         one is given for cross-attention, where `ovam` has any.
+    TypeError
+        If a text is given for a denoiser whose image answers to it by another way than attention (Lumina-Next).
     """
     trace = recording.trace
     if not trace.calls:

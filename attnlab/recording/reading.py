@@ -114,6 +114,8 @@ def _plain(pipe) -> dict:
 
 def _reading(pipe) -> list[str]:
     """List the arguments of a pipeline that say how a text is read: what it hands on, texts and numbers left out."""
+    if not hasattr(pipe, "encode_prompt"):
+        return []
     known, handed = (inspect.signature(call).parameters for call in (pipe.__call__, pipe.encode_prompt))
     return [name for name in handed if name in known and "prompt" not in name]
 
