@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ import attnlab
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+RECIPES = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "recipes").glob("*.yaml"))}
 NOTEBOOKS = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 IMPORTING = [stem for stem, text in NOTEBOOKS.items() if re.search(r'"(from|import) experiments\b', text)]
 NEEDS = "needs the repository"
@@ -50,14 +52,22 @@ def attnlab_in(site, tmp_path):
     return run
 
 
-def test_a_wheel_has_the_package_its_data_and_the_notebooks(site):
+def test_a_wheel_has_the_package_its_data_notebooks_and_recipes(site):
     names = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     hidden = {"__pycache__", ".ipynb_checkpoints"}
     files = [path for path in (ROOT / "attnlab").rglob("*") if path.is_file() and not hidden & {*path.parts}]
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     assert {"attnlab/models/tiny/unet/diffusion_pytorch_model.safetensors", "attnlab/widgets/picture.js"} <= expected
-    expected |= {f"attnlab/notebooks/{stem}.ipynb" for stem in NOTEBOOKS}
+    expected |= {f"attnlab/notebooks/{stem}.ipynb" for stem in NOTEBOOKS} | {
+        f"attnlab/recipes/{name}" for name in RECIPES
+    }
     assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_a_wheel_finds_its_own_recipes(site):
+    module = runpy.run_path(str(site / "attnlab/dataset/shipped.py"))  # by itself, as importing torch takes long
+    found = {path.name: path.read_text("utf-8") for path in module["known_recipes"]().values()}
+    assert found == RECIPES and module["find_recipe"]("flood-tiny") == site / "attnlab/recipes/flood-tiny.yaml"
 
 
 def test_an_editable_install_copies_no_notebook(tmp_path):

@@ -1,5 +1,6 @@
 """Make labeled data sets from prompts: a recipe in, image and mask pairs out, verified and exported.
 
+recipe = Recipe.load(find_recipe("flood-tiny"))    # one that comes with attnlab; or write your own:
 recipe = Recipe(prompts=["a burning house with fire and smoke"], classes={"fire": "fire", "smoke": "smoke"}, images=50)
 dataset = generate_dataset(recipe, "fires")        # run it again after an interruption: it goes on
 dataset[0].image, dataset[0].labels                # PIL image, uint8 (row, column) of class numbers
@@ -12,8 +13,9 @@ from .labeling import Labeling, label
 from .making import generate_dataset
 from .recipe import Filters, Recipe
 from .records import Dataset, Pair, difference_hash, verify_dataset
+from .shipped import find_recipe, known_recipes
 
 __all__ = [
-    "Dataset", "Filters", "Labeling", "Pair", "Recipe", "difference_hash", "export_coco", "generate_dataset", "label",
-    "verify_dataset",
+    "Dataset", "Filters", "Labeling", "Pair", "Recipe", "difference_hash", "export_coco", "find_recipe",
+    "generate_dataset", "known_recipes", "label", "verify_dataset",
 ]  # fmt: skip
