@@ -125,6 +125,64 @@ def test_names_of_one_label_image_may_differ_in_case_alone():
     assert len(replace(FIRE, classes={"Fire": "fire", "fire": "house", "a b": "a", "a_b": "with"}).classes) == 4
 
 
+NEGATIVES = Recipe(
+    prompts=["a house with fire", "a house"], classes={"fire": "fire"}, kept={"background": 3, "fire": 2}
+)
+
+
+def test_kept_records_bound_the_images_and_go_round_the_prompts():
+    assert FIRE.images == replace(FIRE, images=None).images == 1 and FIRE.prompt(1) == "a tree with fire"
+    assert "kept" not in FIRE.as_dict() and FIRE.as_dict()["images"] == 1
+    assert FIRE.digest == "016ee29449b2cb67", "recipes without kept are as they were"
+    kept = replace(FIRE, kept=7, images=None)
+    assert kept.images == 35 and len(kept) == 70, "ten attempts at each, over two prompts"
+    assert [kept.prompt(i) for i in range(3)] == ["a house with fire", "a tree with fire", "a house with fire"]
+    assert kept.digest != replace(FIRE, images=35).digest
+    assert NEGATIVES.images == 25 and replace(FIRE, kept=2, images=1).images == 1
+
+
+def test_kept_records_are_written_as_yaml(tmp_path):
+    again = Recipe.load(NEGATIVES.save(tmp_path / "recipe.yaml"))
+    assert again.kept == {"background": 3, "fire": 2} and again.digest == NEGATIVES.digest and again.images == 25
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kept": 0}, "kept is 0: it is a whole number from 1 to 10000000, or one for each class, such as {fire: 100}"),
+        ({"kept": True}, "kept is True"),
+        ({"kept": {}}, "kept is {}"),
+        ({"kept": {"fire": 1.5}}, "kept is {'fire': 1.5}"),
+        ({"kept": ["fire"]}, "kept is ['fire']"),
+        ({"kept": {"fires": 5}}, "kept names 'fires', which is no class: it may have fire, background"),
+        (
+            {"kept": 3, "images": 1},
+            "images is 1: 2 prompts make 2 images at most, kept wants 3; leave images out for 10",
+        ),
+        ({"kept": {"fire": 2, "background": 1}, "images": 1}, "2 images at most, kept wants 3"),
+        ({"kept": 10**7, "images": None}, "are too many"),
+        ({"kept": {"background": 2}, "classes": {"background": "fire"}}, "give the class of that name another one"),
+        ({"kept": {"background": 2}, "map": "ovam"}, "images of no class, which ovam cannot have so"),
+        ({"kept": {"background": 2}, "map": "linear", "mask": {"method": "zero"}}, "filters: {area: null}"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(change, message):
+    with pytest.raises(ValueError) as error:
+        replace(FIRE, **{"images": 20, **change})
+    assert message in str(error.value)
+
+
+def test_negatives_want_a_prompt_that_names_no_class():
+    tokenizer = al.load_pipeline("tiny", device="cpu").tokenizer
+    NEGATIVES.check(tokenizer)
+    with pytest.raises(ValueError, match="kept wants background, images of no class, but every prompt names one"):
+        replace(NEGATIVES, prompts=("a house with fire",)).check(tokenizer)
+    with pytest.raises(ValueError, match="but every prompt names one"):
+        replace(NEGATIVES, classes={"fire": "fire", "house": "house"}).check(tokenizer)
+    token = replace(NEGATIVES, map="linear", mask={"method": "zero"}, filters=OPEN)
+    assert token.kept["background"] == 3, "a learned token may say that its class is not there"
+
+
 def test_too_many_prompts_are_counted_and_not_made():
     begun = time.process_time()
     lists = {f"x{i}": [str(n) for n in range(10)] for i in range(9)}

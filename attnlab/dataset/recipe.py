@@ -28,6 +28,9 @@ from ..storage import write_text
 __all__ = ["Filters", "Recipe", "mask_name"]
 
 RECIPE_FORMAT = 1  # recipes of later formats are refused
+NEGATIVE = "background"  # what `Recipe.kept` calls records that have no class
+_ATTEMPTS = 10  # most records per one that is to be kept, where a recipe does not say how many images
+_LATER = ("dtype", "kept")  # settings that older recipes lack: None is left out, so that their digests stay
 MAPS = ("daam", "ovam", "linear")
 SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
@@ -69,7 +72,10 @@ class Recipe:
     model : str
         As `load_pipeline` takes it.
     images, seed : int
-        Images per prompt, and the seed of record 0.
+        Images per prompt, and the seed of record 0. Default: 1; with `kept`, ten times what is wanted.
+    kept : int or dict of str to int, optional
+        Records to keep, in all or with each class ("background": with none); `images` is then the most made per prompt,
+        in turn: record i has the prompt i % prompts. Default: all that pass the filters.
     steps, guidance, negative : int, float, str
         Denoising steps, guidance scale and negative prompt.
     size, scheduler : tuple of two int, str
@@ -99,7 +105,7 @@ class Recipe:
     classes: Mapping[str, str]
     model: str = "tiny"
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    images: int = 1
+    images: int | None = None
     seed: int = 0
     steps: int = 20
     guidance: float = 4.0
@@ -119,6 +125,7 @@ class Recipe:
     labels: bool = True
     filters: Filters = field(default_factory=Filters)
     dtype: str | None = None
+    kept: int | Mapping[str, int] | None = None
 
     def __post_init__(self):
         for name in ("prompts", "size"):
@@ -127,6 +134,9 @@ class Recipe:
         if isinstance(self.filters, Mapping) and set(self.filters) <= {f.name for f in fields(Filters)}:
             object.__setattr__(self, "filters", Filters(**self.filters))
         _refuse(_problems(self))
+        if self.images is None:
+            object.__setattr__(self, "images", _most_images(self))
+        _refuse(_wrong_size(self))
 
     def __len__(self) -> int:
         return len(self.texts) * self.images
@@ -143,7 +153,7 @@ class Recipe:
 
     def prompt(self, index: int) -> str:
         """Return the prompt of a record."""
-        return self.texts[index // self.images]
+        return self.texts[index // self.images if self.kept is None else index % len(self.texts)]
 
     def seed_of(self, index: int) -> int:
         """Return the seed of a record."""
@@ -166,8 +176,8 @@ class Recipe:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict:
-        """Return the settings as JSON types; `dtype` where it is given, as recipes before it have none."""
-        values = {name: value for name, value in asdict(self).items() if (name, value) != ("dtype", None)}
+        """Return the settings as JSON types; later ones, such as `dtype`, where they are given."""
+        values = {name: value for name, value in asdict(self).items() if value is not None or name not in _LATER}
         return json.loads(json.dumps({"format": RECIPE_FORMAT, **values}, default=dict))
 
     def check(self, tokenizer) -> None:
@@ -176,7 +186,7 @@ class Recipe:
         The model reads a prompt up to the end of its window, and no further.
         """
         if self.map == "daam":
-            _refuse([*_wrong_words(self, tokenizer)])
+            _refuse(_wrong_words(self, tokenizer))
 
     def save(self, path: str | Path) -> Path:
         """Write as YAML, whole or not at all."""
@@ -237,6 +247,7 @@ def _count(node, known):
 
 def _refuse(problems):
     """Raise a ValueError that names all problems, if there are any."""
+    problems = list(problems)
     if problems:
         more = [f"and {len(problems) - _MAX_SAID} more"] if len(problems) > _MAX_SAID else []
         said = "".join(f"\n- {problem}" for problem in [*problems[:_MAX_SAID], *more])
@@ -249,9 +260,10 @@ def _wrong_words(recipe, tokenizer):
         yield f"model {recipe.model} has no tokenizer, so it reads no words"
         return
     found = {text: split(tokenizer, tokenizer(text).input_ids) for text in recipe.texts}
-    window = tokenizer.model_max_length
+    window, named = tokenizer.model_max_length, set()
     for name, word in recipe.classes.items():
         places = {text: matches(words, word) for text, words in found.items()}
+        named |= {text for text, those in places.items() if those}
         if not any(places.values()):
             yield f"class {name!r}: no prompt has the word {word!r}; any text does with map: ovam"
         for text, those in places.items():
@@ -259,6 +271,8 @@ def _wrong_words(recipe, tokenizer):
                 yield f"class {name!r}: {word!r} is {len(those)} times in {text!r}"
             elif those and max(those[0]) >= window - 1:  # the end token has the last place
                 yield f"class {name!r}: {word!r} lies outside the {window} tokens that the model reads of {text!r}"
+    if isinstance(recipe.kept, Mapping) and NEGATIVE in recipe.kept and named == set(found):
+        yield f"kept wants {NEGATIVE}, images of no class, but every prompt names one: add a prompt that does not"
 
 
 def _fields(prompt):
@@ -276,7 +290,11 @@ def _problems(r):
     is_size = r.size is None or _is_pair(r.size, lambda n: _is_whole(n, 8, _MAX_SIDE) and n % 8 == 0)
     is_tokens = r.tokens is None or (r.map == "linear" and _is_text(r.tokens))
     rows = [
-        (n, _is_whole(getattr(r, n), least[n], most[n]), f"it is a whole number from {least[n]} to {most[n]}")
+        (
+            n,
+            _is_whole(getattr(r, n), least[n], most[n]) or (n, r.images) == ("images", None),
+            f"it is a whole number from {least[n]} to {most[n]}",
+        )
         for n in least
     ]
     rows += [
@@ -295,7 +313,7 @@ def _problems(r):
     ]
     found = [f"{name} is {_SHORT.repr(getattr(r, name))}: {right}" for name, is_right, right in rows if not is_right]
     found += [*_wrong_prompts(r), *_wrong_classes(r), *_wrong_mask(r), *_wrong_filters(r.filters)]
-    return found or [*_wrong_size(r)]
+    return found or [*_wrong_kept(r)]  # of what is right in its parts
 
 
 def _is_number(value, least, most):
@@ -316,14 +334,50 @@ def _is_text(value, empty=False):
     return is_whole and (empty or bool(value.strip()))
 
 
+def _count_prompts(r):
+    return sum(math.prod(len(r.lists[name]) for name in _fields(prompt)) for prompt in r.prompts)
+
+
+def _most_images(r):
+    """Return how many images per prompt are made at most, where a recipe does not say it."""
+    wanted = sum(r.kept.values()) if isinstance(r.kept, Mapping) else r.kept
+    return 1 if wanted is None else -(-_ATTEMPTS * wanted // _count_prompts(r))
+
+
 def _wrong_size(r):
-    """Say where a recipe, right in its parts, is too large as a whole."""
-    prompts = sum(math.prod(len(r.lists[name]) for name in _fields(prompt)) for prompt in r.prompts)
+    """Say where a recipe, right in its parts, is too large, or too small, as a whole."""
+    prompts = _count_prompts(r)
+    least = r.kept or 0
+    if isinstance(r.kept, Mapping):  # an image may have several classes
+        least = max((n for name, n in r.kept.items() if name != NEGATIVE), default=0) + r.kept.get(NEGATIVE, 0)
     if prompts > _MAX_PROMPTS or prompts * r.images > _MAX_RECORDS:
         most = f"at most {_MAX_PROMPTS} prompts and {_MAX_RECORDS} images"
         yield f"{prompts} prompts with {r.images} images each are too many: {most}; make several data sets"
     elif r.seed + prompts * r.images - 1 > _MAX_SEED:
         yield f"seed is {r.seed}: the last record's would be above {_MAX_SEED}"
+    elif prompts * r.images < least:
+        said = f"{prompts} prompts make {prompts * r.images} images at most, kept wants {least}"
+        yield f"images is {r.images}: {said}; leave images out for {_ATTEMPTS} attempts at each"
+
+
+def _wrong_kept(r):
+    """Say where `kept` is no count, or names what no record can have."""
+    counts = r.kept if isinstance(r.kept, Mapping) else {} if r.kept is None else {"": r.kept}
+    right = f"a whole number from 1 to {_MAX_RECORDS}, or one for each class"
+    if r.kept is not None and not (counts and all(_is_whole(n, 1, _MAX_RECORDS) for n in counts.values())):
+        yield f"kept is {_SHORT.repr(r.kept)}: it is {right}, such as {{{next(iter(r.classes))}: 100}}"
+    elif isinstance(r.kept, Mapping):
+        known = [*r.classes, NEGATIVE]
+        yield from (
+            f"kept names {n!r}, which is no class: it may have {', '.join(known)}" for n in counts if n not in known
+        )
+    if NEGATIVE in counts and NEGATIVE in r.classes:
+        yield f"kept means images of no class by {NEGATIVE}: give the class of that name another one"
+    elif NEGATIVE in counts and r.map != "daam":
+        bounded = isinstance(r.filters, Filters) and r.filters.area and r.filters.area[0] > 0
+        if r.map != "linear" or r.mask.get("method") != "zero" or bounded:
+            how = "mask method zero and filters: {area: null} with map: linear, or map: daam and a prompt of no class"
+            yield f"kept wants {NEGATIVE}, images of no class, which {r.map} cannot have so: choose {how}"
 
 
 def _wrong_prompts(r):
