@@ -10,6 +10,7 @@ ROOT = Path(attnlab.__file__).parents[1]
 SAME = {  # met in several modules, and the same thing in each
     "CLASSES",  # names of the classes of a rendered world
     "HELD_OUT",  # first seed of a rendered world that no bundled model saw
+    "THINGS",  # its classes whose things are counted
     "main",  # runs a command line
     "render",  # makes a scene of a rendered world
 }

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .canvas import Canvas, Thing, downsample, smooth_noise
+from .canvas import Canvas, Thing, downsample, number_things, smooth_noise
 from .scene import Scene
 
-__all__ = ["CLASSES", "HELD_OUT", "render"]
+__all__ = ["CLASSES", "HELD_OUT", "THINGS", "render"]
 
 CLASSES = ("ground", "building", "road", "water", "tree", "grass", "vehicle")
+THINGS = ("building", "vehicle")  # classes whose things are counted; not trees, of which only woods have an outline
 HELD_OUT = 1_000_000  # first seed that no bundled model was trained on
 _WIDTH = {"street": 0.075, "lane": 0.05, "track": 0.03}  # of roads
 _CAR = (0.07, 0.036)  # length, width of a vehicle
@@ -83,7 +84,7 @@ def render(seed: int, size: int = 64) -> Scene:
     Returns
     -------
     Scene
-        With image uint8 (size, size, 3), labels uint8 (size, size) and an empty caption.
+        With image uint8 (size, size, 3), labels and instances uint8 (size, size), and an empty caption.
 
     Raises
     ------
@@ -103,7 +104,8 @@ def render(seed: int, size: int = 64) -> Scene:
     rgb, ids = land.canvas.arrays()
     image, ids = downsample(_sensor(rng, _light(land, rgb, ids)), ids)
     labels = np.array([CLASSES.index(thing.name) for thing in land.canvas.things], np.uint8)[ids]
-    return Scene(image, "", labels, np.zeros_like(labels), {}, CLASSES, ("",))
+    instances = number_things(ids, land.canvas.things, lambda thing: thing.name in THINGS)
+    return Scene(image, "", labels, np.zeros_like(labels), {}, CLASSES, ("",), instances)
 
 
 class _Land:
@@ -316,7 +318,7 @@ def _car(land, spot, ahead):
         return
     corners = spot + np.array([a + b, a - b, -a - b, b - a])
     land.cast(corners, 0.012)
-    thing = Thing("vehicle")
+    thing = Thing("vehicle", len(land.canvas.things))
     land.canvas.polygon(corners, body, thing)
     glass = spot + np.array([0.35 * a + 0.8 * b, 0.35 * a - 0.8 * b, -0.1 * a - 0.8 * b, 0.8 * b - 0.1 * a])
     land.canvas.polygon(glass, np.array(body) * 0.45, thing)

@@ -1,11 +1,12 @@
 """Paint colors and labels with the same strokes, so that masks are exact by construction."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["Canvas", "Thing", "downsample", "smooth_noise"]
+__all__ = ["Canvas", "Thing", "downsample", "number_things", "smooth_noise"]
 
 _OVERSAMPLE = 3  # odd, so that one sample lies on the center of every final pixel: that one gives its label
 
@@ -83,6 +84,17 @@ def downsample(rgb: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray
     rows, columns = ids.shape[0] // k, ids.shape[1] // k
     image = rgb.reshape(rows, k, columns, k, 3).mean((1, 3))
     return np.clip(image.round(), 0, 255).astype(np.uint8), ids[k // 2 :: k, k // 2 :: k].copy()
+
+
+def number_things(ids: np.ndarray, things: list[Thing], is_counted: Callable[[Thing], bool]) -> np.ndarray:
+    """Return the number of the thing at each of `ids` (row, column): uint8 (row, column), 0 for what is not counted.
+
+    1 is the one painted first, no number is left out, and all parts of a thing have its number.
+    """
+    owners = [(thing.name, thing.instance) if is_counted(thing) else None for thing in things]
+    seen = dict.fromkeys(owners[i] for i in np.unique(ids) if owners[i])  # others are hidden or outside
+    numbers = {owner: number for number, owner in enumerate(seen, 1)}
+    return np.array([numbers.get(owner, 0) for owner in owners], np.uint8)[ids]
 
 
 def smooth_noise(rng: np.random.Generator, side: int, cells: int, aspect: float = 1.0) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 
 from .world import World
 
-__all__ = ["CLASS_OF", "COLORS", "MAX_TOKENS", "NEARBY", "VISIBLE_AREA", "WORDS_OF", "colors_said", "count_visible"]
-__all__ += ["write_caption"]
+__all__ = ["CLASS_OF", "COLORS", "MAX_TOKENS", "NEARBY", "SKYLINE", "VISIBLE_AREA", "WORDS_OF", "colors_said"]
+__all__ += ["count_visible", "write_caption"]
 
 MAX_TOKENS = 46  # the most words and commas of a caption
 VISIBLE_AREA = 0.006  # a class that covers at least this fraction of the image counts as visible
@@ -55,7 +55,7 @@ NEARBY = ("near", "next to", "beside")
 _SYNONYMS = {"rider": "cyclist", "bicycle": "bike"}
 _DRESSED = ("person", "rider")  # their color is that of their clothes
 _PART_OF_OTHER = 100  # instances from here on belong to another object: the pole of a light, the bicycle of a rider
-_SKYLINE = 200  # the instance of "building" that stands for all far ones
+SKYLINE = 200  # the instance of "building" that stands for all far ones
 _ROOM = MAX_TOKENS - 7  # for phrases: without the longest opening and the longest end
 _STYLES = {  # of captions: how often colors are said, and relations; sky and ground; how many phrases they have
     "full": (0.92, 1, 0.9, (99,)),
@@ -254,7 +254,7 @@ def _relate(facts, first, second):
 def _backdrop(facts):
     world, seen = facts.world, facts.seen
     phrases = []
-    if _SKYLINE in seen.get("building", ()) and facts.by(0.7):
+    if SKYLINE in seen.get("building", ()) and facts.by(0.7):
         phrases.append("buildings")
     if "road" in seen and not (world.flooded and facts.by(0.5)):
         phrases.append(facts.one(("a road", "a street")))

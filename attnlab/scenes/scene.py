@@ -25,6 +25,10 @@ class Scene:
         The class that a word of the caption names, for every word that names one.
     classes, part_names : tuple of str
         The names behind the numbers of `labels` and `parts`.
+    instances : (row, column) array of uint8
+        Number of the single thing that the pixel's center shows, 1, 2, ... in the order in which they were painted; 0
+        where nothing is that can be counted. A thing is of one class, that of `labels`; it may lie in several pieces,
+        where something stands in front of it. Each world's `THINGS` are the classes that are counted.
     """
 
     image: np.ndarray
@@ -34,6 +38,7 @@ class Scene:
     words: dict[str, str]
     classes: tuple[str, ...] = field(repr=False)
     part_names: tuple[str, ...] = field(repr=False)
+    instances: np.ndarray = field(repr=False)
 
     def mask(self, name: str) -> np.ndarray:
         """Return the exact mask of a word of the caption, a class or a part: bool (row, column)."""

@@ -16,15 +16,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from . import captions, objects, world
-from .canvas import Canvas, downsample, smooth_noise
+from .canvas import Canvas, downsample, number_things, smooth_noise
 from .captions import colors_said
 from .fire import add_glow, add_smoke, draw_fire
 from .scene import Scene
 
-__all__ = ["CLASSES", "HELD_OUT", "PARTS", "THIN", "WORDS", "colors_said", "render", "render_both", "render_with"]
+__all__ = ["CLASSES", "HELD_OUT", "PARTS", "THIN", "THINGS", "WORDS", "colors_said", "render", "render_both"]
+__all__ += ["render_with"]
 
 CLASSES = tuple(captions.WORDS_OF)
 THIN = ("traffic light", "pole", "bicycle")  # classes of a few pixels' width
+# classes whose things are counted; not smoke, whose plumes mingle. The far blocks of a skyline are no single things
+THINGS = ("building", "tree", "car", "person", "traffic light", "pole", "rider", "bicycle", "fire")
 PARTS = ("", "roof", "window", "door", "wheel", "trunk", "crown")
 WORDS = captions.CLASS_OF  # every word that names a class, and the class
 HELD_OUT = 1_000_000  # first seed that no bundled model was trained on
@@ -97,7 +100,7 @@ def render(seed: int, size: int = 64, dense: bool = True) -> Scene:
     Returns
     -------
     Scene
-        With image uint8 (size, size, 3), labels and parts uint8 (size, size).
+        With image uint8 (size, size, 3), labels, parts and instances uint8 (size, size).
 
     Raises
     ------
@@ -121,7 +124,7 @@ def render_both(seed: int, size: int = 64) -> tuple[Scene, Scene]:
 
 
 def _picture(seed, size):
-    """Draw a scene: what its caption is written from (random state, world, visible objects), image, labels, parts."""
+    """Draw a scene: what its caption is written from (random state, world, visible objects), and its arrays."""
     if seed < 0 or size < 32:
         raise ValueError(f"street.render wants seed >= 0 and size >= 32, not seed={seed}, size={size}")
     rng = np.random.default_rng([seed, 0x57])
@@ -138,12 +141,17 @@ def _picture(seed, size):
     image, ids = downsample(rgb, ids)
     lookup = np.array([(CLASSES.index(t.name), PARTS.index(t.part)) for t in canvas.things], dtype=np.uint8)
     labels, parts = lookup[ids, 0], lookup[ids, 1]
-    return (rng, here, captions.count_visible(ids, canvas.things)), image, labels, parts
+    instances = number_things(ids, canvas.things, _is_counted)
+    return (rng, here, captions.count_visible(ids, canvas.things)), image, labels, parts, instances
 
 
-def _caption(told, image, labels, parts, dense):
+def _is_counted(thing):
+    return thing.name in THINGS and thing.instance != captions.SKYLINE
+
+
+def _caption(told, image, labels, parts, instances, dense):
     caption, words = captions.write_caption(*told, dense)
-    return Scene(image, caption, labels, parts, words, CLASSES, PARTS)
+    return Scene(image, caption, labels, parts, words, CLASSES, PARTS, instances)
 
 
 def render_with(word: str, count: int, first: int = HELD_OUT, size: int = 64) -> list[Scene]:
