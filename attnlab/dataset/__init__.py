@@ -10,12 +10,14 @@ export_coco(dataset, "fires/coco.json")
 
 from .export import export_coco
 from .labeling import Labeling, label
+from .leaks import Leak, find_leaks
 from .making import generate_dataset
 from .recipe import Filters, Recipe
 from .records import Dataset, Pair, difference_hash, verify_dataset
 from .shipped import find_recipe, known_recipes
+from .splits import split_dataset
 
 __all__ = [
-    "Dataset", "Filters", "Labeling", "Pair", "Recipe", "difference_hash", "export_coco", "find_recipe",
-    "generate_dataset", "known_recipes", "label", "verify_dataset",
+    "Dataset", "Filters", "Labeling", "Leak", "Pair", "Recipe", "difference_hash", "export_coco", "find_leaks",
+    "find_recipe", "generate_dataset", "known_recipes", "label", "split_dataset", "verify_dataset",
 ]  # fmt: skip
