@@ -622,6 +622,47 @@ def test_quantized_weights(kept):
     torch.testing.assert_close(found, attention.to_k(text), rtol=1e-4, atol=1e-5)
 
 
+class Packed(torch.Tensor):
+    """A weight that can be multiplied with, but not copied, as those of torchao."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.clone, torch.Tensor.new_zeros, torch.Tensor.float):
+            raise NotImplementedError(function)
+        if function is torch.nn.functional.linear:
+            x, weight, *bias = (None if value is None else value.as_subclass(torch.Tensor) for value in args)
+            return function(x, weight.round(decimals=1), *bias)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_weights_of_a_type_of_their_own():
+    attention = Attention(16, cross_attention_dim=8, heads=2, dim_head=4, bias=True)
+    weight = attention.to_k.weight.detach()
+    attention.to_k.weight = torch.nn.Parameter(weight.as_subclass(Packed), requires_grad=False)
+    assert type(attention.to_k.weight) is Packed
+    text = torch.randn(5, 8, generator=al.seed(0))
+    found = Layer.of("layer", attention).keys(text).transpose(0, 1).flatten(1)
+    expected = text @ weight.round(decimals=1).T + attention.to_k.bias
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_torchao(config, pipe, generate):
+    """Where it is installed, which the tests do not ask for."""
+    quantization = pytest.importorskip("torchao.quantization")
+    small = clone(pipe)
+    quantization.quantize_(small.unet, getattr(quantization, config)())
+    plain = generate(pipe=small)
+    with al.record(small) as recording:
+        assert torch.equal(generate(pipe=small), plain)
+    layers, modules = recording.trace.layers, dict(small.unet.named_modules())
+    text = recording.trace.text
+    for name, layer in layers.items():
+        found, own = layer.keys(text).transpose(0, 1).flatten(1), modules[name].to_k(text)
+        assert (found - own).norm() < 0.02 * own.norm()  # a little of it is rounding of what is multiplied
+    assert np.isfinite(al.linear_daam(recording)["smoke"]).all() and (al.contributions(recording)["smoke"] > 0).all()
+
+
 def test_choose_layers():
     sizes = {"down.0": (16, 24), "down.10": (8, 12), "mid_block": (4, 6)}
 

@@ -240,9 +240,11 @@ def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
 
     `dtype` is what quantized weights work in.
     """
-    if type(module) is nn.Linear and module.weight.device.type != "meta":
+    weight = getattr(module, "weight", None)
+    plain = type(module) is nn.Linear and type(weight) in (nn.Parameter, torch.Tensor)  # those of torchao are of others
+    if plain and weight.device.type != "meta":
         bias = module.bias
-        return module.weight.detach().clone(), None if bias is None else bias.detach().clone()
+        return weight.detach().clone(), None if bias is None else bias.detach().clone()
     parameter = next(module.parameters(), torch.empty(0))  # torch's own quantized layers have none
     dtype = parameter.dtype if parameter.is_floating_point() else dtype
     device = torch.device("cpu" if parameter.device.type == "meta" else parameter.device)
