@@ -22,7 +22,9 @@ class Labeling(NamedTuple):
     """Labels of one image, and whether it is good enough."""
 
     labels: np.ndarray  # uint8 (row, column): 0 background, from 1 on the classes in the recipe's order, 255 ignored
-    masks: dict[str, np.ndarray]  # bool (row, column), of each class with a map; they may overlap
+    masks: dict[
+        str, np.ndarray
+    ]  # bool (row, column), of each class with a map, and may overlap; by vote uint8, 255 ignored
     areas: dict[str, float]  # fraction of the image that each class has in `labels`
     scores: dict[str, float]  # mean of a map inside its mask minus that outside, as a fraction of the map's range
     similarity: float | None  # cosine of the image and its prompt, where the recipe has a CLIP model

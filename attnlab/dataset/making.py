@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from PIL import Image
 from tqdm import tqdm
 
 from ..pipelines import load_parts, load_pipeline, seed
@@ -24,6 +26,8 @@ from ..storage import replacing, write_text
 from ..tokens import TokenLibrary
 from .card import card, contact_sheet
 from .labeling import heats, label, streaming
+from .looking import label_photo, look
+from .photos import changed_photos, check_photos, read_photo
 from .recipe import Recipe
 from .records import SUMS_FILE, Dataset, as_lines, read_lines, record_files, sha256, write_record, wrong_line
 from .similarity import Similarity
@@ -172,16 +176,20 @@ def _check_words(recipe):
         missing = [repr(word) for word in recipe.classes.values() if word not in library]
         if missing and recipe.mask["method"] == "zero":
             raise ValueError(f"{recipe.tokens} has no token {', '.join(missing)}; it has {', '.join(library)}")
+    if recipe.photos:
+        check_photos(recipe.photos)
 
 
 def _try(recipe):
     """Label the first image after one step of its generation: what would fail then fails before anything is made."""
+    if recipe.photos:
+        recipe = replace(recipe, photos=replace(recipe.photos, tiles=1, looks=1, timesteps=recipe.photos.timesteps[:1]))
     with _MODEL:
         if recipe.filters.clip:
             _similarity(recipe.filters.clip)
         pipe, _ = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
         trained = pipe.scheduler.config.get("num_train_timesteps", recipe.steps)
-        if recipe.steps > trained:
+        if recipe.steps > trained and not recipe.photos:
             raise ValueError(f"steps is {recipe.steps}: the model was trained with {trained}, and has no more")
         stop = "callback_on_step_end"  # where a pipeline has none, all its steps are done
         call = {stop: _stop} if stop in inspect.signature(pipe.__call__).parameters else {}
@@ -189,8 +197,9 @@ def _try(recipe):
             images, recording, cosines = _draw(recipe, range(1), **call)
             _label(recipe, images[0], recording[0], cosines[0])
         except Exception as error:  # of any kind: the model, its scheduler and its layers are anybody's
-            how = f"{recipe.steps} steps of {type(pipe.scheduler).__name__}"
-            raise ValueError(f"this recipe cannot be made, its first step ({how}) failed: {error}") from error
+            how = f"its first step ({recipe.steps} steps of {type(pipe.scheduler).__name__})"
+            how = f"a look at {recipe.photos.names[0]}" if recipe.photos else how
+            raise ValueError(f"this recipe cannot be made, {how} failed: {error}") from error
 
 
 def _stop(pipe, *_):
@@ -203,7 +212,9 @@ def _is_new(out, recipe):
     path = out / "recipe.yaml"
     if path.exists():
         if Recipe.load(path).digest != recipe.digest:
-            raise ValueError(f"{out} holds a run with other settings (see {path}): name another folder")
+            changed = "; ".join(changed_photos(Recipe.load(path).photos, recipe.photos))
+            hint = f" ({changed})" if changed else ""
+            raise ValueError(f"{out} holds a run with other settings (see {path}){hint}: name another folder")
         return False
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: name a new or empty folder")
@@ -292,7 +303,9 @@ def _with_processes(workers, recipe, out, missing, progress):
 @torch.no_grad()
 def _draw(recipe, batch, **call):
     """Generate a batch: return its images, their recording, and how alike each is to its prompt."""
-    pipe, _ = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
+    pipe, tokens = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
+    if recipe.photos:
+        return _look(recipe, batch, pipe, tokens)
     call |= {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
     if recipe.size:
         call["height"], call["width"] = recipe.size
@@ -301,8 +314,20 @@ def _draw(recipe, batch, **call):
     prompts = [recipe.prompt(i) for i in batch]
     with record(pipe, **streaming(recipe)) as recording:
         made = pipe(prompts, generator=[seed(recipe.seed_of(i)) for i in batch], **call)
+    return made.images, recording, _compare(recipe, made.images, prompts)
+
+
+def _look(recipe, batch, pipe, tokens):
+    """Look at the photos of a batch: return them, the maps of each look, and how alike each is to the prompt."""
+    photos = [read_photo(recipe.photos, index) for index in batch]
+    looks = [look(pipe, photo, recipe, index, tokens) for index, photo in zip(batch, photos, strict=True)]
+    images = [Image.fromarray(photo) for photo in photos]
+    return images, looks, _compare(recipe, images, [recipe.prompt(index) for index in batch])
+
+
+def _compare(recipe, images, prompts):
     clip = recipe.filters.clip
-    return made.images, recording, _similarity(clip)(made.images, prompts) if clip else [None] * len(batch)
+    return _similarity(clip)(images, prompts) if clip else [None] * len(prompts)
 
 
 @torch.no_grad()
@@ -310,6 +335,8 @@ def _label(recipe, image, recording, cosine):
     """Label an image by its recording."""
     _, tokens = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
     pixels = np.asarray(image.convert("RGB"))
+    if recipe.photos:
+        return label_photo(recording, pixels, recipe, cosine)
     return label(heats(recording, recipe, pixels.shape[:2], tokens), pixels, recipe, cosine)
 
 

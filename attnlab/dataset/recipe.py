@@ -13,7 +13,7 @@ import reprlib
 import string
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,19 +24,21 @@ from ..pipelines import DTYPES
 from ..recording.pieces import split
 from ..recording.words import matches
 from ..storage import write_text
+from .photos import Photos, find_photos, wrong_photos
 
 __all__ = ["Filters", "Recipe", "mask_name"]
 
 RECIPE_FORMAT = 1  # recipes of later formats are refused
 NEGATIVE = "background"  # what `Recipe.kept` calls records that have no class
 _ATTEMPTS = 10  # most records per one that is to be kept, where a recipe does not say how many images
-_LATER = ("dtype", "kept")  # settings that older recipes lack: None is left out, so that their digests stay
+_LATER = ("dtype", "kept", "photos")  # settings that older recipes lack: None is left out, so that their digests stay
 MAPS = ("daam", "ovam", "linear")
 SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LCMScheduler", "PNDMScheduler",
     "UniPCMultistepScheduler",
 )  # fmt: skip
+_OF_GENERATION = ("steps", "guidance", "negative", "scheduler", "lists")  # mean nothing where photos are labeled
 MAX_CLASSES = 254  # 0 is the background, 255 is ignored
 _MAX_RECORDS, _MAX_PROMPTS, _MAX_SEED = 10**7, 10**6, 2**64 - 1
 _MAX_BYTES = _MAX_VALUES = 10**7  # of a file, and of the values in it once its aliases are written out
@@ -81,6 +83,9 @@ class Recipe:
     size, scheduler : tuple of two int, str
         (height, width) in pixels, and the name of a diffusers scheduler. Default: the model's own. LCMScheduler is for
         models distilled for it: 4 to 8 steps, guidance 1 to 2.
+    photos : Photos, optional
+        Photos that are labeled in the place of generated images; or a text, where they are. `prompts` is then one text
+        that says what they show, by default "a photo".
     dtype : str, optional
         "float32", "float16" or "bfloat16", which the model computes in. Default: float16 on a GPU, float32 on the CPU.
     batch, threads, shard : int
@@ -101,8 +106,8 @@ class Recipe:
         Write one label image per record. False: one mask per class.
     """
 
-    prompts: tuple[str, ...]
-    classes: Mapping[str, str]
+    prompts: tuple[str, ...] | None = None
+    classes: Mapping[str, str] = field(default_factory=dict)
     model: str = "tiny"
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     images: int | None = None
@@ -126,14 +131,17 @@ class Recipe:
     filters: Filters = field(default_factory=Filters)
     dtype: str | None = None
     kept: int | Mapping[str, int] | None = None
+    photos: Photos | None = None
 
     def __post_init__(self):
+        _settle_photos(self)
         for name in ("prompts", "size"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.filters, Mapping) and set(self.filters) <= {f.name for f in fields(Filters)}:
             object.__setattr__(self, "filters", Filters(**self.filters))
         _refuse(_problems(self))
+        _count_photos(self)
         if self.images is None:
             object.__setattr__(self, "images", _most_images(self))
         _refuse(_wrong_size(self))
@@ -162,22 +170,32 @@ class Recipe:
     @property
     def shards(self) -> int:
         """Number of shards."""
-        return -(-len(self) // (self.batch * self.shard))
+        return -(-len(self) // (self._together * self.shard))
+
+    @property
+    def _together(self):
+        """Records of a batch. Photos are large, and of several sizes: of each, tiles and looks make a batch."""
+        return 1 if self.photos else self.batch
 
     def batches(self, number: int) -> list[range]:
         """Return the records of each batch of a shard."""
-        first = number * self.batch * self.shard
-        last = min(first + self.batch * self.shard, len(self))
-        return [range(i, min(i + self.batch, last)) for i in range(first, last, self.batch)]
+        step = self._together
+        first = number * step * self.shard
+        last = min(first + step * self.shard, len(self))
+        return [range(i, min(i + step, last)) for i in range(first, last, step)]
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all settings."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        """A hash of all settings; of photos that of their bytes, wherever they lie."""
+        values = self.as_dict()
+        if self.photos:
+            values["photos"].pop("where")
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict:
-        """Return the settings as JSON types; later ones, such as `dtype`, where they are given."""
-        values = {name: value for name, value in asdict(self).items() if value is not None or name not in _LATER}
+        """Return the settings as JSON types, those that mean something; later ones, as `dtype`, where they are given."""
+        unused = {name for name in _LATER if getattr(self, name) is None} | {*(_OF_GENERATION if self.photos else ())}
+        values = {name: value for name, value in asdict(self).items() if name not in unused}
         return json.loads(json.dumps({"format": RECIPE_FORMAT, **values}, default=dict))
 
     def check(self, tokenizer) -> None:
@@ -226,7 +244,8 @@ def _fields_in(path):
         hints = {name: difflib.get_close_matches(str(name), known, 1) for name in unknown}
         named = [f"{name!r}" + (f" (did you mean {hint[0]}?)" if hint else "") for name, hint in hints.items()]
         raise ValueError(f"a recipe has no {', '.join(named)}; it has {', '.join(known)}")
-    if missing := [name for name in ("prompts", "classes") if name not in values]:
+    wanted = ["classes"] if values.get("photos") else ["prompts", "classes"]
+    if missing := [name for name in wanted if name not in values]:
         raise ValueError(f"it lacks {' and '.join(missing)}")
     return values
 
@@ -312,7 +331,7 @@ def _problems(r):
         ("dtype", r.dtype in (None, *DTYPES), f"choose one of {', '.join(DTYPES)}, or leave it out"),
     ]
     found = [f"{name} is {_SHORT.repr(getattr(r, name))}: {right}" for name, is_right, right in rows if not is_right]
-    found += [*_wrong_prompts(r), *_wrong_classes(r), *_wrong_mask(r), *_wrong_filters(r.filters)]
+    found += [*_wrong_prompts(r), *_wrong_classes(r), *_wrong_mask(r), *_wrong_filters(r.filters), *_wrong_looking(r)]
     return found or [*_wrong_kept(r)]  # of what is right in its parts
 
 
@@ -357,7 +376,8 @@ def _wrong_size(r):
         yield f"seed is {r.seed}: the last record's would be above {_MAX_SEED}"
     elif prompts * r.images < least:
         said = f"{prompts} prompts make {prompts * r.images} images at most, kept wants {least}"
-        yield f"images is {r.images}: {said}; leave images out for {_ATTEMPTS} attempts at each"
+        said = f"images is {r.images}: {said}; leave images out for {_ATTEMPTS} attempts at each"
+        yield f"kept wants {least}, there are {r.images} photos" if r.photos else said
 
 
 def _wrong_kept(r):
@@ -423,6 +443,46 @@ def _wrong_classes(r):
 def mask_name(name: str) -> str:
     """Return a class's part of the names of its mask files, and of their column in metadata.jsonl."""
     return name.replace(" ", "_")
+
+
+def _settle_photos(r):
+    """Give a recipe its photos as `Photos`, and a prompt."""
+    value, known = r.photos, {f.name for f in fields(Photos)}
+    if isinstance(value, str):
+        value = Photos(value)
+    elif isinstance(value, Mapping) and "where" in value and set(value) <= known:
+        value = Photos(**value)
+    object.__setattr__(r, "photos", value)
+    if value is not None and r.prompts is None:
+        object.__setattr__(r, "prompts", ("a photo",))
+
+
+def _count_photos(r):
+    """Find the photos of a recipe, where it does not know them, and make one record for each."""
+    if r.photos:
+        found = r.photos if r.photos.files else replace(r.photos, files=find_photos(r.photos.where))
+        object.__setattr__(r, "photos", found)
+        object.__setattr__(r, "images", len(found.names))
+
+
+def _wrong_looking(r):
+    """Say where photos cannot be looked at so, or something is said that means nothing for photos."""
+    if r.photos is None:
+        return
+    if not isinstance(r.photos, Photos):
+        yield f"photos is {_SHORT.repr(r.photos)}: name a folder; or where, tiles, looks, agree and timesteps"
+        return
+    yield from wrong_photos(r.photos)
+    if isinstance(r.prompts, tuple) and len(r.prompts) != 1:
+        yield f"prompts are {len(r.prompts)}: photos have one, that says what all of them show"
+    told = [f.name for f in fields(r) if f.name in _OF_GENERATION and getattr(r, f.name) != _default(f)]
+    yield from (f"{name} is {_SHORT.repr(getattr(r, name))}: photos are not generated, leave it out" for name in told)
+    if r.images not in (None, 1, len(r.photos.names)):
+        yield f"images is {_SHORT.repr(r.images)}: there is one record for each photo, leave it out"
+
+
+def _default(one):
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def _wrong_mask(r):

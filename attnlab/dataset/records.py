@@ -95,7 +95,8 @@ class Dataset(Sequence):
             open_image(self.folder, metadata.get(file.column)) for file in record_files(self.recipe, metadata["index"])
         )
         masks = [np.array(mask) for mask in masks]
-        labels = masks[0] if self.recipe.labels else {n: m > 0 for n, m in zip(self.recipe.classes, masks, strict=True)}
+        names = self.recipe.classes
+        labels = masks[0] if self.recipe.labels else {n: m == 1 for n, m in zip(names, masks, strict=True)}
         return Pair(image.convert("RGB"), labels, metadata)
 
     def __repr__(self) -> str:
@@ -152,7 +153,7 @@ def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, lab
     """Write an image and its masks to a folder; return its line of records.jsonl."""
     files = record_files(recipe, index)
     line = {"file_name": files[0].name, "index": index}
-    line |= {"prompt": recipe.prompt(index), "seed": recipe.seed_of(index)}
+    line |= _made_of(recipe, index)
     nothing = np.zeros(labeling.labels.shape, bool)
     masks = [labeling.masks.get(kind, nothing).astype(np.uint8) for kind in recipe.classes]
     shown = [_palette_image(values, recipe) for values in ([labeling.labels] if recipe.labels else masks)]
@@ -207,9 +208,15 @@ def wrong_line(recipe: Recipe, line: dict) -> list[str]:
         return [f"records were made by recipe {line['recipe']}, recipe.yaml is {recipe.digest}"]
     if not 0 <= index < len(recipe):
         return [f"a line has index {index}: the recipe makes {len(recipe)} records"]
-    right = {"prompt": recipe.prompt(index), "seed": recipe.seed_of(index), "words": dict(recipe.classes)}
+    right = _made_of(recipe, index) | {"words": dict(recipe.classes)}
     wrong = [key for key, value in right.items() if line.get(key, value) != value]
     return [f"record {index}: {key} is {line[key]!r}, by recipe.yaml {right[key]!r}" for key in wrong]
+
+
+def _made_of(recipe, index):
+    """Return what a record was made of, for its line."""
+    photo = {"photo": recipe.photos.names[index]} if recipe.photos else {}
+    return {"prompt": recipe.prompt(index), "seed": recipe.seed_of(index)} | photo
 
 
 def _inside(folder, name):
@@ -258,8 +265,9 @@ def _wrong_numbers(recipe, line, image, masks):
         if recipe.labels:
             most = least = (masks[0] == number).mean()
         else:  # a pixel in several masks counts for one of them alone
-            own, covered = masks[number - 1] > 0, np.sum(masks, axis=0)
-            most, least = own.mean(), (own & (covered == 1)).mean() if recipe.band == 0 else 0
+            own, covered = masks[number - 1] == 1, np.sum(masks, axis=0)
+            voted = recipe.band or recipe.photos  # pixels of a mask may be ignored in the labels that areas are of
+            most, least = own.mean(), 0 if voted else (own & (covered == 1)).mean()
         area = line["areas"].get(name) or 0
         if not isinstance(area, int | float) or not round(least, 4) <= area <= round(most, 4):
             yield f"{line['file_name']}: the area of {name} is {area!r}, by its mask {most:.4f}"

@@ -10,7 +10,7 @@ from .layers import as_list
 from .texts import TextEncoder
 from .words import Query, find
 
-__all__ = ["LARGEST", "check_generation", "generation_arguments", "own_size"]
+__all__ = ["LARGEST", "check_generation", "generation_arguments", "latent_side", "own_size", "side_multiple"]
 
 LARGEST = 4  # times the side of the images that a model was trained on: attention takes the fourth power in memory
 
@@ -50,7 +50,7 @@ def check_generation(
     TypeError
         For a pipeline that cannot be recorded.
     """
-    own, least = own_size(pipe), _least(pipe)
+    own, least = own_size(pipe), side_multiple(pipe)
     fits = _is_whole(size, 0) and size % least == 0 and size <= LARGEST * own
     problems = [*_wrong_texts(pipe, prompt, words, texts), *_wrong_steps(pipe.scheduler, steps)]
     if not (type(guidance) in (int, float) and 0 <= guidance <= 1000):
@@ -114,7 +114,7 @@ def own_size(pipe) -> int:
     height = inspect.signature(pipe.__call__).parameters.get("height")
     if height is not None and isinstance(height.default, int):  # Sana, Kandinsky: whatever its configuration says
         return height.default
-    return max(as_list(known or getattr(pipe, "default_sample_size", None) or 128)) * _factor(pipe)
+    return max(as_list(known or getattr(pipe, "default_sample_size", None) or 128)) * latent_side(pipe)
 
 
 def _without_intermediate(takes, steps) -> dict:
@@ -123,17 +123,29 @@ def _without_intermediate(takes, steps) -> dict:
     return {"intermediate_timesteps": None} if known and steps != 2 else {}
 
 
-def _factor(pipe):
-    """Return the side in pixels of what becomes one latent; 1 where pixels are denoised themselves."""
+def latent_side(pipe) -> int:
+    """Return the side in pixels of what becomes one latent; 1 where pixels are denoised themselves.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        As for `record`.
+    """
     names = ("vae_scale_factor", "vae_scale_factor_spatial")
     return next((getattr(pipe, name) for name in names if hasattr(pipe, name)), 1)
 
 
-def _least(pipe):
-    """Return what the side of an image is a multiple of."""
+def side_multiple(pipe) -> int:
+    """Return what the sides of an image are multiples of, in pixels.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        As for `record`.
+    """
     if getattr(pipe, "movq", None) is not None:  # Kandinsky 3 rounds up to it
         return 64
-    return 8 if denoiser_of(pipe) is getattr(pipe, "unet", None) else 2 * _factor(pipe)
+    return 8 if denoiser_of(pipe) is getattr(pipe, "unet", None) else 2 * latent_side(pipe)
 
 
 def _wrong_texts(pipe, prompt, words, texts):
