@@ -83,9 +83,8 @@ class Recipe:
     size, scheduler : tuple of two int, str
         (height, width) in pixels, and the name of a diffusers scheduler. Default: the model's own. LCMScheduler is for
         models distilled for it: 4 to 8 steps, guidance 1 to 2.
-    photos : Photos, optional
-        Photos that are labeled in the place of generated images; or a text, where they are. `prompts` is then one text
-        that says what they show, by default "a photo".
+    photos : Photos or str, optional
+        Photos that are labeled in the place of generated images, or where they lie; `prompts` is then one text.
     dtype : str, optional
         "float32", "float16" or "bfloat16", which the model computes in. Default: float16 on a GPU, float32 on the CPU.
     batch, threads, shard : int
@@ -134,16 +133,9 @@ class Recipe:
     photos: Photos | None = None
 
     def __post_init__(self):
-        _settle_photos(self)
-        for name in ("prompts", "size"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.filters, Mapping) and set(self.filters) <= {f.name for f in fields(Filters)}:
-            object.__setattr__(self, "filters", Filters(**self.filters))
+        _settle(self)
         _refuse(_problems(self))
-        _count_photos(self)
-        if self.images is None:
-            object.__setattr__(self, "images", _most_images(self))
+        _count_images(self)
         _refuse(_wrong_size(self))
 
     def __len__(self) -> int:
@@ -170,30 +162,23 @@ class Recipe:
     @property
     def shards(self) -> int:
         """Number of shards."""
-        return -(-len(self) // (self._together * self.shard))
-
-    @property
-    def _together(self):
-        """Records of a batch. Photos are large, and of several sizes: of each, tiles and looks make a batch."""
-        return 1 if self.photos else self.batch
+        return -(-len(self) // (_together(self) * self.shard))
 
     def batches(self, number: int) -> list[range]:
         """Return the records of each batch of a shard."""
-        step = self._together
-        first = number * step * self.shard
-        last = min(first + step * self.shard, len(self))
+        step = _together(self)
+        first, last = (min(n * step * self.shard, len(self)) for n in (number, number + 1))
         return [range(i, min(i + step, last)) for i in range(first, last, step)]
 
     @cached_property
     def digest(self) -> str:
         """A hash of all settings; of photos that of their bytes, wherever they lie."""
         values = self.as_dict()
-        if self.photos:
-            values["photos"].pop("where")
+        values.get("photos", {}).pop("where", None)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict:
-        """Return the settings as JSON types, those that mean something; later ones, as `dtype`, where they are given."""
+        """Return the settings that mean something as JSON types; later ones, such as `dtype`, where they are given."""
         unused = {name for name in _LATER if getattr(self, name) is None} | {*(_OF_GENERATION if self.photos else ())}
         values = {name: value for name, value in asdict(self).items() if name not in unused}
         return json.loads(json.dumps({"format": RECIPE_FORMAT, **values}, default=dict))
@@ -445,24 +430,33 @@ def mask_name(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _settle_photos(r):
-    """Give a recipe its photos as `Photos`, and a prompt."""
-    value, known = r.photos, {f.name for f in fields(Photos)}
-    if isinstance(value, str):
-        value = Photos(value)
-    elif isinstance(value, Mapping) and "where" in value and set(value) <= known:
-        value = Photos(**value)
-    object.__setattr__(r, "photos", value)
-    if value is not None and r.prompts is None:
+def _together(r):
+    """Return the records of a batch. Photos are large, and of several sizes: tiles and looks of one make a batch."""
+    return 1 if r.photos else r.batch
+
+
+def _settle(r):
+    """Give a recipe the types of its fields, where YAML has none of them, and with photos a prompt."""
+    for name in ("prompts", "size"):
+        if isinstance(getattr(r, name), list):
+            object.__setattr__(r, name, tuple(getattr(r, name)))
+    if isinstance(r.filters, Mapping) and set(r.filters) <= {f.name for f in fields(Filters)}:
+        object.__setattr__(r, "filters", Filters(**r.filters))
+    photos = {"where": r.photos} if isinstance(r.photos, str) else r.photos
+    if isinstance(photos, Mapping) and "where" in photos and set(photos) <= {f.name for f in fields(Photos)}:
+        object.__setattr__(r, "photos", Photos(**photos))
+    if r.photos is not None and r.prompts is None:
         object.__setattr__(r, "prompts", ("a photo",))
 
 
-def _count_photos(r):
-    """Find the photos of a recipe, where it does not know them, and make one record for each."""
+def _count_images(r):
+    """Find the photos of a recipe, where it does not know them, and say how many images its prompts have."""
     if r.photos:
         found = r.photos if r.photos.files else replace(r.photos, files=find_photos(r.photos.where))
         object.__setattr__(r, "photos", found)
         object.__setattr__(r, "images", len(found.names))
+    elif r.images is None:
+        object.__setattr__(r, "images", _most_images(r))
 
 
 def _wrong_looking(r):
