@@ -6,18 +6,22 @@ dataset = generate_dataset(recipe, "fires")        # run it again after an inter
 dataset[0].image, dataset[0].labels                # PIL image, uint8 (row, column) of class numbers
 verify_dataset("fires")                            # [] where nothing is missing, cut short or altered
 export_coco(dataset, "fires/coco.json")
+
+Your own photos are labeled in the place of generated images, by words that need not be in a prompt:
+Recipe(photos="holiday", classes={"dog": "dog"}, map="ovam"), or photos=Photos("holiday", tiles=2, looks=5)
 """
 
 from .export import export_coco
 from .labeling import Labeling, label
 from .leaks import Leak, find_leaks
 from .making import generate_dataset
+from .photos import Photos
 from .recipe import Filters, Recipe
 from .records import Dataset, Pair, difference_hash, verify_dataset
 from .shipped import find_recipe, known_recipes
 from .splits import split_dataset
 
 __all__ = [
-    "Dataset", "Filters", "Labeling", "Leak", "Pair", "Recipe", "difference_hash", "export_coco", "find_leaks",
-    "find_recipe", "generate_dataset", "known_recipes", "label", "split_dataset", "verify_dataset",
+    "Dataset", "Filters", "Labeling", "Leak", "Pair", "Photos", "Recipe", "difference_hash", "export_coco",
+    "find_leaks", "find_recipe", "generate_dataset", "known_recipes", "label", "split_dataset", "verify_dataset",
 ]  # fmt: skip
