@@ -5,15 +5,26 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import jaccard_score
+from sklearn.metrics import jaccard_score, recall_score
+from sklearn.utils.class_weight import compute_class_weight
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import (
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+    SegformerModel,
+)
 
 from attnlab.metrics import class_ious
-from attnlab.segmentation import Segmenter, augment, learn, train_segmenter
+from attnlab.pipelines import BUNDLED
+from attnlab.scenes import street
+from attnlab.segmentation import Segmenter, augment, learn, start_segmenter, train_segmenter
 from attnlab.segmentation.model import ARCHITECTURES, UNet, as_input
 from experiments.studies.pair_quality import features, frechet_distance
 
 CLASSES = ("ground", "red", "green")
+PROCESSOR = SegformerImageProcessorPil(do_resize=False)  # scales as ImageNet's photographs are
 
 
 def squares(count, seed=0, size=32):
@@ -240,3 +251,227 @@ def test_features_tell_worlds_apart(architecture):
     assert frechet_distance(of[0], of[2]) > 2 * frechet_distance(of[0], of[1])
     again = features(segmenter, a, batch=7)
     np.testing.assert_allclose(again, of[0], atol=0.02 * np.abs(of[0]).max())  # other batches round otherwise
+
+
+def segformer(folder, kind=SegformerModel, classes=("cat", "dog"), processor=PROCESSOR):
+    """A folder of a small SegFormer with random weights, as transformers saves it."""
+    config = SegformerConfig(
+        depths=[1] * 4, hidden_sizes=[8, 16, 32, 32], num_attention_heads=[1, 1, 2, 2], strides=[2] * 4,
+        decoder_hidden_size=32, id2label=dict(enumerate(classes)),
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind(config).save_pretrained(folder)
+    if processor:
+        processor.save_pretrained(folder)
+    return folder
+
+
+def scenes(count, first, names, size=32):
+    """Rendered scenes with a label for each of some classes, 0 for the others."""
+    rendered = [street.render(seed, size) for seed in range(first, first + count)]
+    labels = [sum(n * scene.mask(name) for n, name in enumerate(names, 1)) for scene in rendered]
+    return np.stack([scene.image for scene in rendered]), np.stack(labels).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "said"),
+    [
+        (SegformerModel, CLASSES, "the folder has no head: it is new"),
+        (SegformerForImageClassification, CLASSES, "the folder has no head: it is new"),
+        (SegformerForSemanticSegmentation, CLASSES, "the last layer, for ground, red, green, is new"),
+        (SegformerForSemanticSegmentation, ("cow", "dog"), "the last layer, for cow, dog, is new"),
+    ],
+)
+def test_a_start_takes_what_fits_and_says_what_is_new(kind, classes, said, tmp_path):
+    folder = segformer(tmp_path, kind)
+    with pytest.warns(UserWarning, match=said):
+        started = start_segmenter(folder, classes, seed=3)
+    assert started.classes == classes and started.model.config.num_labels == len(classes)
+    held, encoder = kind.from_pretrained(folder), started.model.segformer.state_dict()
+    own = (held if kind is SegformerModel else held.segformer).state_dict()
+    assert len(encoder) > 50 and all(torch.equal(x, own[name]) for name, x in encoder.items())
+    if kind is SegformerForSemanticSegmentation:
+        assert torch.equal(started.model.decode_head.linear_fuse.weight, held.decode_head.linear_fuse.weight)
+    with pytest.warns(UserWarning):
+        again, other = (start_segmenter(folder, classes, seed).model.state_dict() for seed in (3, 4))
+    assert all(torch.equal(x, again[name]) for name, x in started.model.state_dict().items())
+    last = "decode_head.classifier.weight"
+    assert not torch.equal(other[last], again[last])
+
+
+def test_a_head_for_the_same_classes_stays(tmp_path):
+    folder = segformer(tmp_path, SegformerForSemanticSegmentation, CLASSES)
+    whole, images = SegformerForSemanticSegmentation.from_pretrained(folder).eval(), squares(2)[0]
+    logits = start_segmenter(folder, CLASSES).logits(as_input(images)).detach()
+    seen = PROCESSOR(list(images), return_tensors="pt")["pixel_values"]
+    expected = torch.nn.functional.interpolate(whole(seen).logits.detach(), (32, 32), mode="bilinear")
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"image_mean": [0.1, 0.5, 0.9], "image_std": [0.2, 0.3, 0.4]}, {"do_normalize": False},
+                {"do_rescale": False, "image_mean": [120, 110, 100], "image_std": [60, 60, 50]},
+                {"rescale_factor": 1 / 127.5, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]}]
+)  # fmt: skip
+def test_images_are_scaled_as_the_preprocessor_says_also_after_saving(options, tmp_path):
+    processor = SegformerImageProcessorPil(do_resize=False, **options)
+    folder = segformer(tmp_path / "start", processor=processor)
+    images = squares(3)[0]
+    with pytest.warns(UserWarning):
+        started = start_segmenter(folder, CLASSES)
+    seen = processor(list(images), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(started._scaled(as_input(images)), seen, atol=1e-4, rtol=1e-4)
+    saved = started.save_pretrained(tmp_path / "saved")
+    loaded = Segmenter.from_pretrained(saved)
+    np.testing.assert_array_equal(loaded.segment(images), started.segment(images))
+    assert (loaded.mean, loaded.std) == (started.mean, started.std)
+    theirs = SegformerForSemanticSegmentation.from_pretrained(saved).eval()
+    assert tuple(theirs.config.id2label.values()) == CLASSES
+    own = SegformerImageProcessorPil.from_pretrained(saved)(list(images), return_tensors="pt")["pixel_values"]
+    logits = torch.nn.functional.interpolate(theirs(own).logits.detach(), (32, 32), mode="bilinear")
+    torch.testing.assert_close(logits, started.logits(as_input(images)).detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_preprocessor_images_are_scaled_as_imagenets(tmp_path):
+    with pytest.warns(UserWarning):
+        started = start_segmenter(segformer(tmp_path / "a", processor=None), CLASSES)
+    assert (started.mean, started.std) == (tuple(PROCESSOR.image_mean), tuple(PROCESSOR.image_std))
+    plain = Segmenter.new(CLASSES).save_pretrained(tmp_path / "b")
+    (plain / "preprocessor_config.json").unlink()  # as earlier versions saved
+    x = as_input(squares(1)[0])
+    assert torch.equal(Segmenter.from_pretrained(plain)._scaled(x), x)
+
+
+def test_trained_weights_are_a_better_start_than_random_ones(tmp_path):
+    """From a folder of random weights, on rendered scenes; then a few steps for other classes."""
+    names, others = ("sky", "ground", "road"), ("building", "ground", "sky")
+    random = segformer(tmp_path / "random")
+    options = {"steps": 120, "batch": 8, "lr": 1e-3, "progress": False}
+    with pytest.warns(UserWarning, match="no head"):
+        trained = train_segmenter(*scenes(40, 0, names), ("other", *names), start=random, **options)
+    trained = trained.save_pretrained(tmp_path / "trained")
+    pairs, tests, found = scenes(16, 500, others), scenes(24, street.HELD_OUT, others), {}
+    for start in (random, trained):
+        with pytest.warns(UserWarning):
+            few = train_segmenter(*pairs, ("other", *others), start=start, **options | {"steps": 10})
+        found[start] = np.nanmean(class_ious(few.evaluate(*tests)))
+    assert found[trained] > found[random] + 0.05, found
+
+
+def test_the_head_learns_faster_than_a_trained_encoder(tmp_path):
+    rates = []
+    stop = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: rates.append([(len(g["params"]), g["lr"]) for g in optimizer.param_groups])
+    )
+    pairs, folder = squares(4), segformer(tmp_path)
+    for lr in (None, 1e-3):
+        with pytest.warns(UserWarning):
+            found = train_segmenter(*pairs, CLASSES, start=folder, steps=1, batch=2, lr=lr, progress=False)
+    stop.remove()
+    rates = [[(count, round(lr, 9)) for count, lr in one] for one in rates]
+    sizes = [sum(1 for _ in part.parameters()) for part in (found.model.segformer, found.model.decode_head)]
+    assert rates == [[(sizes[0], 6e-5), (sizes[1], 6e-4)], [(sizes[0], 1e-3), (sizes[1], 1e-2)]]
+
+
+def test_a_start_is_refused_before_anything_is_trained(tmp_path):
+    pairs = squares(2)
+    bin_only, odd, cut = (segformer(tmp_path / name) for name in ("bin", "odd", "cut"))
+    (bin_only / "model.safetensors").rename(bin_only / "pytorch_model.bin")
+    (odd / "preprocessor_config.json").write_text('{"image_std": [1, 0, 1]}')
+    held = load_file(cut / "model.safetensors")
+    some = sorted(held)[0]
+    save_file({name: x for name, x in held.items() if name != some}, cut / "model.safetensors", {"format": "pt"})
+    for start, kind, message in [
+        (tmp_path / "none", FileNotFoundError, "no folder with a config.json; `hf download nvidia/mit-b0"),
+        (tmp_path, FileNotFoundError, "name one that has"),
+        (BUNDLED / "street-segmenter", ValueError, "it is of a UNet, not of a segformer"),
+        (bin_only, ValueError, r"no weights as .safetensors. A .bin or .pt is a pickle"),
+        (odd, ValueError, "does not say how images are scaled: .*image_std above 0"),
+        (cut, ValueError, "weights are missing or of another model, segformer[.].*bias among them"),
+    ]:
+        with pytest.raises(kind, match=message):
+            train_segmenter(*pairs, CLASSES, start=start, steps=1)
+
+
+def rare(count, seed):
+    """Noise with a red square, and a green dot that is hard to tell from it."""
+    images, labels = squares(count, seed)
+    rng = np.random.default_rng(seed)
+    images[labels == 2], labels[labels == 2] = 40, 0
+    for image, label in zip(images, labels, strict=True):
+        y, x = rng.integers(2, 28, 2)
+        image[y : y + 2, x : x + 2], label[y : y + 2, x : x + 2] = (60, 130, 60), 2
+    return images, labels
+
+
+def test_class_weights_raise_the_recall_of_a_rare_class():
+    pairs, tests, recalls = rare(40, 0), rare(20, 1), {}
+    assert 0 < (pairs[1] == 2).mean() < 0.005
+    for weights in (None, "balanced"):
+        options = {"class_weights": weights, "steps": 40, "batch": 8, "seed": 1, "progress": False}
+        found = train_segmenter(*pairs, CLASSES, **options).segment(tests[0])
+        recalls[weights] = recall_score(tests[1].ravel(), found.ravel(), labels=[2], average=None)[0]
+    assert recalls["balanced"] > 0.5 > 0.1 > recalls[None], recalls
+
+
+def test_balanced_weights_are_scikit_learns(monkeypatch):
+    images, labels = rare(12, 0)
+    labels[:, :5] = 255
+    seen, whole = [], learn.F.cross_entropy
+    monkeypatch.setattr(learn.F, "cross_entropy", lambda x, y, w=None, **k: seen.append(w) or whole(x, y, w, **k))
+    options = {"steps": 1, "batch": 2, "progress": False}
+    four, extra = (*CLASSES, "blue"), (images[:2], labels[:2])
+    train_segmenter(images, labels, four, class_weights="balanced", extra=extra, **options)
+    valid = np.concatenate([labels, labels[:2]])
+    valid = valid[valid != 255]
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=valid)
+    np.testing.assert_allclose(seen[0], [*expected, 1], rtol=1e-6)  # of blue there is no pixel
+    train_segmenter(images, labels, CLASSES, class_weights=(1, 2.5, 3), **options)
+    assert seen[1].tolist() == [1, 2.5, 3]
+    train_segmenter(images, labels, CLASSES, **options)
+    assert seen[2] is None
+    for wrong, message in [
+        ("heavy", "class_weights='heavy': give 'balanced', or a number for each class"),
+        ((1, 2), "a number above 0 for each of ground, red, green"),
+        ((1, 2, 0), "above 0"),
+        ((1, 2, np.nan), "above 0"),
+        ((1, 2, "3"), "above 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train_segmenter(images, labels, CLASSES, class_weights=wrong, **options)
+
+
+def test_an_early_stop_returns_the_best_weights_and_not_the_last():
+    """The second half of the training has wrong labels: all that was learned is lost again."""
+    (images, labels), valid = squares(30), squares(8, seed=9)
+    wrong = np.array([1, 2, 0], np.uint8)[labels]
+    options = {"mix": "pretrain", "extra": (images, labels), "steps": 60, "batch": 8, "progress": False, "lr": 3e-3}
+    last = train_segmenter(images, wrong, CLASSES, **options)
+    best = train_segmenter(images, wrong, CLASSES, valid=valid, patience=4, **options)
+    steps, mious = zip(*best.curve, strict=True)
+    reached = np.nanmean(class_ious(best.evaluate(*valid)))
+    assert reached == max(mious) > 0.5 > mious[-1] and last.curve == []
+    assert reached > np.nanmean(class_ious(last.evaluate(*valid))) + 0.3
+    assert steps == tuple(range(3, 3 * len(steps) + 1, 3)) and len(steps) - 1 - np.argmax(mious) == 4
+    assert not best.model.training
+
+
+def test_validation_changes_no_batch():
+    """Looked at, and trained to the end: the weights are those of a training without it, or earlier ones."""
+    pairs, valid = squares(12), squares(4, seed=9)
+    options = {"steps": 7, "batch": 4, "progress": False, "seed": 2}
+    plain = train_segmenter(*pairs, CLASSES, **options)
+    looked = train_segmenter(*pairs, CLASSES, valid=valid, patience=100, **options)
+    assert [step for step, _ in looked.curve] == [*range(1, 8)]
+    assert looked.curve[-1][1] == np.nanmean(class_ious(plain.evaluate(*valid)))
+    images, labels = valid
+    for wrong, message in [
+        (images, "valid is .images, labels."),
+        ((images, np.full_like(labels, 255)), "valid has no pixel of a class, all are 255"),
+        ((images, labels + 5), "labels are 0 to 2 or 255"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            train_segmenter(*pairs, CLASSES, valid=wrong, **options)
+    with pytest.raises(ValueError, match="patience=0"):
+        train_segmenter(*pairs, CLASSES, valid=valid, patience=0, **options)

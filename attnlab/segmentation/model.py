@@ -29,7 +29,13 @@ from ..pipelines import BUNDLED, best_device, mixed_precision
 from ..storage import read_rgb, write_text
 from .folders import check_classes, checked
 
-__all__ = ["ARCHITECTURES", "Segmenter", "UNet", "as_input", "load_segmenter", "load_weights"]
+__all__ = ["ARCHITECTURES", "IMAGENET", "Segmenter", "UNet", "as_input", "check_weights", "load_segmenter"]
+__all__ += ["load_weights", "read_scaling"]
+
+_PLAIN = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # mean and standard deviation that scale 0..1 to -1..1
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation (red, green, blue), in 0..1, by which models of ImageNet's photographs scale images."""
+_PROCESSOR = "preprocessor_config.json"  # how images are scaled, as transformers reads it
 
 
 class UNet(UNet2DModel):
@@ -99,10 +105,16 @@ class Segmenter:
         What computes `logits`.
     classes : tuple of str
         Names of the labels 0, 1, ...
+    mean, std : tuple of three float
+        What images are scaled by before the model sees them, (x - mean) / std, of red, green, blue in 0..1.
+    curve : list of (int, float)
+        Steps and mIoU on validation pairs of each check of its training, where there were some.
     """
 
-    def __init__(self, model: SegformerForSemanticSegmentation | UNet, classes: Sequence[str]):
+    def __init__(self, model: SegformerForSemanticSegmentation | UNet, classes: Sequence[str], mean=None, std=None):
         self.model, self.classes = model.eval(), tuple(classes)
+        self.mean, self.std = tuple(mean or _PLAIN[0]), tuple(std or _PLAIN[1])
+        self.curve: list[tuple[int, float]] = []
 
     @classmethod
     def new(cls, classes: Sequence[str], architecture: str = "segformer", seed: int = 0) -> Self:
@@ -116,7 +128,14 @@ class Segmenter:
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Return scores float32 (image, class, row, column) of images (image, rgb, row, column) in -1..1."""
-        return F.interpolate(self.model(images).logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        found = self.model(self._scaled(images)).logits
+        return F.interpolate(found, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def _scaled(self, images):
+        if (self.mean, self.std) == _PLAIN:
+            return images
+        mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (self.mean, self.std))
+        return ((images + 1) / 2 - mean) / std
 
     @torch.no_grad()
     def segment(self, images, batch: int = 64) -> np.ndarray:
@@ -140,8 +159,23 @@ class Segmenter:
         return confusion(labels, self.segment(images), len(self.classes), per_image=True)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
-        """Write weights (safetensors), their configuration and classes.json; return the folder."""
-        torch.nn.Module.to(copy.deepcopy(self.model), dtype).save_pretrained(folder)
+        """Write weights (safetensors), their configuration, how images are scaled, and classes.json; return the folder.
+
+        That of a SegFormer is what transformers reads as SegformerForSemanticSegmentation.
+        """
+        model = torch.nn.Module.to(copy.deepcopy(self.model), dtype)
+        if not isinstance(model, UNet):
+            model.config.id2label = dict(enumerate(self.classes))
+            model.config.label2id = {name: label for label, name in enumerate(self.classes)}
+            scaling = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_resize": False}
+            scaling |= {
+                "image_mean": self.mean,
+                "image_std": self.std,
+                "image_processor_type": "SegformerImageProcessor",
+            }
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            write_text(Path(folder, _PROCESSOR), json.dumps(scaling, indent=2) + "\n")
+        model.save_pretrained(folder)
         return write_text(Path(folder, "classes.json"), json.dumps(self.classes) + "\n").parent
 
     @classmethod
@@ -162,7 +196,44 @@ class Segmenter:
                 raise ValueError(f"weights of {count} classes, classes.json of {len(classes)}")
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder} has damaged files, or files of two models: {error}") from error
-        return cls(model, classes)
+        return cls(model, classes, *read_scaling(Path(folder), _PLAIN))
+
+
+def read_scaling(folder: Path, default: tuple) -> tuple:
+    """Read (mean, std), of red, green, blue in 0..1, by which images are to be scaled, from preprocessor_config.json.
+
+    ValueError where that file is damaged. Where there is none, `default` is returned.
+    """
+    path = folder / _PROCESSOR
+    if not path.is_file():
+        return default
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        factor = 255 * found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 255.0
+        mean, std = found.get("image_mean", IMAGENET[0]), found.get("image_std", IMAGENET[1])
+        if not found.get("do_normalize", True):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        scaling = tuple(tuple(round(float(x) / factor, 12) for x in values) for values in (mean, std))
+        if any(len(values) != 3 for values in scaling) or not all(0 < x < math.inf for x in scaling[1]):
+            raise ValueError("image_mean and image_std are three numbers each, image_std above 0")
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} does not say how images are scaled: {error}") from error
+    return scaling
+
+
+def check_weights(folder: str | Path) -> None:
+    """Raise ValueError where a folder has no weights as .safetensors.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where weights of diffusers or transformers are to be.
+    """
+    if not list(Path(folder).glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has no weights as .safetensors. A .bin or .pt is a pickle, which may run anything when read; "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), path) makes a .safetensors of one"
+        )
 
 
 def load_weights(loader: type, folder: str | Path) -> torch.nn.Module:
@@ -175,11 +246,7 @@ def load_weights(loader: type, folder: str | Path) -> torch.nn.Module:
     loader, folder : type, str or Path
         Class of the model, and where its weights and configuration are.
     """
-    if not list(Path(folder).glob("*.safetensors")):
-        raise ValueError(
-            f"{folder} has no weights as .safetensors. A .bin or .pt is a pickle, which may run anything when read; "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), path) makes a .safetensors of one"
-        )
+    check_weights(folder)
     try:
         model, about = loader.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True
