@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from export_readers import MAPS, OBJECTS, check_objects
 from PIL import Image
-from pycocotools.coco import COCO
 
 import attnlab as al
 from attnlab.dataset import (
@@ -27,7 +27,6 @@ from attnlab.dataset import (
     Filters,
     Recipe,
     difference_hash,
-    export_coco,
     generate_dataset,
     label,
     making,
@@ -418,15 +417,15 @@ def test_learned_tokens_label(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_coco_reads_the_export(fires, tmp_path):
-    coco = COCO(export_coco(fires, tmp_path / "coco.json"))
-    assert len(coco.imgs) == 10 and [c["name"] for c in coco.cats.values()] == ["fire", "smoke"]
-    whole = np.zeros((64, 64), np.uint8)
-    for annotation in coco.loadAnns(coco.getAnnIds(imgIds=4)):
-        mask = coco.annToMask(annotation)
-        assert annotation["area"] == mask.sum()
-        whole[mask > 0] = annotation["category_id"]
-    np.testing.assert_array_equal(whole, fires[3].labels)
+@pytest.mark.parametrize("form", OBJECTS)
+def test_readers_of_exports_get_every_object(fires, tmp_path, form):
+    check_objects(fires, OBJECTS[form](fires, tmp_path))
+
+
+@pytest.mark.parametrize("form", MAPS)
+def test_readers_of_exports_get_the_labels(fires, tmp_path, form):
+    for name, read in MAPS[form](fires, tmp_path).items():
+        np.testing.assert_array_equal(read, fires[int(name)].labels)
 
 
 def test_memory_does_not_grow_with_the_steps_or_images(pipe):

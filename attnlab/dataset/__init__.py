@@ -5,13 +5,14 @@ recipe = Recipe(prompts=["a burning house with fire and smoke"], classes={"fire"
 dataset = generate_dataset(recipe, "fires")        # run it again after an interruption: it goes on
 dataset[0].image, dataset[0].labels                # PIL image, uint8 (row, column) of class numbers
 verify_dataset("fires")                            # [] where nothing is missing, cut short or altered
-export_coco(dataset, "fires/coco.json")
+export_coco(dataset, "fires.json")                 # or, with splits, for other tools that train:
+export_yolo(dataset, "fires-yolo", splits=split_dataset(dataset))
 
 Your own photos are labeled in the place of generated images, by words that need not be in a prompt:
 Recipe(photos="holiday", classes={"dog": "dog"}, map="ovam"), or photos=Photos("holiday", tiles=2, looks=5)
 """
 
-from .export import export_coco
+from .exports import export_coco, export_segformer, export_voc, export_yolo
 from .labeling import Labeling, label
 from .leaks import Leak, find_leaks
 from .making import generate_dataset
@@ -23,5 +24,6 @@ from .splits import split_dataset
 
 __all__ = [
     "Dataset", "Filters", "Labeling", "Leak", "Pair", "Photos", "Recipe", "difference_hash", "export_coco",
-    "find_leaks", "find_recipe", "generate_dataset", "known_recipes", "label", "split_dataset", "verify_dataset",
+    "export_segformer", "export_voc", "export_yolo", "find_leaks", "find_recipe", "generate_dataset", "known_recipes",
+    "label", "split_dataset", "verify_dataset",
 ]  # fmt: skip

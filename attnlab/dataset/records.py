@@ -22,8 +22,8 @@ from .labeling import Labeling
 from .recipe import Recipe, mask_name
 
 __all__ = [
-    "SUMS_FILE", "Dataset", "Pair", "RecordFile", "as_lines", "difference_hash", "open_image", "read_lines",
-    "record_files", "sha256", "verify_dataset", "write_record", "wrong_line",
+    "SUMS_FILE", "Dataset", "Pair", "RecordFile", "as_lines", "difference_hash", "file_inside", "open_image",
+    "read_lines", "record_files", "sha256", "verify_dataset", "write_record", "wrong_line",
 ]  # fmt: skip
 
 _BAD_FILE = "bad.json"  # file names of images that people marked as bad
@@ -90,14 +90,20 @@ class Dataset(Sequence):
         """Read a pair, or a list of pairs; ValueError for a file outside the folder, or no whole image."""
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
+        image, labels = open_image(self.folder, self.records[i]["file_name"]), self.numbers(i)
+        if isinstance(labels, dict):
+            labels = {name: mask == 1 for name, mask in labels.items()}
+        return Pair(image.convert("RGB"), labels, self.records[i])
+
+    def numbers(self, i: int) -> np.ndarray | dict[str, np.ndarray]:
+        """Read the masks of a pair as their files have them, uint8: class numbers, or 0 and 1 for each class; or 255.
+
+        ValueError as for a whole pair.
+        """
         metadata = self.records[i]
-        image, *masks = (
-            open_image(self.folder, metadata.get(file.column)) for file in record_files(self.recipe, metadata["index"])
-        )
-        masks = [np.array(mask) for mask in masks]
-        names = self.recipe.classes
-        labels = masks[0] if self.recipe.labels else {n: m == 1 for n, m in zip(names, masks, strict=True)}
-        return Pair(image.convert("RGB"), labels, metadata)
+        files = record_files(self.recipe, metadata["index"])[1:]
+        masks = [np.array(open_image(self.folder, metadata.get(file.column))) for file in files]
+        return masks[0] if self.recipe.labels else dict(zip(self.recipe.classes, masks, strict=True))
 
     def __repr__(self) -> str:
         classes = ", ".join(self.classes[1:])
@@ -190,7 +196,7 @@ def difference_hash(image: Image.Image) -> int:
 
 def open_image(folder: str | Path, name: str) -> Image.Image:
     """Read an image of a data set; ValueError or FileNotFoundError, with its name, where there is no whole one."""
-    path = _inside(folder, name)
+    path = file_inside(folder, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -213,6 +219,7 @@ def wrong_line(recipe: Recipe, line: dict) -> list[str]:
     return [f"record {index}: {key} is {line[key]!r}, by recipe.yaml {right[key]!r}" for key in wrong]
 
 
+<<<<<<< HEAD
 def _made_of(recipe, index):
     """Return what a record was made of, for its line."""
     photo = {"photo": recipe.photos.names[index]} if recipe.photos else {}
@@ -221,6 +228,10 @@ def _made_of(recipe, index):
 
 def _inside(folder, name):
     """Find a file by its name in a folder; ValueError where it is a link or path to one outside."""
+=======
+def file_inside(folder: str | Path, name: str) -> Path:
+    """Find a file of a data set by its name; ValueError where that leads outside, FileNotFoundError where nowhere."""
+>>>>>>> 6691f27 (Export data sets to YOLO, Pascal VOC and SegFormer, with splits; COCO polygons)
     try:
         path = Path(folder, name).resolve()
         is_inside, is_file = path.is_relative_to(Path(folder).resolve()), path.is_file()
@@ -276,7 +287,7 @@ def _wrong_numbers(recipe, line, image, masks):
 def _check_sum(folder, line):
     """Refuse a file whose hash is not that of its line in SHA256SUMS."""
     digest, _, name = line.partition("  ")
-    if sha256(_inside(folder, name).read_bytes()) != digest:
+    if sha256(file_inside(folder, name).read_bytes()) != digest:
         raise ValueError(f"{name} was altered")
 
 

@@ -1,0 +1,80 @@
+"""Export a labeled data set to COCO."""
+
+import json
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco
+
+from ...storage import replacing
+from ..records import Dataset
+from .shapes import find_shapes
+from .writing import Splits, check_splits, read_labeled
+
+__all__ = ["export_coco"]
+
+
+def export_coco(
+    dataset: Dataset, path: str | Path, *, polygons: bool = False, splits: Splits = None
+) -> Path | dict[str, Path]:
+    """Write COCO instance annotations (JSON) for `pycocotools.coco.COCO`, one per connected region of a class.
+
+    Areas are in pixels, boxes (x, y, width, height); file names are relative to the data set's folder. Ignored pixels
+    belong to nothing. Images marked as bad are left out.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        A finished data set.
+    path : str or Path
+        The file to write.
+    polygons : bool
+        Write polygons along the edges of pixels, which pycocotools fills to exactly these pixels; holes are cut open by
+        bridges of no width. False: masks are run-length encoded.
+    splits : dict of str to sequence of int, optional
+        Positions in `dataset.records` of each split, as `split_dataset` gives them. Each gets a file of its own:
+        coco_train.json, coco_val.json, ... where `path` is coco.json.
+
+    Returns
+    -------
+    Path or dict of str to Path
+        The file; with splits, that of each.
+    """
+    path, parts = Path(path), check_splits(dataset, splits, empty=splits is None)
+    paths = {name: path if splits is None else path.with_stem(f"{path.stem}_{name}") for name in parts}
+    numbers = count(1), count(1)  # of images and annotations, in all files
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(replacing(paths[name])) for name in parts}
+        for name, positions in parts.items():
+            with open(files[name], "w", encoding="utf-8") as file:
+                file.writelines(_pieces(read_labeled(dataset, positions, name), dataset, polygons, *numbers))
+    return path if splits is None else paths
+
+
+def _pieces(records, dataset, polygons, image_ids, ids):
+    """Yield the text of a file annotation by annotation: there may be too many to hold."""
+    images, comma = [], ""
+    yield f'{{"info": {{"description": "recipe {dataset.recipe.digest}"}}, "annotations": ['
+    for one, number in zip(records, image_ids, strict=False):  # no number is lost at the end
+        image = {"id": number, "file_name": one.metadata["file_name"], "width": one.size[1], "height": one.size[0]}
+        images.append(json.dumps(image))
+        for found in _annotations(one, polygons):
+            yield comma + json.dumps({"id": next(ids), "image_id": number, **found})
+            comma = ",\n"
+    categories = [{"id": number, "name": name} for number, name in enumerate(dataset.classes) if number]
+    yield f'], "images": [{", ".join(images)}], "categories": {json.dumps(categories)}}}\n'
+
+
+def _annotations(one, polygons):
+    """Describe the objects of an image as COCO does."""
+    for shape in find_shapes(one.labels):
+        whole = np.zeros(one.size, np.uint8, order="F")
+        whole[shape.place] = shape.mask
+        rle = coco.encode(whole)
+        segmentation = {**rle, "counts": rle["counts"].decode("ascii")}
+        if polygons:
+            segmentation = [polygon.ravel().tolist() for polygon in shape.polygons()]
+        found = {"category_id": shape.number, "iscrowd": 0, "area": int(coco.area(rle))}
+        yield found | {"bbox": coco.toBbox(rle).tolist(), "segmentation": segmentation}

@@ -1,0 +1,69 @@
+"""Find the single objects of a labeled image."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy.ndimage import find_objects
+from skimage.measure import label
+
+from ...masks import IGNORE
+from .polygons import trace_polygons
+
+__all__ = ["Shape", "class_map", "find_shapes"]
+
+
+class Shape(NamedTuple):
+    """One object of an image."""
+
+    number: int  # of its class
+    place: tuple[slice, slice]  # rows and columns of its box
+    mask: np.ndarray  # bool (row, column), within its box
+
+    def polygons(self, low: float = 0.0, high: float = 1.0) -> list[np.ndarray]:
+        """Trace the object in its image, as `trace_polygons` does."""
+        corner = self.place[1].start, self.place[0].start
+        return [np.add(polygon, corner) for polygon in trace_polygons(self.mask, low, high)]
+
+
+def find_shapes(labels: np.ndarray | Mapping[str, np.ndarray]) -> list[Shape]:
+    """Find the connected regions of every class, in the order of the classes; pixels also connect by their corners.
+
+    Parameters
+    ----------
+    labels : (row, column) array of uint8, or dict of such arrays
+        As `Dataset.numbers` gives them: class numbers, 0 the background; or of each class, in order, 0 and 1. 255 is
+        ignored.
+    """
+    if isinstance(labels, Mapping):
+        layers = [np.where(mask == 1, number, 0) for number, mask in enumerate(labels.values(), 1)]
+    else:
+        layers = [np.where(labels == IGNORE, 0, labels)]
+    return [shape for layer in layers for shape in _regions(layer)]
+
+
+def _regions(layer):
+    """List the connected regions of equal numbers above 0, in the order of these."""
+    regions, found = label(layer, connectivity=2), []
+    for region, place in enumerate(find_objects(regions), 1):
+        mask = regions[place] == region
+        found.append(Shape(int(layer[place][mask][0]), place, mask))
+    return sorted(found, key=lambda shape: shape.number)
+
+
+def class_map(labels: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the class number of each pixel, uint8 (row, column); where masks overlap, that of the smaller mask.
+
+    A pixel is ignored, 255, where a mask ignores it and no other one has it.
+
+    Parameters
+    ----------
+    labels
+        As in `find_shapes`.
+    """
+    if not isinstance(labels, Mapping):
+        return labels
+    found = np.where(np.any([mask == IGNORE for mask in labels.values()], axis=0), IGNORE, 0).astype(np.uint8)
+    for number, mask in sorted(enumerate(labels.values(), 1), key=lambda item: -(item[1] == 1).sum()):
+        found[mask == 1] = number
+    return found

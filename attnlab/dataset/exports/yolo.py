@@ -1,0 +1,68 @@
+"""Export a labeled data set to YOLO's form of segmentation."""
+
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..records import Dataset
+from .shapes import find_shapes
+from .writing import Labeled, Splits, check_splits, copy_image, export_folder, read_labeled
+
+__all__ = ["export_yolo"]
+
+# Where outlines run in their pixels. Readers cut the numbers off or round them: both give the pixel below one half. The
+# margin is for the 6 digits of a label file and for float32, in images of up to 8192 pixels.
+_LOW, _HIGH = 0.02, 0.48
+
+
+def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None) -> Path:
+    """Write a folder that Ultralytics' YOLO trains segmentation on: `yolo segment train data=FOLDER/data.yaml`.
+
+    Images are copied to images/SPLIT; labels/SPLIT has a text file for each, a line per connected region of a class:
+    the class, from 0 on, and a polygon in fractions of the width and height. Holes are cut open by bridges of no width.
+    Ignored pixels belong to nothing, as YOLO knows no such pixels; an image without objects gets an empty file. Images
+    marked as bad are left out.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        A finished data set.
+    folder : str or Path
+        A new or empty folder, or an older export of this data set, which is replaced once the new one is whole.
+        ValueError for any other.
+    splits : dict of str to sequence of int, optional
+        Positions in `dataset.records` of each split, as `split_dataset` gives them. None: all are for training, and
+        data.yaml names them for validation, too, since YOLO does not train without.
+    """
+    parts = check_splits(dataset, splits)
+    with export_folder(dataset, folder, "YOLO") as part:
+        for name, positions in parts.items():
+            (part / "labels" / name).mkdir(parents=True)
+            for one in read_labeled(dataset, positions, name):
+                copy_image(one, part / "images" / name)
+                (part / "labels" / name / f"{one.name}.txt").write_bytes(_lines(one).encode())
+        (part / "data.yaml").write_bytes(_settings(dataset, list(parts)).encode())
+    return Path(folder)
+
+
+def _lines(one: Labeled) -> str:
+    """Return the lines of a label file."""
+    (height, width), found = one.size, ""
+    for shape in find_shapes(one.labels):
+        for polygon in shape.polygons(_LOW, _HIGH):
+            values = np.divide(polygon, (width, height)).ravel().tolist()
+            found += f"{shape.number - 1} {' '.join(f'{value:.6f}' for value in values)}\n"
+    return found
+
+
+def _settings(dataset, names):
+    """Return the text of data.yaml; it names no folder, so that YOLO takes the one where it lies."""
+    first = names[0]
+    used = {name: name for name in names}
+    for needed in ("train", "val"):  # without which YOLO does not begin
+        used.setdefault(needed, "test" if needed == "val" and "test" in names else first)
+    lent = [f"# no split is called {name}: {other} stands for it\n" for name, other in used.items() if name != other]
+    settings = {name: f"images/{other}" for name, other in used.items()}
+    settings |= {"nc": len(dataset.classes) - 1, "names": dataset.classes[1:]}
+    return f"# made from recipe {dataset.recipe.digest}\n{''.join(lent)}" + yaml.safe_dump(settings, sort_keys=False)
