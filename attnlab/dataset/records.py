@@ -219,19 +219,14 @@ def wrong_line(recipe: Recipe, line: dict) -> list[str]:
     return [f"record {index}: {key} is {line[key]!r}, by recipe.yaml {right[key]!r}" for key in wrong]
 
 
-<<<<<<< HEAD
 def _made_of(recipe, index):
     """Return what a record was made of, for its line."""
     photo = {"photo": recipe.photos.names[index]} if recipe.photos else {}
     return {"prompt": recipe.prompt(index), "seed": recipe.seed_of(index)} | photo
 
 
-def _inside(folder, name):
-    """Find a file by its name in a folder; ValueError where it is a link or path to one outside."""
-=======
 def file_inside(folder: str | Path, name: str) -> Path:
     """Find a file of a data set by its name; ValueError where that leads outside, FileNotFoundError where nowhere."""
->>>>>>> 6691f27 (Export data sets to YOLO, Pascal VOC and SegFormer, with splits; COCO polygons)
     try:
         path = Path(folder, name).resolve()
         is_inside, is_file = path.is_relative_to(Path(folder).resolve()), path.is_file()
