@@ -13,6 +13,7 @@ Recipe(photos="holiday", classes={"dog": "dog"}, map="ovam"), or photos=Photos("
 """
 
 from .exports import export_coco, export_segformer, export_voc, export_yolo
+from .instances import split_instances
 from .labeling import Labeling, label
 from .leaks import Leak, find_leaks
 from .making import generate_dataset
@@ -25,5 +26,5 @@ from .splits import split_dataset
 __all__ = [
     "Dataset", "Filters", "Labeling", "Leak", "Pair", "Photos", "Recipe", "difference_hash", "export_coco",
     "export_segformer", "export_voc", "export_yolo", "find_leaks", "find_recipe", "generate_dataset", "known_recipes",
-    "label", "split_dataset", "verify_dataset",
+    "label", "split_dataset", "split_instances", "verify_dataset",
 ]  # fmt: skip

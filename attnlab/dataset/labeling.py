@@ -13,6 +13,7 @@ from ..masks import IGNORE, mask_by
 from ..recording import Recording
 from ..recording.words import Word
 from ..tokens import TokenLibrary
+from .instances import needs_attention
 from .recipe import Recipe
 
 __all__ = ["Labeling", "heats", "label", "streaming"]
@@ -29,11 +30,12 @@ class Labeling(NamedTuple):
     scores: dict[str, float]  # mean of a map inside its mask minus that outside, as a fraction of the map's range
     similarity: float | None  # cosine of the image and its prompt, where the recipe has a CLIP model
     rejected: str | None  # why the image is rejected
+    instances: np.ndarray | None = None  # uint16 (row, column) of `number_instances`, in data sets that have them
 
 
 def streaming(recipe: Recipe) -> dict:
     """Return the options of `record` for a recipe, which keep nothing that grows with the steps."""
-    kept = {"self_attention": recipe.attention} if recipe.propagate else {}
+    kept = {"self_attention": recipe.attention} if recipe.propagate or needs_attention(recipe.instances) else {}
     if recipe.map == "ovam":
         return kept | {"texts": [recipe.context.replace("{}", word) for word in recipe.classes.values()]}
     return kept | {"keep": "maps" if recipe.map == "daam" else "sum"}

@@ -25,11 +25,22 @@ from ..recording.recorder import record
 from ..storage import replacing, write_text
 from ..tokens import TokenLibrary
 from .card import card, contact_sheet
+from .instances import needs_attention, number_instances
 from .labeling import heats, label, streaming
 from .looking import label_photo, look
 from .photos import changed_photos, check_photos, read_photo
 from .recipe import Recipe
-from .records import SUMS_FILE, Dataset, as_lines, read_lines, record_files, sha256, write_record, wrong_line
+from .records import (
+    SUMS_FILE,
+    Dataset,
+    as_lines,
+    read_lines,
+    record_files,
+    record_folders,
+    sha256,
+    write_record,
+    wrong_line,
+)
 from .similarity import Similarity
 from .workers import begin_worker, patient_threads, visible_gpus
 
@@ -115,7 +126,7 @@ def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], 
     """Write one shard into out/.parts/; return how many records it has."""
     final = _shard(out, number)
     work, lines = final.with_name(f"{final.name}.partial-{uuid4().hex}"), []
-    for folder in ("images", "masks"):
+    for folder in record_folders(recipe):
         (work / folder).mkdir(parents=True)
     # while the model draws the next batch, a thread labels and writes the one before: no more are held than two
     with _MODEL, _threads(recipe.threads), ThreadPoolExecutor(1) as thread:
@@ -336,8 +347,13 @@ def _label(recipe, image, recording, cosine):
     _, tokens = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
     pixels = np.asarray(image.convert("RGB"))
     if recipe.photos:
-        return label_photo(recording, pixels, recipe, cosine)
-    return label(heats(recording, recipe, pixels.shape[:2], tokens), pixels, recipe, cosine)
+        found = label_photo(recording, pixels, recipe, cosine)
+    else:
+        found = label(heats(recording, recipe, pixels.shape[:2], tokens), pixels, recipe, cosine)
+    if recipe.instances is None:
+        return found
+    attention = recording.self_attention(recipe.attention) if needs_attention(recipe.instances) else None
+    return found._replace(instances=number_instances(found.labels, recipe.instances, attention))
 
 
 def _write(work, recipe, batch, *drawn):
@@ -354,7 +370,7 @@ def _finish(out, recipe):
     shards = [read_lines(_shard(out, n) / "records.jsonl") for n in range(recipe.shards)]
     lines = [line for shard in shards for line in shard]
     _reject_duplicates(lines, recipe.filters.duplicates)
-    for folder in ("images", "masks", "rejected"):
+    for folder in (*record_folders(recipe), "rejected"):
         (out / folder).mkdir(exist_ok=True)
     for number, shard in enumerate(shards):
         for line in shard:

@@ -24,6 +24,7 @@ from ..pipelines import DTYPES
 from ..recording.pieces import split
 from ..recording.words import matches
 from ..storage import write_text
+from .instances import check_instances, needs_attention
 from .photos import Photos, find_photos, wrong_photos
 
 __all__ = ["Filters", "Recipe", "mask_name"]
@@ -31,7 +32,7 @@ __all__ = ["Filters", "Recipe", "mask_name"]
 RECIPE_FORMAT = 1  # recipes of later formats are refused
 NEGATIVE = "background"  # what `Recipe.kept` calls records that have no class
 _ATTEMPTS = 10  # most records per one that is to be kept, where a recipe does not say how many images
-_LATER = ("dtype", "kept", "photos")  # settings that older recipes lack: None is left out, so that their digests stay
+_LATER = ("dtype", "kept", "photos", "instances")  # settings that older recipes lack: None is left out of digests
 MAPS = ("daam", "ovam", "linear")
 SCHEDULERS = (
     "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
@@ -103,6 +104,9 @@ class Recipe:
         Pixels nearer to a mask's border than this fraction of the way to the map's maximum are ignored (255).
     labels : bool
         Write one label image per record. False: one mask per class.
+    instances : dict, optional
+        {} to write an image of single things per record, cut from its label image by `split_instances`; or
+        {"method": "edges"} and other settings of it. Default: none, and exports take connected regions.
     """
 
     prompts: tuple[str, ...] | None = None
@@ -131,6 +135,7 @@ class Recipe:
     dtype: str | None = None
     kept: int | Mapping[str, int] | None = None
     photos: Photos | None = None
+    instances: Mapping[str, object] | None = None
 
     def __post_init__(self):
         _settle(self)
@@ -317,6 +322,7 @@ def _problems(r):
     ]
     found = [f"{name} is {_SHORT.repr(getattr(r, name))}: {right}" for name, is_right, right in rows if not is_right]
     found += [*_wrong_prompts(r), *_wrong_classes(r), *_wrong_mask(r), *_wrong_filters(r.filters), *_wrong_looking(r)]
+    found += _wrong_instances(r)
     return found or [*_wrong_kept(r)]  # of what is right in its parts
 
 
@@ -486,6 +492,20 @@ def _wrong_mask(r):
         yield str(error)
     if r.map != "linear" and isinstance(r.mask, Mapping) and r.mask.get("method") == "zero":
         yield "mask method zero cuts the maps of learned tokens: it wants map: linear"
+
+
+def _wrong_instances(r):
+    if r.instances is None:
+        return
+    try:
+        check_instances(r.instances)
+    except ValueError as error:
+        yield str(error)
+        return
+    if r.photos is not None and needs_attention(r.instances):
+        yield "instances of photos, seen in tiles and through several noises, have no edges: write connected or dbscan"
+    if r.labels is False:
+        yield "instances are cut from label images: leave labels out, or instances, as masks of classes may overlap"
 
 
 def _wrong_filters(f):

@@ -1,8 +1,9 @@
 """Read and check the files of a labeled data set, and write a record.
 
-A folder is a Hugging Face `imagefolder`: images/, masks/ (palette PNG of class numbers), metadata.jsonl, README.md and
-contact_sheet.png. Beside them lie recipe.yaml, and in rejected.jsonl and rejected/ what the filters refused and why;
-SHA256SUMS is for `sha256sum --check` and `verify_dataset`.
+A folder is a Hugging Face `imagefolder`: images/, masks/ (palette PNG of class numbers), instances/ (16-bit PNG of the
+numbers of single things, where the recipe wants them), metadata.jsonl, README.md and contact_sheet.png. Beside them lie
+recipe.yaml, and in rejected.jsonl and rejected/ what the filters refused and why; SHA256SUMS is for
+`sha256sum --check` and `verify_dataset`.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from .recipe import Recipe, mask_name
 
 __all__ = [
     "SUMS_FILE", "Dataset", "Pair", "RecordFile", "as_lines", "difference_hash", "file_inside", "open_image",
-    "read_lines", "record_files", "sha256", "verify_dataset", "write_record", "wrong_line",
+    "read_lines", "record_files", "record_folders", "sha256", "verify_dataset", "write_record", "wrong_line",
 ]  # fmt: skip
 
 _BAD_FILE = "bad.json"  # file names of images that people marked as bad
@@ -31,6 +32,7 @@ SUMS_FILE = "SHA256SUMS"  # of files that no line of metadata.jsonl has the hash
 _KINDS = {"index": int, "prompt": str, "seed": int, "areas": dict, "scores": dict}  # in every line of both files
 _ACCEPTED = _KINDS | {"file_name": str, "words": dict, "hash": str, "sha256": dict, "recipe": str}
 _REJECTED = _KINDS | {"file": str, "reason": str}
+_INSTANCES = "image/instances"  # key of a record's file of single things; no class has a slash in its name
 
 
 class RecordFile(NamedTuple):
@@ -101,9 +103,18 @@ class Dataset(Sequence):
         ValueError as for a whole pair.
         """
         metadata = self.records[i]
-        files = record_files(self.recipe, metadata["index"])[1:]
+        files = [file for file in record_files(self.recipe, metadata["index"])[1:] if file.key != _INSTANCES]
         masks = [np.array(open_image(self.folder, metadata.get(file.column))) for file in files]
         return masks[0] if self.recipe.labels else dict(zip(self.recipe.classes, masks, strict=True))
+
+    def instances(self, i: int) -> np.ndarray | None:
+        """Read the numbers of the single things of a pair: uint16 (row, column), 0 where none is.
+
+        None where the recipe wants no instances. ValueError as for a pair.
+        """
+        files = record_files(self.recipe, self.records[i]["index"])
+        found = [open_image(self.folder, self.records[i].get(f.column)) for f in files if f.key == _INSTANCES]
+        return np.array(found[0], np.uint16) if found else None
 
     def __repr__(self) -> str:
         classes = ", ".join(self.classes[1:])
@@ -131,7 +142,7 @@ def verify_dataset(folder: str | Path) -> list[str]:
         problems += _wrong_record(folder, recipe, line)
     for line in rejected:
         problems += [*wrong_line(recipe, line), *_attempt(open_image, folder, line["file"])]
-    paths = [*folder.glob("images/*"), *folder.glob("masks/*")]
+    paths = [path for name in ("images", "masks", "instances") for path in folder.glob(f"{name}/*")]
     others = {path.relative_to(folder).as_posix() for path in paths} - expected
     problems += [f"{name} is in no line of metadata.jsonl" for name in sorted(others)]
     made = sorted(line["index"] for line in [*records, *rejected])
@@ -144,15 +155,23 @@ def verify_dataset(folder: str | Path) -> list[str]:
 
 
 def record_files(recipe: Recipe, index: int) -> list[RecordFile]:
-    """List the files of a record, its image first, then its label image or the mask of each class."""
+    """List the files of a record, its image first, then its label image, and instances, or the mask of each class."""
     found = [RecordFile("image", "file_name", f"images/{index:06d}.png")]
     if recipe.labels:
-        return [*found, RecordFile("mask", "mask_file_name", f"masks/{index:06d}.png")]
+        found.append(RecordFile("mask", "mask_file_name", f"masks/{index:06d}.png"))
+        if recipe.instances is not None:
+            found.append(RecordFile(_INSTANCES, "instances_file_name", f"instances/{index:06d}.png"))
+        return found
     for kind in recipe.classes:
         key = "image/mask" if kind == "image" else kind  # "image" is taken, and no class has a slash in its name
         name = mask_name(kind)  # `datasets` makes an image of a column whose name ends in file_name
         found.append(RecordFile(key, f"{name}_mask_file_name", f"masks/{index:06d}_{name}.png"))
     return found
+
+
+def record_folders(recipe: Recipe) -> list[str]:
+    """List the folders in which the files of records are."""
+    return list(dict.fromkeys(Path(file.name).parent.name for file in record_files(recipe, 0)))
 
 
 def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, labeling: Labeling) -> dict:
@@ -163,6 +182,8 @@ def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, lab
     nothing = np.zeros(labeling.labels.shape, bool)
     masks = [labeling.masks.get(kind, nothing).astype(np.uint8) for kind in recipe.classes]
     shown = [_palette_image(values, recipe) for values in ([labeling.labels] if recipe.labels else masks)]
+    if recipe.instances is not None:
+        shown.append(Image.fromarray(labeling.instances))
     hashes = {}
     for file, drawn in zip(files, [image, *shown], strict=True):
         drawn.save(work / file.name)
@@ -258,6 +279,8 @@ def _wrong_record(folder, recipe, line):
     for file, mask in zip(files[1:], masks, strict=True):
         if mask.size != image.size:
             problems.append(f"{file.name} is {mask.width} x {mask.height}, its image {image.width} x {image.height}")
+        elif file.key == _INSTANCES:
+            problems += _wrong_instances(file.name, *map(np.asarray, (masks[0], mask)))
         elif mask.mode != "P" or not set(np.unique(mask)) <= {*range(len(recipe.classes) + 1), IGNORE}:
             problems.append(f"{file.name} has numbers of no class")
     return problems or [*_wrong_numbers(recipe, line, image, [np.asarray(mask) for mask in masks])]
@@ -277,6 +300,17 @@ def _wrong_numbers(recipe, line, image, masks):
         area = line["areas"].get(name) or 0
         if not isinstance(area, int | float) or not round(least, 4) <= area <= round(most, 4):
             yield f"{line['file_name']}: the area of {name} is {area!r}, by its mask {most:.4f}"
+
+
+def _wrong_instances(name, labels, instances):
+    """List what is wrong with the numbers of single things: sizes are right."""
+    numbers = np.unique(instances[instances > 0])
+    if instances.dtype != np.uint16 or (numbers != np.arange(1, len(numbers) + 1)).any():
+        return [f"{name} numbers its things otherwise than 1, 2, ... in 16 bits"]
+    pairs = np.unique(np.stack([instances[instances > 0], labels[instances > 0]]), axis=1)  # of thing and class
+    if pairs.shape[1] > len(numbers) or np.isin(pairs[1], (0, IGNORE)).any():
+        return [f"{name} has a thing of several classes, or of none"]
+    return []
 
 
 def _check_sum(folder, line):
