@@ -1,10 +1,14 @@
 """The recipes that come with attnlab: found by name, with words that their prompts say once."""
 
+import json
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from attnlab.dataset import Recipe, find_recipe, known_recipes
+from attnlab.dataset.card import card
 from attnlab.pipelines import bundled, load_parts
 from attnlab.scenes import street
 
@@ -69,3 +73,26 @@ def test_a_recipe_is_found_by_name_or_path(tmp_path, monkeypatch):
     for nothing in ("", ".", tmp_path):
         with pytest.raises(FileNotFoundError, match="no recipe"):
             find_recipe(nothing)
+
+
+def first_line(recipe):
+    return card(recipe, []).splitlines()[0]
+
+
+def test_the_card_says_first_that_images_are_toys_whatever_the_model_is_called(tmp_path, monkeypatch):
+    toy = "**Toy images of a rendered world, 64 x 64: for trying out, not for training on photographs.**"
+    flood, plain = RECIPES["flood-tiny"], first_line(RECIPES["flood"])
+    assert plain == "# 0 labeled images of water"
+    assert first_line(flood) == first_line(replace(flood, model="tiny-plain")) == toy
+    assert "128 x 96" in first_line(replace(flood, size=(128, 96)))
+    monkeypatch.chdir(tmp_path)
+    copied = shutil.copytree(bundled()["tiny"], "stable-diffusion", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert first_line(replace(flood, model=copied)) == toy
+    other = shutil.copytree(copied, "tiny")
+    for part, changes in (("unet", {"sample_size": 64}), ("vae", {"block_out_channels": [128, 256, 512, 512]})):
+        path = tmp_path / other / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    assert first_line(replace(flood, model="./tiny")) == plain
+    small = first_line(replace(flood, model="./tiny", size=(64, 64)))
+    assert small == "**Toy images, 64 x 64: for trying out, not for training on photographs.**"
+    assert first_line(replace(flood, model="owner/tiny")) == plain

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .recipe import Recipe
+from .toys import toy_note
 
 __all__ = ["card", "contact_sheet"]
 
@@ -28,7 +29,7 @@ def card(recipe: Recipe, lines: Sequence[dict]) -> str:
     refused = "\n".join(f"- {reason}: {count}" for reason, count in sorted(reasons.items())) or "- none"
     sheet = "![pairs of images and masks](contact_sheet.png)\n\n" if accepted else ""
     made = "labeled" if recipe.photos else "made"
-    return f"""# {len(accepted)} labeled images of {", ".join(recipe.classes)}
+    return f"""{toy_note(recipe)}# {len(accepted)} labeled images of {", ".join(recipe.classes)}
 
 {_made(recipe)} ({recipe.map}, masks by {recipe.mask["method"]}).
 These are weak labels, checked by nobody. {len(lines)} images were {made}, {len(accepted)} kept.
