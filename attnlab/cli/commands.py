@@ -1,8 +1,9 @@
-"""List the notebooks of attnlab, run them with parameters, check the installation.
+"""List the notebooks of attnlab, run them with parameters, check the installation; make labeled data sets.
 
 attnlab list
 attnlab run 04 -p prompt "forest fire with smoke" -p word smoke -p seed 3
 attnlab check
+attnlab dataset make flood-tiny floods
 """
 
 import argparse
@@ -15,6 +16,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from . import runner
+from .dataset import add_dataset_command, run_dataset
 
 __all__ = ["list_files", "main"]
 
@@ -116,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("attnlab", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"attnlab {sys.modules['attnlab'].__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list | run | check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list | run | check | dataset")
     lister = commands.add_parser("list", help="the notebooks and their parameters, with defaults and help")
     run = commands.add_parser("run", help="run notebooks; results go to runs/NN/")
     check = commands.add_parser("check", help="versions, device, model: all well, or what to do")
@@ -126,10 +128,14 @@ def main(argv: list[str] | None = None) -> int:
     for each in (lister, run):
         each.add_argument("--notebooks", metavar="FOLDER", help="where the notebooks are (notebooks)")
     check.add_argument("--model", default="tiny", help="the model to look for: name, folder or hub id (tiny)")
+    add_dataset_command(commands)
     args = parser.parse_args(argv)
     try:
         if args.command == "check":
             return min(_check(args.model), 1)
+        if args.command == "dataset":
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            return run_dataset(args)
         found = runner.find_notebooks(args.notebooks)
         if args.command == "list":
             return _list(found)

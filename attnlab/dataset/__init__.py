@@ -22,9 +22,10 @@ from .recipe import Filters, Recipe
 from .records import Dataset, Pair, difference_hash, verify_dataset
 from .shipped import find_recipe, known_recipes
 from .splits import split_dataset
+from .stats import count_dataset
 
 __all__ = [
-    "Dataset", "Filters", "Labeling", "Leak", "Pair", "Photos", "Recipe", "difference_hash", "export_coco",
-    "export_segformer", "export_voc", "export_yolo", "find_leaks", "find_recipe", "generate_dataset", "known_recipes",
-    "label", "split_dataset", "split_instances", "verify_dataset",
+    "Dataset", "Filters", "Labeling", "Leak", "Pair", "Photos", "Recipe", "count_dataset", "difference_hash",
+    "export_coco", "export_segformer", "export_voc", "export_yolo", "find_leaks", "find_recipe", "generate_dataset",
+    "known_recipes", "label", "split_dataset", "split_instances", "verify_dataset",
 ]  # fmt: skip

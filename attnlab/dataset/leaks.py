@@ -48,8 +48,10 @@ def find_leaks(a: str | Path, b: str | Path | None = None, *, within: float = WI
         folders of label images (masks, labels, annotations, SegmentationClass, ...), and a data set's rejected images
         and contact sheet. Without `b`, images of `a` that come earlier, in the order of their paths, are compared.
     within : float
-        Largest distance of near duplicates, gray levels 0..255. The default found 0 pairs among different images, and
-        all copies but crops, on the images on which it was chosen; 0 finds equal thumbnails alone.
+        Largest distance of near duplicates, gray levels 0..255; 0 finds equal thumbnails alone. The default, on 300
+        scenes and 300 images of `tiny` on which it was not chosen, takes no image for another (0 to 1.2% of each), and
+        finds 99.7% or more of each kind of turned, resized and JPEG copies, 96% and 100% of those cropped by 1/64 a
+        side, 29% and 64% by 2/64 (`experiments.studies.near_duplicates`).
 
     Raises
     ------
