@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from scipy.ndimage import label
 from scipy.spatial.distance import jensenshannon
 
 import attnlab as al
-from attnlab.dataset import Filters, Photos, Recipe, generate_dataset, making, verify_dataset
+from attnlab.dataset import (
+    Dataset,
+    Filters,
+    Photos,
+    Recipe,
+    export_coco,
+    export_voc,
+    export_yolo,
+    generate_dataset,
+    making,
+    verify_dataset,
+)
 from attnlab.dataset.instances import attention_edges, number_instances, split_instances
 from attnlab.scenes import aerial, street
 from attnlab.scenes.canvas import Canvas, Thing, downsample, number_things
@@ -324,3 +336,46 @@ def test_datasets_reads_the_instances(cars, tmp_path):
     found = datasets.load_dataset("imagefolder", data_dir=str(cars.folder), cache_dir=str(tmp_path))["train"]
     for i in range(3):
         assert (np.array(found[i]["instances"]) == cars.instances(i)).all()
+
+
+@pytest.fixture(scope="module")
+def touching(cars, tmp_path_factory):
+    """The data set with other labels and instances: two that touch, one in two pieces, and pixels of no thing."""
+    folder = tmp_path_factory.mktemp("made") / "touching"
+    shutil.copytree(cars.folder, folder)
+    labels, numbers = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint16)
+    labels[8:20, 8:40], labels[30:40, 8:50], labels[50:60, 50:60] = 1, 2, 1
+    numbers[8:20, 8:24], numbers[8:20, 24:40] = 1, 2
+    numbers[30:40, 8:20] = numbers[30:40, 30:50] = 3
+    labels[30:40, 20:30] = 0
+    drawn = Image.open(folder / "masks/000000.png")
+    mask = Image.fromarray(labels).convert("P")
+    mask.putpalette(drawn.getpalette())
+    mask.save(folder / "masks/000000.png")
+    Image.fromarray(numbers).save(folder / "instances/000000.png")
+    dataset = Dataset(folder)
+    dataset.records = dataset.records[:1]
+    return dataset, numbers
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_coco_has_the_instances(touching, tmp_path, polygons):
+    dataset, numbers = touching
+    coco = COCO(export_coco(dataset, tmp_path / "coco.json", polygons=polygons))
+    found = coco.loadAnns(coco.getAnnIds())
+    assert [one["category_id"] for one in found] == [1, 1, 2]
+    for number, one in enumerate(found, 1):
+        assert (coco.annToMask(one) == (numbers == number)).all()
+    assert [len(one["segmentation"]) for one in found] == ([1, 1, 2] if polygons else [2, 2, 2])  # pieces; size, counts
+
+
+def test_yolo_and_voc_have_the_instances(touching, tmp_path):
+    """YOLO has a line for each piece."""
+    dataset, numbers = touching
+    export_yolo(dataset, tmp_path / "yolo")
+    lines = (tmp_path / "yolo/labels/train/000000.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "0", "1", "1"]
+    export_voc(dataset, tmp_path / "voc")
+    objects = np.array(Image.open(tmp_path / "voc/SegmentationObject/000000.png"))
+    both = np.unique(np.stack([objects, numbers]).reshape(2, -1), axis=1)
+    assert both.shape == (2, 4) and len(set(both[0])) == len(set(both[1])) == 4

@@ -112,9 +112,11 @@ class Dataset(Sequence):
 
         None where the recipe wants no instances. ValueError as for a pair.
         """
-        files = record_files(self.recipe, self.records[i]["index"])
-        found = [open_image(self.folder, self.records[i].get(f.column)) for f in files if f.key == _INSTANCES]
-        return np.array(found[0], np.uint16) if found else None
+        if self.recipe.instances is None:
+            return None
+        metadata = self.records[i]
+        file = next(file for file in record_files(self.recipe, metadata["index"]) if file.key == _INSTANCES)
+        return np.array(open_image(self.folder, metadata.get(file.column)), np.uint16)
 
     def __repr__(self) -> str:
         classes = ", ".join(self.classes[1:])

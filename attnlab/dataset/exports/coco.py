@@ -19,10 +19,11 @@ __all__ = ["export_coco"]
 def export_coco(
     dataset: Dataset, path: str | Path, *, polygons: bool = False, splits: Splits = None
 ) -> Path | dict[str, Path]:
-    """Write COCO instance annotations (JSON) for `pycocotools.coco.COCO`, one per connected region of a class.
+    """Write COCO instance annotations (JSON) for `pycocotools.coco.COCO`, one per object.
 
-    Areas are in pixels, boxes (x, y, width, height); file names are relative to the data set's folder. Ignored pixels
-    belong to nothing. Images marked as bad are left out.
+    Objects are the connected regions of a class, or the single things of a recipe with `instances`. Areas are in
+    pixels, boxes (x, y, width, height); file names are relative to the data set's folder. Ignored pixels belong to
+    nothing. Images marked as bad are left out.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def _pieces(records, dataset, polygons, image_ids, ids):
 
 def _annotations(one, polygons):
     """Describe the objects of an image as COCO does."""
-    for shape in find_shapes(one.labels):
+    for shape in find_shapes(one.labels, one.instances):
         whole = np.zeros(one.size, np.uint8, order="F")
         whole[shape.place] = shape.mask
         rle = coco.encode(whole)

@@ -26,15 +26,22 @@ class Shape(NamedTuple):
         return [np.add(polygon, corner) for polygon in trace_polygons(self.mask, low, high)]
 
 
-def find_shapes(labels: np.ndarray | Mapping[str, np.ndarray]) -> list[Shape]:
-    """Find the connected regions of every class, in the order of the classes; pixels also connect by their corners.
+def find_shapes(labels: np.ndarray | Mapping[str, np.ndarray], instances: np.ndarray | None = None) -> list[Shape]:
+    """Find the single objects of every class, in the order of the classes.
+
+    They are the connected regions of a class, where pixels also connect by their corners; or what `instances` numbers.
 
     Parameters
     ----------
     labels : (row, column) array of uint8, or dict of such arrays
         As `Dataset.numbers` gives them: class numbers, 0 the background; or of each class, in order, 0 and 1. 255 is
         ignored.
+    instances : (row, column) array of int, optional
+        As `Dataset.instances` gives them: 1, 2, ... where an object is, each of one class; an object may lie in several
+        pieces, and pixels of a class may belong to none.
     """
+    if instances is not None:
+        return _numbered(instances.astype(int), labels)
     if isinstance(labels, Mapping):
         layers = [np.where(mask == 1, number, 0) for number, mask in enumerate(labels.values(), 1)]
     else:
@@ -44,7 +51,12 @@ def find_shapes(labels: np.ndarray | Mapping[str, np.ndarray]) -> list[Shape]:
 
 def _regions(layer):
     """List the connected regions of equal numbers above 0, in the order of these."""
-    regions, found = label(layer, connectivity=2), []
+    return _numbered(label(layer, connectivity=2), layer)
+
+
+def _numbered(regions, layer):
+    """List what has the numbers 1, 2, ... in `regions`, in the order of its numbers in `layer`."""
+    found = []
     for region, place in enumerate(find_objects(regions), 1):
         mask = regions[place] == region
         found.append(Shape(int(layer[place][mask][0]), place, mask))

@@ -21,9 +21,10 @@ def export_voc(dataset: Dataset, folder: str | Path, *, splits: Splits = None) -
     """Write a folder as that of Pascal VOC 2012: images, masks of classes and of objects, boxes, lists of the splits.
 
     Masks are palette PNG: SegmentationClass has the numbers of classes; SegmentationObject those of objects, which are
-    the connected regions of a class, the largest first, as in the image's XML file in Annotations. 0 is the background,
-    255 is ignored. JPEGImages are of quality 95, which changes colors a little: readers of VOC look for .jpg alone.
-    labelmap.txt names the classes. Images marked as bad are left out.
+    the connected regions of a class, or the single things of a recipe with `instances`, the largest first, as in the
+    image's XML file in Annotations. 0 is the background, 255 is ignored. JPEGImages are of quality 95, which changes
+    colors a little: readers of VOC look for .jpg alone. labelmap.txt names the classes. Images marked as bad are left
+    out.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def _write(part, dataset, one: Labeled) -> int:
     """Write the files of a record; return the number of its objects."""
     image = open_image(dataset.folder, one.metadata["file_name"]).convert("RGB")
     image.save(part / f"JPEGImages/{one.name}.jpg", quality=_QUALITY, subsampling=0)
-    shapes = sorted(find_shapes(one.labels), key=lambda shape: -shape.mask.sum())
+    shapes = sorted(find_shapes(one.labels, one.instances), key=lambda shape: -shape.mask.sum())
     _palette_png(class_map(one.labels), part / f"SegmentationClass/{one.name}.png")
     _palette_png(_object_map(one, shapes), part / f"SegmentationObject/{one.name}.png")
     described = ElementTree.ElementTree(_described(one, shapes, dataset.classes))

@@ -113,6 +113,7 @@ class Labeled(NamedTuple):
     metadata: dict  # its line of metadata.jsonl
     labels: np.ndarray | dict[str, np.ndarray]  # as `Dataset.numbers` gives them
     size: tuple[int, int]  # height, width
+    instances: np.ndarray | None = None  # as `Dataset.instances` gives them
 
     @property
     def name(self) -> str:
@@ -136,9 +137,12 @@ def read_labeled(dataset: Dataset, positions: Sequence[int], name: str) -> Itera
                 size = image.height, image.width
         except Exception as error:  # Pillow's readers raise many kinds
             raise ValueError(f"{metadata['file_name']} is no image: {error}") from error
-        if other := {one.shape for one in (labels.values() if isinstance(labels, dict) else [labels])} - {size}:
+        instances = dataset.instances(i)
+        arrays = [*labels.values()] if isinstance(labels, dict) else [labels]
+        arrays += [] if instances is None else [instances]
+        if other := {one.shape for one in arrays} - {size}:
             raise ValueError(f"{metadata['file_name']} has (height, width) {size}, its labels {other.pop()}")
-        yield Labeled(path, metadata, labels, size)
+        yield Labeled(path, metadata, labels, size, instances)
 
 
 def copy_image(one: Labeled, folder: Path) -> Path:

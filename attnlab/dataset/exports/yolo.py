@@ -19,10 +19,10 @@ _LOW, _HIGH = 0.02, 0.48
 def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None) -> Path:
     """Write a folder that Ultralytics' YOLO trains segmentation on: `yolo segment train data=FOLDER/data.yaml`.
 
-    Images are copied to images/SPLIT; labels/SPLIT has a text file for each, a line per connected region of a class:
-    the class, from 0 on, and a polygon in fractions of the width and height. Holes are cut open by bridges of no width.
-    Ignored pixels belong to nothing, as YOLO knows no such pixels; an image without objects gets an empty file. Images
-    marked as bad are left out.
+    Images are copied to images/SPLIT; labels/SPLIT has a text file for each, a line per connected region of a class or,
+    of a recipe with `instances`, of a single thing: the class, from 0 on, and a polygon in fractions of the width and
+    height. Holes are cut open by bridges of no width. Ignored pixels belong to nothing, as YOLO knows no such pixels;
+    an image without objects gets an empty file. Images marked as bad are left out.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None) 
 def _lines(one: Labeled) -> str:
     """Return the lines of a label file."""
     (height, width), found = one.size, ""
-    for shape in find_shapes(one.labels):
+    for shape in find_shapes(one.labels, one.instances):
         for polygon in shape.polygons(_LOW, _HIGH):
             values = np.divide(polygon, (width, height)).ravel().tolist()
             found += f"{shape.number - 1} {' '.join(f'{value:.6f}' for value in values)}\n"
