@@ -17,7 +17,7 @@ import attnlab as al
 from attnlab import masks, metrics
 from attnlab.scenes import street
 
-__all__ = ["GRIDS", "TUNING_MASKS", "MaskCase", "cases_of", "main", "sweep"]
+__all__ = ["GRIDS", "TUNING_MASKS", "MaskCase", "cases_of", "every_setting", "main", "sweep"]
 
 TUNING_MASKS = street.HELD_OUT + 200_000  # first seed of the scenes on which settings are chosen
 _NEAR = {"eps": (1.5, 3.0), "keep": (None, 0.5)}
@@ -54,11 +54,11 @@ def cases_of(pipe, word: str, count: int, first: int = TUNING_MASKS, seed: int =
 
 def sweep(cases: Sequence[MaskCase], grid: Mapping[str, Sequence]) -> list[tuple[dict, float]]:
     """Return every combination of a grid's settings, and its mean IoU. The IoU of an empty mask is 0."""
-    every = tqdm(_combinations(grid), desc="settings", leave=False, delay=1)
+    every = tqdm(every_setting(grid), desc="settings", leave=False, delay=1)
     return [(settings, float(np.mean(_ious(cases, settings)))) for settings in every]
 
 
-def _combinations(grid: Mapping[str, Sequence]) -> list[dict]:
+def every_setting(grid: Mapping[str, Sequence]) -> list[dict]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 tables[recipe].append([*(iou for _, iou in found), default])
     for recipe, rows in tables.items():
         *means, default = np.mean(rows, axis=0)
-        settings = _combinations(GRIDS[recipe])[int(np.argmax(means))]
+        settings = every_setting(GRIDS[recipe])[int(np.argmax(means))]
         print(f"all {len(rows)} {recipe:17} {max(means):.3f} (defaults {default:.3f})  {_said(settings)}")
 
 
