@@ -5,12 +5,23 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from attnlab.dataset import Recipe, find_recipe, known_recipes
+from attnlab.dataset import (
+    Recipe,
+    export_segformer,
+    export_voc,
+    find_recipe,
+    generate_dataset,
+    known_recipes,
+    open_pairs,
+    split_dataset,
+)
 from attnlab.dataset.card import card
 from attnlab.pipelines import bundled, load_parts
 from attnlab.scenes import street
+from attnlab.segmentation import Segmenter, patches, train_segmenter
 
 KINDS = ("flood", "smoke", "street", "wildfire")
 RECIPES = {name: Recipe.load(path) for name, path in known_recipes().items()}
@@ -96,3 +107,62 @@ def test_the_card_says_first_that_images_are_toys_whatever_the_model_is_called(t
     small = first_line(replace(flood, model="./tiny", size=(64, 64)))
     assert small == "**Toy images, 64 x 64: for trying out, not for training on photographs.**"
     assert first_line(replace(flood, model="owner/tiny")) == plain
+
+
+@pytest.fixture(scope="module")
+def floods(tmp_path_factory):
+    """A data set of the recipe, drawn in few steps."""
+    quick = {"prompts": ["water and {thing} {when}", "{dry} on a road {when}"], "steps": 2, "images": 1, "kept": None}
+    flood = RECIPES["flood-tiny"]
+    lists = {"thing": ["a house", "a car"], "dry": ["a tree"], "when": ["at dusk", "at night"]}
+    return generate_dataset(replace(flood, **quick, lists=lists), tmp_path_factory.mktemp("floods") / "set")
+
+
+def test_from_a_recipe_to_a_segmenter(floods, tmp_path):
+    pairs = open_pairs(floods.folder)
+    images, labels = patches(pairs, 64)
+    options = {"class_weights": "balanced", "steps": 2, "batch": 2, "progress": False}
+    segmenter = train_segmenter(images, labels, pairs.classes, valid=(images[:2], labels[:2]), **options)
+    saved = Segmenter.from_pretrained(segmenter.save_pretrained(tmp_path / "segmenter"))
+    assert saved.classes == ("background", "water") and saved.segment(images).shape == labels.shape
+
+
+def test_pairs_of_a_data_set_and_of_its_exports_are_the_same(floods, tmp_path):
+    splits = {"train": [0, 2, 3], "val": [1, 4]}
+    folders = export_segformer(floods, tmp_path / "s", splits=splits), export_voc(floods, tmp_path / "v", splits=splits)
+    for name, positions in splits.items():
+        expected = [floods[i] for i in positions]
+        assert any((pair.labels == 1).any() for pair in expected)
+        for pairs, tolerance in (
+            (open_pairs(floods, positions), 0), (open_pairs(folders[0], name), 0), (open_pairs(folders[1], name), 24)
+        ):  # fmt: skip
+            assert pairs.classes == ("background", "water") and len(pairs) == len(expected)
+            for (image, labels), pair in zip(pairs, expected, strict=True):
+                np.testing.assert_array_equal(labels, pair.labels)
+                assert np.abs(image.astype(int) - np.asarray(pair.image)).max() <= tolerance  # of JPEG
+    assert [len(open_pairs(folder)) for folder in folders] == [5, 5]
+    assert {len(open_pairs(floods, part)) for part in split_dataset(floods, {"a": 0.5, "b": 0.5}).values()} <= {2, 3, 4}
+
+
+def test_pairs_leave_out_what_is_marked_as_bad(floods, tmp_path):
+    copied = shutil.copytree(floods.folder, tmp_path / "copy")
+    name = floods.records[1]["file_name"]
+    (copied / "bad.json").write_text(json.dumps([name]))
+    pairs = open_pairs(copied)
+    assert len(pairs) == len(floods) - 1 and name not in {str(a.relative_to(copied)) for a, _ in pairs.paths}
+    with pytest.raises(ValueError, match="no chosen images"):
+        open_pairs(copied, [1])
+    with pytest.raises(ValueError, match=r"split='train': of a data set give positions, split_dataset\(dataset\)"):
+        open_pairs(copied, "train")
+    voc = export_voc(floods, tmp_path / "voc")
+    with pytest.raises(FileNotFoundError, match="no split 'val'; there are train"):
+        open_pairs(voc, "val")
+    with pytest.raises(ValueError, match="give the name of a split"):
+        open_pairs(voc, [0])
+    with pytest.raises(FileNotFoundError, match="no finished data set, and no export"):
+        open_pairs(tmp_path)
+    masks = floods.recipe
+    loose = shutil.copytree(floods.folder, tmp_path / "loose")
+    replace(masks, labels=False).save(loose / "recipe.yaml")
+    with pytest.raises(ValueError, match="make it with `labels: true`"):
+        open_pairs(loose)

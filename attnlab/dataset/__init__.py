@@ -7,6 +7,7 @@ dataset[0].image, dataset[0].labels                # PIL image, uint8 (row, colu
 verify_dataset("fires")                            # [] where nothing is missing, cut short or altered
 export_coco(dataset, "fires.json")                 # or, with splits, for other tools that train:
 export_yolo(dataset, "fires-yolo", splits=split_dataset(dataset))
+pairs = open_pairs("fires")                        # `attnlab.segmentation.train_segmenter` learns from these
 
 Your own photos are labeled in the place of generated images, by words that need not be in a prompt:
 Recipe(photos="holiday", classes={"dog": "dog"}, map="ovam"), or photos=Photos("holiday", tiles=2, looks=5)
@@ -17,6 +18,7 @@ from .instances import split_instances
 from .labeling import Labeling, label
 from .leaks import Leak, find_leaks
 from .making import generate_dataset
+from .pairs import open_pairs
 from .photos import Photos
 from .recipe import Filters, Recipe
 from .records import Dataset, Pair, difference_hash, verify_dataset
@@ -27,5 +29,5 @@ from .stats import count_dataset
 __all__ = [
     "Dataset", "Filters", "Labeling", "Leak", "Pair", "Photos", "Recipe", "count_dataset", "difference_hash",
     "export_coco", "export_segformer", "export_voc", "export_yolo", "find_leaks", "find_recipe", "generate_dataset",
-    "known_recipes", "label", "split_dataset", "split_instances", "verify_dataset",
+    "known_recipes", "label", "open_pairs", "split_dataset", "split_instances", "verify_dataset",
 ]  # fmt: skip
