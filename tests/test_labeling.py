@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import attnlab as al
-from attnlab.dataset import Recipe, label, making
+from attnlab.dataset import Recipe, label
+from attnlab.dataset.keeping import Selection
 from attnlab.dataset.labeling import heats
 from attnlab.maps.heatmaps import upscale
 
@@ -50,11 +51,14 @@ def test_a_near_duplicate_names_the_first_of_its_kind():
     """Hashes may differ in two bits; what is rejected already is nobody's original."""
     hashes = {0: 0b0, 1: 0b0, 2: 0xFF, 3: 0b11, 4: 0xFC, 5: 0b111, 6: 0b111}
     lines = [{"index": i, "hash": f"{one:016x}", "rejected": None if i else "blank"} for i, one in hashes.items()]
-    making._reject_duplicates(lines, None)
-    assert [line["rejected"] for line in lines] == ["blank"] + [None] * 6
-    making._reject_duplicates(lines, 2)
-    found = {line["index"]: line["rejected"] for line in lines[1:] if line["rejected"]}
-    assert found == {3: "near duplicate of 000001", 4: "near duplicate of 000002", 6: "near duplicate of 000005"}
+    every, near = (Selection(recipe(filters={"duplicates": most})) for most in (None, 2))
+    assert [every.judge(line) for line in lines] == ["blank"] + [None] * 6
+    found = {line["index"]: near.judge(line) for line in lines}
+    assert {index: said for index, said in found.items() if said and index} == {
+        3: "near duplicate of 000001",
+        4: "near duplicate of 000002",
+        6: "near duplicate of 000005",
+    }
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("daam", "bicubic"), ("linear", "bilinear"), ("ovam", "bilinear")])

@@ -1,13 +1,14 @@
 """Write the README of a data set, and draw its contact sheet."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .recipe import Recipe
+from .keeping import Selection, count_reasons
+from .recipe import NEGATIVE, Recipe
 from .toys import toy_note
 
 __all__ = ["card", "contact_sheet"]
@@ -18,29 +19,21 @@ _SHEET_PIXELS = 128  # most pixels on a side of an image there
 
 def card(recipe: Recipe, lines: Sequence[dict]) -> str:
     """Return the text of a data set's README: what is in it, what was rejected, and how to make it again."""
-    reasons = Counter(line["rejected"].split(" of ")[0] for line in lines if line["rejected"])
     accepted = [line for line in lines if not line["rejected"]]
-    rows = []
-    for number, (name, word) in enumerate(recipe.classes.items(), 1):
-        areas = [line["areas"][name] for line in accepted if line["areas"][name]]
-        mean = f"{100 * np.mean(areas):.1f}%" if areas else ""
-        shown = " ".join(word.split()).replace("|", "\\|")  # as one cell of the table
-        rows.append(f"| {number} | {name} | {shown} | {len(areas)} | {mean} |")
-    refused = "\n".join(f"- {reason}: {count}" for reason, count in sorted(reasons.items())) or "- none"
+    reasons = [line["rejected"] for line in lines if line["rejected"]]
+    kept = f"{len(accepted)} kept{_wanted(recipe, accepted, len(lines))}"
     sheet = "![pairs of images and masks](contact_sheet.png)\n\n" if accepted else ""
     made = "labeled" if recipe.photos else "made"
     return f"""{toy_note(recipe)}# {len(accepted)} labeled images of {", ".join(recipe.classes)}
 
 {_made(recipe)} ({recipe.map}, masks by {recipe.mask["method"]}).
-These are weak labels, checked by nobody. {len(lines)} images were {made}, {len(accepted)} kept.
+These are weak labels, checked by nobody. {len(lines)} images were {made}, {kept}.
 
-{sheet}| number | class | labeled by | images | mean area |
-| --- | --- | --- | --- | --- |
-{chr(10).join(rows)}
+{sheet}{_classes(recipe, accepted)}
 
 0 is the background, 255 is ignored. Rejected, and kept in `rejected/`:
 
-{refused}
+{_refused(recipe, reasons)}
 
 `datasets.load_dataset("imagefolder", data_dir=...)` reads this folder. To make it again:
 `attnlab.dataset.generate_dataset(Recipe.load("recipe.yaml"), folder)`; recipe {recipe.digest}.
@@ -59,6 +52,45 @@ def _made(recipe):
     vote = f"; pixels that fewer than {100 * photos.agree:.0f}% of the looks label alike are ignored"
     seen += f" ({noise}{vote if photos.looks > 1 else ''})"
     return f"Photos, seen by `{recipe.model}` {seen} as “{recipe.texts[0]}”, labeled by its attention"
+
+
+def _wanted(recipe, accepted, made):
+    """Say how many records the recipe wants, and whether it has them."""
+    if recipe.kept is None:
+        return ""
+    selection = Selection(recipe)
+    for line in accepted:
+        selection.count(line)
+    wanted = ", ".join(f"{count} {name}" for name, count in selection.wanted.items())
+    if not selection.lacking:
+        return f" ({wanted} were wanted, in at most {len(recipe)})"
+    few = ", ".join(f"{count} {name}" for name, count in selection.lacking.items())
+    return f" ({wanted} were wanted: **{few} are lacking** after all {made} that the recipe allows)"
+
+
+def _classes(recipe, accepted):
+    """Return the table of the classes, with how many images of each are wanted where the recipe says it."""
+    wanted = recipe.kept if isinstance(recipe.kept, Mapping) else {}
+    columns = ["number", "class", "labeled by", "images", "mean area", *(["wanted"] if wanted else [])]
+    rows = [columns, ["---"] * len(columns)]
+    for number, (name, word) in enumerate(recipe.classes.items(), 1):
+        areas = [line["areas"][name] for line in accepted if line["areas"][name]]
+        mean = f"{100 * np.mean(areas):.1f}%" if areas else ""
+        shown = " ".join(word.split()).replace("|", "\\|")  # as one cell of the table
+        rows.append([number, name, shown, len(areas), mean, wanted.get(name, "")])
+    if recipe.kept is not None:
+        negatives = sum(line["negative"] for line in accepted)
+        rows.append([0, NEGATIVE, "nothing: negatives", negatives, "", wanted.get(NEGATIVE, "")])
+    return "\n".join(f"| {' | '.join(map(str, row[: len(columns)]))} |" for row in rows)
+
+
+def _refused(recipe, reasons):
+    """Return why records were rejected, as a list; as a table with more detail where the recipe wants a number."""
+    if recipe.kept is not None and reasons:
+        rows = [("reason", "images"), ("---", "---"), *count_reasons(reasons).items()]
+        return "\n".join(f"| {reason} | {count} |" for reason, count in rows)
+    counts = Counter(reason.split(" of ")[0] for reason in reasons)
+    return "\n".join(f"- {reason}: {count}" for reason, count in sorted(counts.items())) or "- none"
 
 
 def contact_sheet(folder: Path, lines: Sequence[dict], columns: int = 4) -> Image.Image:

@@ -2,15 +2,18 @@
 
 import errno
 import inspect
+import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 from threading import RLock
 from uuid import uuid4
 
@@ -26,6 +29,7 @@ from ..storage import replacing, write_text
 from ..tokens import TokenLibrary
 from .card import card, contact_sheet
 from .instances import needs_attention, number_instances
+from .keeping import Selection, count_reasons
 from .labeling import heats, label, streaming
 from .looking import label_photo, look
 from .photos import changed_photos, check_photos, read_photo
@@ -47,6 +51,7 @@ from .workers import begin_worker, patient_threads, visible_gpus
 __all__ = ["SHARDS", "generate_dataset", "make_shard"]
 
 SHARDS = ".parts"  # folder of the finished shards, until all of them are there
+_ENOUGH = "enough"  # file there that tells workers that no more shards are wanted
 _LOCK = ".lock"  # of the maker at work, however it ends; the file is gone from a finished data set
 _MAX_DEATHS = 3  # times that workers may die with no shard finished between
 _MODEL = RLock()  # the model that this process keeps is recorded by one of its threads at a time
@@ -56,6 +61,8 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
     """Make a recipe's data set in a folder; go on where an earlier run was interrupted or killed.
 
     A record depends on the recipe and its index alone. Shards are written under another name and renamed when whole.
+    Where a recipe says how many records are to be `kept`, the data set is the shortest run of records, from the first
+    on, that has them.
 
     Parameters
     ----------
@@ -79,6 +86,11 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
         If there is no such model or token file.
     OSError, RuntimeError
         If the disk is full (what is finished is kept), or workers died again and again.
+
+    Warns
+    -----
+    UserWarning
+        If fewer records are kept than the recipe wants, after all that it allows; it says why others were rejected.
     """
     out = Path(out)
     if type(workers) is not int or workers < 1:
@@ -95,25 +107,105 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
         _forget()
     if (out / _LOCK).exists():  # a finished data set may be where nobody can write
         (out / _LOCK).unlink(missing_ok=True)
-    return Dataset(out)
+    dataset = Dataset(out)
+    if said := _too_few(dataset):
+        warnings.warn(said, stacklevel=2)
+    return dataset
+
+
+def _too_few(dataset):
+    """Say of what a data set has too few records, and why others were rejected; None where it has enough."""
+    selection = Selection(dataset.recipe)
+    for line in dataset.records:
+        selection.count(line)
+    if not selection.lacking:
+        return None
+    few = ", ".join(f"{n} of {selection.wanted[name]} {name}" for name, n in selection.lacking.items())
+    reasons = count_reasons(line["reason"] for line in dataset.rejected)
+    why = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
+    made, hint = len(dataset) + len(dataset.rejected), "change prompts or filters, or allow more images"
+    return f"{dataset.folder} lacks {few}, after all {made} images; rejected: {why}; {hint}"
+
+
+class _Plan:
+    """The shards that are missing or damaged, and whether those that are finished have all that is wanted."""
+
+    def __init__(self, recipe: Recipe, out: Path):
+        self.recipe, self.out = recipe, out
+        (out / SHARDS).mkdir(exist_ok=True)
+        (out / SHARDS / _ENOUGH).unlink(missing_ok=True)  # of a maker that was killed
+        self.missing = {number for number in range(recipe.shards) if not _is_whole(out, recipe, number)}
+        for number in self.missing:
+            shutil.rmtree(_shard(out, number), ignore_errors=True)
+        self._selection, self._read, self._begun = Selection(recipe), 0, 0  # shards read, images begun
+        wanted = sum(self._selection.wanted.values())
+        done = len(recipe) - sum(map(self.count_images, self.missing))
+        self.progress = tqdm(total=wanted or len(recipe), initial=0 if wanted else done, desc=out.name, unit="image")
+
+    def count_images(self, number: int) -> int:
+        return sum(map(len, self.recipe.batches(number)))
+
+    def has_enough(self) -> bool:
+        """Whether there is all that is wanted, in the shards up to the first that is missing."""
+        selection, before = self._selection, sum(self._selection.counts.values())
+        if not selection.wanted:
+            return False
+        while self._read < self.recipe.shards and self._read not in self.missing and not selection.is_enough:
+            for line in read_lines(_shard(self.out, self._read) / "records.jsonl"):
+                selection.judge(line)
+                if selection.is_enough:
+                    break
+            self._read += 1
+        self.progress.update(sum(selection.counts.values()) - before)
+        if selection.is_enough:
+            (self.out / SHARDS / _ENOUGH).touch()
+        return selection.is_enough
+
+    def advance(self, count: int) -> None:
+        """Show that images were made: as progress, or beside that of the records to keep."""
+        if not self._selection.wanted:
+            self.progress.update(count)
+        else:
+            self._begun += count
+            self.progress.set_postfix(made=self._begun)
+
+    def finish(self, number: int) -> None:
+        """Note that a shard is there."""
+        self.missing.discard(number)
+
+    def run(self, submit: Callable[..., Future], most: Callable[[], float], jobs: dict[Future, int]) -> None:
+        """Submit shards, so many at a time, and wait for them, until there is enough; `jobs` has those at work."""
+        waiting, done = sorted(self.missing, reverse=True), SimpleQueue()
+        while True:
+            while waiting and len(jobs) < most() and not self.has_enough():
+                number = waiting.pop()
+                job = submit(make_shard, self.recipe, self.out.resolve(), number)
+                jobs[job] = number
+                job.add_done_callback(done.put)
+            if not jobs:
+                return
+            job = done.get()
+            self.advance(job.result())
+            self.finish(jobs.pop(job))
 
 
 def _make(recipe, out, workers, client):
-    """Make the shards that are missing or damaged, and put all of them together."""
-    missing = [number for number in range(recipe.shards) if not _is_whole(out, recipe, number)]
-    for number in missing:
-        shutil.rmtree(_shard(out, number), ignore_errors=True)
-    done = len(recipe) - sum(len(batch) for n in missing for batch in recipe.batches(n))
-    with tqdm(total=len(recipe), initial=done, desc=out.name, unit="image") as progress:
+    """Make the shards that are missing or damaged, as far as they are wanted, and put all of them together."""
+    plan = _Plan(recipe, out)
+    with plan.progress:
         try:
             if client is not None:
-                _with_client(client, recipe, out, missing, progress)
+                _with_client(client, plan)
             elif workers > 1:
                 _forget()  # the workers have their own
-                _with_processes(workers, recipe, out, missing, progress)
+                _with_processes(workers, plan)
             else:
-                for number in missing:
-                    make_shard(recipe, out, number, progress.update)
+                for number in sorted(plan.missing):
+                    if plan.has_enough():
+                        break
+                    make_shard(recipe, out, number, plan.advance)
+                    plan.finish(number)
+            plan.has_enough()  # shows the last of them
             _finish(out, recipe)
         except OSError as error:
             if error.errno != errno.ENOSPC:
@@ -123,20 +215,26 @@ def _make(recipe, out, workers, client):
 
 
 def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], object] = lambda count: None) -> int:
-    """Write one shard into out/.parts/; return how many records it has."""
-    final = _shard(out, number)
+    """Write one shard into out/.parts/; return how many records it has: none where there is enough without it."""
+    final, enough = _shard(out, number), Path(out, SHARDS, _ENOUGH)
     work, lines = final.with_name(f"{final.name}.partial-{uuid4().hex}"), []
+    work.mkdir()  # not the folder above: it is gone once the data set is finished, and stays so
     for folder in record_folders(recipe):
-        (work / folder).mkdir(parents=True)
+        (work / folder).mkdir()
     # while the model draws the next batch, a thread labels and writes the one before: no more are held than two
     with _MODEL, _threads(recipe.threads), ThreadPoolExecutor(1) as thread:
         written = None
         for batch in recipe.batches(number):
+            if enough.exists():
+                break
             drawn = _draw(recipe, batch)
             lines += written.result() if written else []
             written = thread.submit(_write, work, recipe, batch, *drawn)
             advance(len(batch))
-        lines += written.result()
+        lines += written.result() if written else []
+    if enough.exists():
+        shutil.rmtree(work)
+        return 0
     write_text(work / "records.jsonl", as_lines(lines))
     try:
         work.rename(final)
@@ -278,35 +376,35 @@ def _is_whole(out, recipe, number):
     return True
 
 
-def _with_client(client, recipe, out, missing, progress):
-    jobs = [client.submit(make_shard, recipe, out.resolve(), number, pure=False) for number in missing]
+def _with_client(client, plan):
+    def most():
+        """All shards; where not all may be wanted, one more than there are threads, so that a cluster can grow."""
+        return math.inf if plan.recipe.kept is None else sum(client.nthreads().values()) + 1
+
+    jobs: dict[Future, int] = {}
     try:
-        for job in jobs:
-            progress.update(job.result())
+        plan.run(partial(client.submit, pure=False), most, jobs)
     finally:
-        client.cancel(jobs)
+        client.cancel(list(jobs))
 
 
-def _with_processes(workers, recipe, out, missing, progress):
-    missing, deaths = set(missing), 0
-    while missing:
-        before = len(missing)
+def _with_processes(workers, plan):
+    deaths = 0
+    while plan.missing and not plan.has_enough():
+        before = len(plan.missing)
         spawn = get_context("spawn")
         begin = begin_worker, (spawn.Value("i"), visible_gpus())
         with patient_threads(), ProcessPoolExecutor(workers, spawn, *begin) as pool:
-            jobs = {pool.submit(make_shard, recipe, out, number): number for number in sorted(missing)}
-            try:
-                for job in as_completed(jobs):
-                    progress.update(job.result())
-                    missing.discard(jobs[job])
+            try:  # the one more that waits for a process may be made though it is not wanted
+                plan.run(pool.submit, lambda: workers + (plan.recipe.kept is None), {})
             except BrokenProcessPool:
-                finished = {n for n in missing if _shard(out, n).exists()}
-                progress.update(sum(len(batch) for n in finished for batch in recipe.batches(n)))
-                missing -= finished
+                for number in [n for n in plan.missing if _shard(plan.out, n).exists()]:
+                    plan.advance(plan.count_images(number))
+                    plan.finish(number)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        deaths = deaths + 1 if len(missing) == before else 0
+        deaths = deaths + 1 if len(plan.missing) == before else 0
         if deaths > _MAX_DEATHS:
             raise RuntimeError(f"workers died {deaths} times without finishing a shard: out of memory? try fewer")
 
@@ -367,14 +465,12 @@ def _finish(out, recipe):
 
     Every step can be done twice, so it may be cut off anywhere.
     """
-    shards = [read_lines(_shard(out, n) / "records.jsonl") for n in range(recipe.shards)]
-    lines = [line for shard in shards for line in shard]
-    _reject_duplicates(lines, recipe.filters.duplicates)
+    chosen = _choose(out, recipe)
+    lines = [line for _, line in chosen]
     for folder in (*record_folders(recipe), "rejected"):
         (out / folder).mkdir(exist_ok=True)
-    for number, shard in enumerate(shards):
-        for line in shard:
-            _move(_shard(out, number), out, record_files(recipe, line["index"]), line["rejected"])
+    for shard, line in chosen:
+        _move(shard, out, record_files(recipe, line["index"]), line["rejected"])
     accepted = [{k: v for k, v in line.items() if k != "rejected"} for line in lines if not line["rejected"]]
     rejected = [line for line in lines if line["rejected"]]
     if accepted:
@@ -399,22 +495,20 @@ def _move(shard, out, files, rejected):
             (shard / file.name).replace(out / "rejected" / Path(file.name).name if rejected else out / file.name)
 
 
-def _reject_duplicates(lines, most):
-    """Mark every record whose hash is near that of an earlier accepted one."""
-    kept: list[tuple[int, int]] = []
-    for line in lines:
-        own = int(line["hash"], 16)
-        if line["rejected"] or most is None:
-            continue
-        near = next((index for index, other in kept if (own ^ other).bit_count() <= most), None)
-        if near is None:
-            kept.append((line["index"], own))
-        else:
-            line["rejected"] = f"near duplicate of {near:06d}"
+def _choose(out, recipe):
+    """Return each shard's records, with its folder, up to the last one that is wanted, and why they are rejected."""
+    selection, found = Selection(recipe), []
+    for number in range(recipe.shards):
+        shard = _shard(out, number)
+        for line in read_lines(shard / "records.jsonl"):
+            found.append((shard, line | {"rejected": selection.judge(line)}))
+            if selection.is_enough:
+                return found
+    return found
 
 
 def _as_rejected(line):
-    kept = {key: line[key] for key in ("index", "prompt", "seed", "areas", "scores")}
+    kept = {key: line[key] for key in ("index", "prompt", "seed", "areas", "scores", "negative") if key in line}
     return {"file": _rejected_name(line["index"]), "reason": line["rejected"], **kept}
 
 

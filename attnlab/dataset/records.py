@@ -19,6 +19,7 @@ from PIL import Image
 from ..masks import IGNORE
 from ..plots.styling import class_color
 from ..storage import versions, write_text
+from .keeping import ENOUGH, Selection
 from .labeling import Labeling
 from .recipe import Recipe, mask_name
 
@@ -147,9 +148,7 @@ def verify_dataset(folder: str | Path) -> list[str]:
     paths = [path for name in ("images", "masks", "instances") for path in folder.glob(f"{name}/*")]
     others = {path.relative_to(folder).as_posix() for path in paths} - expected
     problems += [f"{name} is in no line of metadata.jsonl" for name in sorted(others)]
-    made = sorted(line["index"] for line in [*records, *rejected])
-    if made != list(range(len(recipe))):
-        problems.append(f"metadata.jsonl and rejected.jsonl name {len(made)} records, the recipe {len(recipe)}")
+    problems += _wrong_run(recipe, sorted([*records, *rejected], key=lambda line: line["index"]))
     problems += _attempt(_read_marks, folder, {line["file_name"] for line in records})
     sums = (folder / SUMS_FILE).read_text("utf-8", "replace") if (folder / SUMS_FILE).is_file() else ""
     problems += [said for line in sums.split("\n")[:-1] for said in _attempt(_check_sum, folder, line)]
@@ -183,7 +182,8 @@ def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, lab
     line |= _made_of(recipe, index)
     nothing = np.zeros(labeling.labels.shape, bool)
     masks = [labeling.masks.get(kind, nothing).astype(np.uint8) for kind in recipe.classes]
-    shown = [_palette_image(values, recipe) for values in ([labeling.labels] if recipe.labels else masks)]
+    masks = [labeling.labels] if recipe.labels else masks
+    shown = [_palette_image(values, recipe) for values in masks]
     if recipe.instances is not None:
         shown.append(Image.fromarray(labeling.instances))
     hashes = {}
@@ -195,6 +195,8 @@ def write_record(work: Path, recipe: Recipe, index: int, image: Image.Image, lab
     if labeling.similarity is not None:
         line["similarity"] = round(labeling.similarity, 4)
     line |= {"words": dict(recipe.classes), "hash": f"{difference_hash(image):016x}", "sha256": hashes}
+    if recipe.kept is not None:  # lines of other recipes stay as they were
+        line["negative"] = not any(values.any() for values in masks)
     line |= {"recipe": recipe.digest, "versions": versions(), "rejected": labeling.rejected}
     return line
 
@@ -262,6 +264,26 @@ def file_inside(folder: str | Path, name: str) -> Path:
     return path
 
 
+def _wrong_run(recipe, lines):
+    """List where records, in the order of their index, are others than the recipe makes and keeps."""
+    if [line["index"] for line in lines] != list(range(len(lines))) or (not recipe.kept and len(lines) < len(recipe)):
+        yield f"metadata.jsonl and rejected.jsonl name {len(lines)} records, the recipe {len(recipe)}"
+    selection = Selection(recipe)
+    for line in lines if recipe.kept else []:
+        if selection.is_enough:
+            yield f"record {line['index']} is there, though the recipe wants none after those before it"
+            return
+        is_kept = "reason" not in line
+        if is_kept != selection.needs(line) and (is_kept or line["reason"] == ENOUGH):
+            done, wanted = ("kept", "no more") if is_kept else ("rejected", "more")
+            yield f"record {line['index']} is {done}, though the recipe wants {wanted} of its classes"
+        if is_kept:
+            selection.count(line)
+    if selection.lacking and len(lines) < len(recipe):
+        few = ", ".join(f"{n} of {name}" for name, n in selection.lacking.items())
+        yield f"{few} are lacking, though {len(lines)} images were made and the recipe allows {len(recipe)}"
+
+
 def _wrong_record(folder, recipe, line):
     """List what is wrong with a line of metadata.jsonl and its files, one sentence each."""
     problems, opened, files = wrong_line(recipe, line), [], record_files(recipe, line["index"])
@@ -292,6 +314,9 @@ def _wrong_numbers(recipe, line, image, masks):
     """List what a line says otherwise than its image and masks."""
     if line["hash"] != f"{difference_hash(image):016x}":
         yield f"{line['file_name']}: hash is {line['hash']!r}, which is not its image's"
+    negative = None if recipe.kept is None else not any(mask.any() for mask in masks)
+    if line.get("negative") is not negative:
+        yield f"{line['file_name']}: negative is {line.get('negative')!r}, by its masks {negative!r}"
     for number, name in enumerate(recipe.classes, 1):
         if recipe.labels:
             most = least = (masks[0] == number).mean()
