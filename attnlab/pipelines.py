@@ -85,6 +85,7 @@ def load_pipeline(
                 raise ValueError(f"config={config} is for one .safetensors file; {name} has its own: leave it out")
             if isinstance(source, Path):
                 _check_folder(source, options)
+                options = _left_out(source) | options
             pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     # what recordings note: the name as given, not where it lies
     pipe.register_to_config(_name_or_path=str(name), _revision=options.get("revision"))
@@ -160,6 +161,15 @@ def _check_folder(folder: Path, options: dict) -> None:
         files = {path.suffix for path in (folder / part).iterdir()}
         if ".bin" in files and ".safetensors" not in files:
             raise _pickle_error(folder / part, _CONVERT_FOLDER, folder, folder.with_name(f"{folder.name}-safetensors"))
+
+
+def _left_out(folder: Path) -> dict[str, None]:
+    """Return the readers of text that a pipeline was saved without, which diffusers wants to be told again.
+
+    Stable Diffusion 3 works without T5, for example.
+    """
+    parts = DiffusionPipeline.load_config(folder).items()
+    return {name: None for name, kind in parts if name.startswith(("text_", "tokenizer")) and kind == [None, None]}
 
 
 def _pickle_error(what, convert, path, to):

@@ -2,6 +2,7 @@
 
     python -m experiments.gpu_train                  # everything, about 5 minutes on an H200
     python -m experiments.gpu_train --minutes 3      # after 3 minutes the denoisers write checkpoints and pause
+    python -m experiments.gpu_train mmdit            # the joint-attention model alone, by `train_mmdit`
 
 Weights and curves go to runs/tiny-gpu/models; what else `train_street` takes, --steps or --start for example, can be
 given, too. Without a GPU it trains on the CPU, with the batches of a GPU, slowly.
@@ -10,7 +11,7 @@ given, too. Without a GPU it trains on the CPU, with the batches of a GPU, slowl
 import sys
 from collections.abc import Sequence
 
-from .bundled import train_street
+from .bundled import train_mmdit, train_street
 
 __all__ = ["main"]
 
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if {"-h", "--help"} & set(given):
         print(__doc__)
+    if given[:1] == ["mmdit"]:
+        return train_mmdit.main(["--preset", "gpu", *given[1:]])
     train_street.main([*_STAGES, "--preset", "gpu", *given])
 
 

@@ -11,9 +11,10 @@ from attnlab.storage import replacing
 from .localize import TIMESTEPS
 from .steer import COMPANIONS, shown_when_asked
 
-__all__ = ["MARKS", "joint_tables", "markdown_table", "pipeline_tables", "segmenter_tables", "write_card"]
+__all__ = ["MARKS", "PIPELINES", "joint_tables", "markdown_table", "pipeline_tables", "segmenter_tables", "write_card"]
 
 # measured.json calls the reference segmenters "oracle" (streets) and "judge" (aerial)
+PIPELINES = ("tiny", "tiny-plain", "tiny-mmdit")  # of streets, the last once it is there
 MARKS = "<!-- measured -->", "<!-- end of what was measured -->"
 
 
@@ -32,7 +33,7 @@ def pipeline_tables(name: str, found: dict[str, dict]) -> str:
     """Write what was measured of a pipeline, as the text between the marks of its card."""
     maps, steer = found[name]["maps"], found[name]["steering"]
     rows = []
-    for other in ("tiny", "tiny-plain"):
+    for other in PIPELINES:
         if other in found:
             for kind in ("word", "shuffled word"):
                 m = found[other]["maps"]

@@ -137,11 +137,8 @@ class DenoiserTraining:
         device: torch.device,
     ):
         self.settings, self.schedule, self.path, self.device = settings, schedule, path, device
-        self.examples, self.scheduler = examples.to(device), new_scheduler()
-        self.model, self.signal = model.to(device).train(), self.scheduler.alphas_cumprod.to(device).sqrt()
-        on_gpu = device.type == "cuda"
-        if not on_gpu:  # the fast kernels' backward pass is slow there
-            self.model.unet.set_attn_processor(AttnProcessor())
+        self.examples, self.model, on_gpu = examples.to(device), model.to(device).train(), device.type == "cuda"
+        self._prepare()
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.rate = torch.tensor(schedule.lr, device=device) if on_gpu else None  # a graph reads it
         options = {"weight_decay": schedule.weight_decay, "fused": True, "capturable": on_gpu}
@@ -153,6 +150,12 @@ class DenoiserTraining:
         self.graph, self.eager_steps, self.stream = None, 0, torch.cuda.Stream() if on_gpu else None
         if on_gpu:
             self.stream.wait_stream(torch.cuda.current_stream())
+
+    def _prepare(self):
+        self.scheduler = new_scheduler()
+        self.signal = self.scheduler.alphas_cumprod.to(self.device).sqrt()
+        if self.device.type != "cuda":  # the fast kernels' backward pass is slow there
+            self.model.unet.set_attn_processor(AttnProcessor())
 
     @property
     def name(self) -> str:
@@ -227,9 +230,8 @@ class DenoiserTraining:
         version = torch.randint(1, _KEYWORD_VERSIONS + 1, (n,), **given)
         row = torch.where(chance[:, 0] < settings.keywords, index + version * count, index)
         row = torch.where(chance[:, 1] < settings.empty, len(examples.ids) - 1, row)
-        # stratified over the batch: every step sees early and late timesteps; a chance just below 1 rounds up to it
-        steps = len(self.signal)
-        timestep = ((torch.arange(n, device=self.device) + chance[:, 3]) / n * steps).long().clamp(max=steps - 1)
+        # stratified over the batch: every step sees early and late timesteps
+        timestep = self._timesteps((torch.arange(n, device=self.device) + chance[:, 3]) / n)
         noise = torch.randn(n, *examples.latents.shape[1:], **given)
         drawn = {"latents": examples.latents[index], "ids": examples.ids[row], "timestep": timestep, "noise": noise}
         if settings.hidden:
@@ -242,22 +244,32 @@ class DenoiserTraining:
             drawn |= {"labels": examples.labels[index], "positions": examples.positions[index], "classes": named}
         return drawn
 
-    def _update(self):
-        drawn, settings = self.inputs, self.settings
+    def _timesteps(self, chance):
+        """Return the timestep (image,) of each chance in 0..1, which rounds up to 1 where it is just below."""
+        steps = len(self.signal)
+        return (chance * steps).long().clamp(max=steps - 1)
+
+    def _losses(self, drawn):
+        """Return named terms, of which "loss" is minimized."""
+        settings = self.settings
         latents, noise, timestep, mask = (drawn.get(k) for k in ("latents", "noise", "timestep", "attention_mask"))
         contextless = drawn.get("contextless")
+        noisy = self.scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
+        with attention_scores(self.model.unet) if "labels" in drawn else nullcontext() as scores:
+            predicted = self.model(noisy, timestep, drawn["ids"], mask, contextless)
+        loss = F.mse_loss(predicted.float(), self.scheduler.get_velocity(latents, noise, timestep))
+        terms = {"loss": loss}
+        if "labels" in drawn:
+            words = drawn["labels"], mask, drawn["positions"], drawn["classes"]
+            with torch.set_grad_enabled(settings.grounding > 0):
+                grounding = grounding_loss(scores, *words, self.signal[timestep])
+            total = loss + settings.grounding * grounding if settings.grounding else loss
+            terms = {"loss": total, "diffusion": loss, "grounding": grounding}
+        return terms
+
+    def _update(self):
         with mixed_precision(self.device, cache_enabled=False):  # a cache would outlive its graph
-            noisy = self.scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
-            with attention_scores(self.model.unet) if "labels" in drawn else nullcontext() as scores:
-                predicted = self.model(noisy, timestep, drawn["ids"], mask, contextless)
-            loss = F.mse_loss(predicted.float(), self.scheduler.get_velocity(latents, noise, timestep))
-            terms = {"loss": loss}
-            if "labels" in drawn:
-                words = drawn["labels"], mask, drawn["positions"], drawn["classes"]
-                with torch.set_grad_enabled(settings.grounding > 0):
-                    grounding = grounding_loss(scores, *words, self.signal[timestep])
-                total = loss + settings.grounding * grounding if settings.grounding else loss
-                terms = {"loss": total, "diffusion": loss, "grounding": grounding}
+            terms = self._losses(self.inputs)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         parameters, average = list(self.model.parameters()), list(self.average.parameters())

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from attnlab import load_pipeline, load_segmenter, seed
 from attnlab.pipelines import BUNDLED
+from attnlab.recording.checks import own_size
 from attnlab.scenes import street
 
 from . import cards, street_segmenter, vae
@@ -34,13 +35,13 @@ from .steer import steering
 __all__ = ["main"]
 
 _log = logging.getLogger(__name__)
-_NAMES = ("street-segmenter", "tiny", "tiny-plain")
+_NAMES = ("street-segmenter", *cards.PIPELINES)
 
 
 def _measure_pipeline(name: str, scenes: int, images: int) -> dict:
     pipe, segmenter = load_pipeline(name, device="cpu"), load_segmenter("street", "cpu")
     pipe.set_progress_bar_config(disable=True)
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    size = own_size(pipe)
     held_out = _rendered(street.HELD_OUT, size, 2 * scenes)
     tests = restore_seen(pipe.vae, segmenter, held_out)
     tuning = restore_seen(pipe.vae, segmenter, _rendered(TUNING, size, 2 * scenes))
@@ -81,7 +82,7 @@ def _seconds(pipe, repeats: int = 7) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(_NAMES)}; default all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(_NAMES)}; default: all that are there")
     parser.add_argument("--scenes", type=int, default=500, help="held-out scenes")
     parser.add_argument("--images", type=int, default=50, help="images per class")
     parser.add_argument("--tables", action="store_true", help="measure nothing")
@@ -89,7 +90,8 @@ def main() -> None:
     if wrong := set(given.names) - set(_NAMES):
         parser.error(f"no model {', '.join(wrong)}; there are {', '.join(_NAMES)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in () if given.tables else given.names or _NAMES:
+    there = [name for name in _NAMES if (BUNDLED / name).exists()]
+    for name in () if given.tables else given.names or there:
         measure = _measure_segmenter if name == "street-segmenter" else _measure_pipeline
         found = measure(name, given.scenes, given.images)
         (BUNDLED / name / "measured.json").write_text(json.dumps(found, indent=1) + "\n")

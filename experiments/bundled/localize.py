@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from attnlab import Recording, daam, metrics, record_image, seed
 from attnlab.maps.heatmaps import resize
+from attnlab.recording.checks import own_size
 from attnlab.scenes import street
 
 __all__ = ["TIMESTEPS", "TUNING", "WordCase", "caption_maps", "localization", "summarize_cases", "word_cases"]
@@ -50,7 +51,7 @@ def word_cases(
     found = {name: [] for name in methods}
     for start in tqdm(range(first, first + count, batch), desc="scenes"):
         seeds = range(start, min(start + batch, first + count))
-        scenes = [street.render(s, size=pipe.unet.config.sample_size * pipe.vae_scale_factor) for s in seeds]
+        scenes = [street.render(s, size=own_size(pipe)) for s in seeds]
         recording = record_image(
             pipe,
             [s.image for s in scenes],

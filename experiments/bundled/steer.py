@@ -7,6 +7,7 @@ and the segmenter's own recall on rendered scenes.
 import numpy as np
 from tqdm import tqdm
 
+from attnlab.recording.checks import own_size
 from attnlab.scenes import street
 from attnlab.scenes.captions import VISIBLE_AREA
 
@@ -40,7 +41,7 @@ def steering(
         seeds = range(1000 * c, 1000 * c + images)
         pictures = draw_images(pipe, [prompt_of(name)] * images, seeds, batch, steps, guidance)
         found[name] = shown_classes(segmenter.segment(pictures), len(segmenter.classes))
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    size = own_size(pipe)
     rendered = [street.render(s, size) for s in range(street.HELD_OUT, street.HELD_OUT + scenes)]
     true = shown_classes(np.stack([s.labels for s in rendered]), len(segmenter.classes))
     segmented = shown_classes(segmenter.segment([s.image for s in rendered]), len(segmenter.classes))

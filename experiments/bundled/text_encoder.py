@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 __all__ = ["PROMPT_LENGTH", "deepen", "new_text_encoder", "train_tokenizer", "without_context"]
 
@@ -52,8 +52,13 @@ def train_tokenizer(captions, folder: Path) -> CLIPTokenizer:
 
 
 def new_text_encoder(
-    tokenizer: CLIPTokenizer, layers: int = 1, places: float = 0.2, width: int = 128, heads: int = 4
-) -> CLIPTextModel:
+    tokenizer: CLIPTokenizer,
+    layers: int = 1,
+    places: float = 0.2,
+    width: int = 128,
+    heads: int = 4,
+    kind: type[CLIPTextModel] | type[CLIPTextModelWithProjection] = CLIPTextModel,
+) -> CLIPTextModel | CLIPTextModelWithProjection:
     """Return a text encoder with random weights, for the tokenizer's vocabulary and window.
 
     Its embeddings of places begin `places` times as large as those of tokens. Where both are of one size, half of a
@@ -69,10 +74,11 @@ def new_text_encoder(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        projection_dim=width if kind is CLIPTextModelWithProjection else 512,  # of what has a projection
     )
-    encoder = CLIPTextModel(config)
+    encoder = kind(config)
     with torch.no_grad():
-        encoder.get_submodule("embeddings.position_embedding").weight.mul_(places)
+        getattr(encoder, "text_model", encoder).embeddings.position_embedding.weight.mul_(places)
     return encoder
 
 
