@@ -51,6 +51,7 @@ QUICK = {
         "shots": 1,
         "compared": 20,
     },
+    "12_own_photos": {"scenes": 3, "looks": 3},
 }
 # The same for models that attnlab does not bundle, of random weights: Stable Diffusion 1.5, and others in OTHERS
 FOREIGN = {
@@ -59,6 +60,7 @@ FOREIGN = {
     "03_token_optimization": {"steps": 2, "images": 2, "epochs": 2},
     "04_dbscan_masks": {"steps": 2},
     "05_disaster_dataset": {"steps": 1, "images": 1},
+    "12_own_photos": {"photos": str(FOLDER.parent / "figures/04_image.png"), "looks": 2},
 }
 OTHERS = [
     ("sdxl", 64, "01_generate_and_record"),
@@ -83,6 +85,9 @@ REFUSED = [
     ("09", {"word": "zebra"}, "the rendered scenes show"),
     ("10", {"shots": [40], "draws": [1], "training": 20}, "40 are wanted"),
     ("11", {"word": "zebra"}, "the reference segmenter knows sky"),
+    ("12", {"photos": "nosuch"}, "name a photo, a folder"),
+    ("12", {"words": {"zebra": "zebra"}}, "scenes are rendered for bundled models alone, and show sky"),
+    ("12", {"model": "nosuch"}, "no model 'nosuch'"),
 ]
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
