@@ -78,6 +78,7 @@ def voc_objects(folder, split="train"):
 
 def voc_maps(folder, split="train"):
     names = (folder / f"ImageSets/Segmentation/{split}.txt").read_text().split()
+    assert names == (folder / f"ImageSets/Main/{split}.txt").read_text().split()
     return {name: np.asarray(Image.open(folder / f"SegmentationClass/{name}.png")) for name in names}
 
 

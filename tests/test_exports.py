@@ -108,6 +108,23 @@ def test_label_maps_are_read_as_they_are(streets, hard, tmp_path, form):
             assert read.dtype == np.uint8 and np.array_equal(read, labels), image.size
 
 
+@pytest.mark.parametrize("enlarged", [False, True])
+def test_ultralytics_enlarges_masks(streets, tmp_path, enlarged):
+    folder = export_yolo(streets, tmp_path / "yolo", enlarged=enlarged)
+    if enlarged:
+        check_objects(streets, readers.ultralytics_objects(folder))
+    both = either = 0
+    for name, objects in readers.ultralytics_objects(folder, size=(384, 384)).items():
+        labels = streets[int(name)].labels
+        factor = 384 // len(labels)
+        for number, class_name in enumerate(streets.classes[1:], 1):
+            found = np.any([np.zeros((384, 384), bool), *(mask for one, mask in objects if one == class_name)], axis=0)
+            truth = np.kron(labels == number, np.ones((factor, factor), bool))
+            both, either = both + (found & truth).sum(), either + (found | truth).sum()
+    assert both / either > (0.999 if enlarged else 0.93)
+    assert enlarged or both / either < 0.97
+
+
 def test_supervision_reads_boxes_of_voc(streets, tmp_path):
     folder = export_voc(streets, tmp_path / "voc")
     read = supervision.DetectionDataset.from_pascal_voc(str(folder / "JPEGImages"), str(folder / "Annotations"))

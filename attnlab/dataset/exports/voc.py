@@ -14,6 +14,7 @@ from .writing import Labeled, Splits, check_splits, export_folder, read_labeled
 
 __all__ = ["export_voc", "voc_colors"]
 
+_LISTS = "ImageSets/Segmentation", "ImageSets/Main"  # readers of masks look into the first, readers of boxes the second
 _QUALITY = 95  # of JPEG, with colors in full: readers of VOC know no other images
 
 
@@ -34,7 +35,7 @@ def export_voc(dataset: Dataset, folder: str | Path, *, splits: Splits = None) -
         As in `export_yolo`. Some readers want it to be called VOCdevkit/VOC2012.
     splits : dict of str to sequence of int, optional
         Positions in `dataset.records` of each split, as `split_dataset` gives them; each gets a list in
-        ImageSets/Segmentation. None: the one list is train.txt.
+        ImageSets/Segmentation and in ImageSets/Main. None: the one list is train.txt.
 
     Warns
     -----
@@ -43,13 +44,14 @@ def export_voc(dataset: Dataset, folder: str | Path, *, splits: Splits = None) -
     """
     parts = check_splits(dataset, splits)
     with export_folder(dataset, folder, "VOC") as part:
-        for name in ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations", "ImageSets/Segmentation"):
+        for name in ("JPEGImages", "SegmentationClass", "SegmentationObject", "Annotations", *_LISTS):
             (part / name).mkdir(parents=True)
         (part / "labelmap.txt").write_bytes(_label_map(dataset.classes).encode())
         crowded = []
         for name, positions in parts.items():
             counts = {one.name: _write(part, dataset, one) for one in read_labeled(dataset, positions, name)}
-            (part / f"ImageSets/Segmentation/{name}.txt").write_bytes("".join(f"{one}\n" for one in counts).encode())
+            for lists in _LISTS:
+                (part / lists / f"{name}.txt").write_bytes("".join(f"{one}\n" for one in counts).encode())
             crowded += [one for one, count in counts.items() if count >= IGNORE]
     if crowded:
         said = f"{len(crowded)} images have more than 254 objects, {crowded[0]} the first: the smallest are 255 in"

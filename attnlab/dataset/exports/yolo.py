@@ -11,12 +11,12 @@ from .writing import Labeled, Splits, check_splits, copy_image, export_folder, r
 
 __all__ = ["export_yolo"]
 
-# Where outlines run in their pixels. Readers cut the numbers off or round them: both give the pixel below one half. The
-# margin is for the 6 digits of a label file and for float32, in images of up to 8192 pixels.
-_LOW, _HIGH = 0.02, 0.48
+# Where outlines run in their pixels. Some readers cut the numbers off, others round them: below one half, both give the
+# same pixel. The margins are for the 6 digits of a label file and for float32, in images of up to 8192 pixels.
+_LOW, _HIGH, _WIDE = 0.02, 0.48, 0.98
 
 
-def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None) -> Path:
+def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None, enlarged: bool = False) -> Path:
     """Write a folder that Ultralytics' YOLO trains segmentation on: `yolo segment train data=FOLDER/data.yaml`.
 
     Images are copied to images/SPLIT; labels/SPLIT has a text file for each, a line per connected region of a class or,
@@ -34,6 +34,11 @@ def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None) 
     splits : dict of str to sequence of int, optional
         Positions in `dataset.records` of each split, as `split_dataset` gives them. None: all are for training, and
         data.yaml names them for validation, too, since YOLO does not train without.
+    enlarged : bool
+        Write polygons that Ultralytics fills to the masks' pixels at any size, for images that are smaller than those
+        it trains with (imgsz). Other readers, which round, then get a row and a column too many. False: all readers get
+        exactly these pixels at the images' own size, and masks lose half of one at their lower and right side where
+        they are enlarged.
     """
     parts = check_splits(dataset, splits)
     with export_folder(dataset, folder, "YOLO") as part:
@@ -41,16 +46,17 @@ def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None) 
             (part / "labels" / name).mkdir(parents=True)
             for one in read_labeled(dataset, positions, name):
                 copy_image(one, part / "images" / name)
-                (part / "labels" / name / f"{one.name}.txt").write_bytes(_lines(one).encode())
+                lines = _lines(one, _WIDE if enlarged else _HIGH)
+                (part / "labels" / name / f"{one.name}.txt").write_bytes(lines.encode())
         (part / "data.yaml").write_bytes(_settings(dataset, list(parts)).encode())
     return Path(folder)
 
 
-def _lines(one: Labeled) -> str:
+def _lines(one: Labeled, high: float) -> str:
     """Return the lines of a label file."""
     (height, width), found = one.size, ""
     for shape in find_shapes(one.labels, one.instances):
-        for polygon in shape.polygons(_LOW, _HIGH):
+        for polygon in shape.polygons(_LOW, high):
             values = np.divide(polygon, (width, height)).ravel().tolist()
             found += f"{shape.number - 1} {' '.join(f'{value:.6f}' for value in values)}\n"
     return found
