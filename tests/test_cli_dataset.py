@@ -84,6 +84,11 @@ def test_a_dry_run_writes_nothing_and_values_can_be_typed(here, capsys):
     assert [path.name for path in here.iterdir()] == ["few.yaml"]
 
 
+def test_recipes_that_come_along_are_listed(capsys):
+    status, out, _ = run(capsys, "recipes")
+    assert status == 0 and re.search("^flood-tiny +Floods: ", out, re.M) and len(out.splitlines()) >= 8
+
+
 def test_photos_are_previewed_and_estimated(here, capsys):
     for k in range(3):
         Path("photos").mkdir(exist_ok=True)
@@ -148,7 +153,7 @@ def test_other_formats_are_exported_whole(scenes, here, capsys, form):
         (["export", "nosuch", "xml", "out"], "invalid choice: 'xml'"),
         (["leaks", "nosuch"], "no folder nosuch"),
         (["leaks", ".", "--within", "-1"], "within=-1"),
-        ([], "required: make | verify | preview | stats | export | leaks"),
+        ([], "required: make | recipes | verify | preview | stats | export | leaks"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_is_made(here, capsys, typed, says):

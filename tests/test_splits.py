@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import re
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from attnlab.dataset.labeling import Labeling
 from attnlab.dataset.records import as_lines, write_record
 from attnlab.dataset.thumbnails import TURNS, near_pairs, thumbnail
 from attnlab.scenes import street
+from experiments.studies import near_duplicates
 
 CLASSES = ("fire", "smoke", "water")
 FIRST = street.HELD_OUT + 910_000
@@ -118,6 +120,8 @@ def test_copies_are_found_in_any_layout(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder / "masks").mkdir()
         Image.new("L", (64, 64)).save(tmp_path / folder / "masks/0.png")
+        (tmp_path / folder / "instances").mkdir()
+        Image.new("I;16", (64, 64)).save(tmp_path / folder / "instances/0.png")
     picture(50).save(tmp_path / "b/other.png")
     (tmp_path / "b/broken.png").write_bytes(b"no image")
     with pytest.warns(UserWarning, match=r"1 of 11 images cannot be read, .*\n.*broken\.png"):
@@ -227,3 +231,16 @@ def test_what_cannot_be_split_says_what_to_do(tmp_path):
     (most.folder / "images/000003.png").write_bytes(b"cut")
     with pytest.warns(UserWarning, match="000003"), pytest.raises(ValueError, match="verify_dataset names them"):
         split_dataset(most)
+
+
+def test_the_study_of_near_duplicates_counts_copies_and_others(tmp_path):
+    near_duplicates.main(["--scenes", "12", "--images", "0", "--out", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())["rendered scenes"]
+    assert found["different"]["thumbnails"]["pairs"] == [0, 66]
+    assert found["copies"].keys() == near_duplicates.COPIES.keys()
+    assert found["copies"]["flipped"]["thumbnails"][:2] == [12, 12]
+    blank = [Image.new("RGB", (64, 64), color) for color in ("red", "red", "blue")]
+    assert near_duplicates.measure_others(blank)["thumbnails"] == {
+        "pairs": [1, 3],
+        "images": [2, 3, 0.666667, 0.094299, 0.991596],
+    }

@@ -205,6 +205,14 @@ def _estimate(recipe, folder):
     return 0
 
 
+def _recipes(args):
+    from ..dataset import known_recipes
+
+    for name, path in known_recipes().items():
+        print(f"{name:14} {path.read_text('utf-8').partition(chr(10))[0].strip('# ')}")
+    return 0
+
+
 def _verify(args):
     from ..dataset import Dataset, verify_dataset
 
@@ -340,6 +348,7 @@ def _print_table(rows):
 _WITHIN_HELP = "gray levels, 0..255, by which near duplicates differ at most (6)"
 _ACTIONS = {
     "make": (_make, "Make a recipe's data set. Killed at any moment, the same line goes on to the same bytes."),
+    "recipes": (_recipes, "List the recipes that come with attnlab."),
     "verify": (_verify, "Verify every file of data sets. Exit status 1 where one is missing, cut short or altered."),
     "preview": (_preview, "Draw a contact sheet: of a data set, or of a few images that a recipe makes."),
     "stats": (_stats, "Count classes, pixels, regions, prompts, and what was rejected and why."),

@@ -21,7 +21,8 @@ from .thumbnails import TURNS, WITHIN, near_pairs, thumbnail
 
 __all__ = ["Leak", "find_images", "find_leaks", "read_thumbnails"]
 
-_LABELS = {"annotations", "labels", "masks", "segmentationclass", "segmentationobject"}  # folders of label images
+# folders of label images
+_LABELS = {"annotations", "instances", "labels", "masks", "segmentationclass", "segmentationobject"}
 _BESIDE = {"rejected", "contact_sheet.png"}  # what a data set keeps beside its images
 
 
