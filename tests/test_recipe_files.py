@@ -56,6 +56,18 @@ def test_words_are_said_once_and_some_prompts_have_none(name):
     assert max(len(text.split()) for text in recipe.texts) < 30  # of 77 tokens, of which a word may take several
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_kept_is_in_balance_with_what_prompts_ask_for(name):
+    """With all of it wanted after about as many attempts, few images are drawn in vain."""
+    recipe = RECIPES[name]
+    assert set(recipe.kept) == {*recipe.classes, "background"}
+    count = {c: sum(said(word, text) for text in recipe.texts) for c, word in recipe.classes.items()}
+    count["background"] = len(without_class(recipe))
+    attempts = [recipe.kept[c] / n * len(recipe.texts) for c, n in count.items()]
+    assert 190 < min(attempts) <= max(attempts) < 1.2 * min(attempts)
+    assert recipe.kept["background"] < max(recipe.kept.values())
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("-tiny")])
 def test_the_bundled_model_knows_every_word(name):
     recipe, tokenizer = RECIPES[name], load_parts("tiny", ["tokenizer"])["tokenizer"]

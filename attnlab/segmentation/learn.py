@@ -108,7 +108,7 @@ def train_segmenter(
     if valid is not None:
         valid = _checked_valid(valid, len(classes))
     segmenter = start_segmenter(start, classes, seed) if start else Segmenter.new(classes, architecture, seed)
-    best = _Best(segmenter, valid, max(1, steps // _CHECKS), patience)
+    best = _Best(segmenter, valid, max(1, steps // _CHECKS), patience, batch)
     model, rng = segmenter.model.to(device).train(), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(_groups(model, lr, start), weight_decay=0.01, fused=True)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
@@ -178,8 +178,9 @@ def _groups(model, lr, start):
 class _Best:
     """The weights of the highest mIoU on validation pairs, and when to stop."""
 
-    def __init__(self, segmenter, valid, every, patience):
+    def __init__(self, segmenter, valid, every, patience, batch):
         self.segmenter, self.valid, self.every, self.patience = segmenter, valid, every, patience
+        self.batch = batch  # images at once: as many as fit the memory while it is trained
         self.weights, self.miou, self.failed = None, -1.0, 0
 
     def is_over(self, step, last):
@@ -187,7 +188,7 @@ class _Best:
         if self.valid is None or (step % self.every and step != last):
             return False
         model = self.segmenter.model.eval()
-        miou = float(np.nanmean(class_ious(self.segmenter.evaluate(*self.valid))))
+        miou = float(np.nanmean(class_ious(self.segmenter.evaluate(*self.valid, self.batch))))
         model.train()
         self.segmenter.curve.append((step, miou))
         self.failed += 1

@@ -153,10 +153,13 @@ class Segmenter:
         batches = (as_input(pixels[i : i + batch]).to(self.model.device) for i in range(0, len(pixels), batch))
         return np.concatenate([self.logits(x).argmax(1).byte().cpu().numpy() for x in batches])
 
-    def evaluate(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Count valid pixels by class: confusion matrices, int64 (image, true class, predicted class)."""
+    def evaluate(self, images: np.ndarray, labels: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Count valid pixels by class: confusion matrices, int64 (image, true class, predicted class).
+
+        `batch` images are computed at once.
+        """
         images, labels = checked(images, labels, len(self.classes))
-        return confusion(labels, self.segment(images), len(self.classes), per_image=True)
+        return confusion(labels, self.segment(images, batch), len(self.classes), per_image=True)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write weights (safetensors), their configuration, how images are scaled, and classes.json; return the folder.

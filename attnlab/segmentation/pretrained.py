@@ -46,9 +46,8 @@ def start_segmenter(folder: str | Path, classes: Sequence[str], seed: int = 0) -
     """
     folder = Path(folder).expanduser()
     check_classes(classes)
-    config = _read_config(folder)
+    config, named = _read_config(folder)
     mean, std = read_scaling(folder, IMAGENET)
-    named = _names(folder, config)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: label for label, name in config.id2label.items()}
     check_weights(folder)
@@ -71,27 +70,19 @@ def start_segmenter(folder: str | Path, classes: Sequence[str], seed: int = 0) -
 
 
 def _read_config(folder):
-    """Read config.json; an error says what to name instead where it is not that of a SegFormer."""
-    path = folder / "config.json"
-    if not path.is_file():
-        hint = (
-            "`hf download nvidia/mit-b0 --local-dir mit-b0` makes one" if not folder.is_dir() else "name one that has"
-        )
+    """Read a SegFormer's configuration, and the classes of its labels in their order; refuse any other folder."""
+    if not (folder / "config.json").is_file():
+        hint = "name one that has" if folder.is_dir() else "`hf download nvidia/mit-b0 --local-dir mit-b0` makes one"
         raise FileNotFoundError(f"start={str(folder)!r}: there is no folder with a config.json; {hint}")
+    named = folder / "classes.json"  # of `Segmenter.save_pretrained`
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads((folder / "config.json").read_text("utf-8"))
         if found.get("model_type") != "segformer":
             raise ValueError(f"it is of a {found.get('model_type') or found.get('_class_name')}, not of a segformer")
-        return SegformerConfig.from_pretrained(folder)
+        config = SegformerConfig.from_pretrained(folder)
+        return config, tuple(json.loads(named.read_text("utf-8")) if named.exists() else config.id2label.values())
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be started from: {error}") from error
-
-
-def _names(folder, config):
-    """Return the classes that the weights of a folder were trained for, in the order of their labels."""
-    path = folder / "classes.json"  # of `Segmenter.save_pretrained`
-    named = json.loads(path.read_text("utf-8")) if path.exists() else config.id2label.values()
-    return tuple(named)
+        raise ValueError(f"{folder} cannot be started from: {error}") from error
 
 
 def _has_head(folder, about):

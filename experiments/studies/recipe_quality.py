@@ -162,7 +162,7 @@ def _choose(recipe, args, segmenter):
 
 def _report(name, recipe, args, segmenter):
     with TemporaryDirectory() as scratch:
-        recipe = replace(recipe, seed=args.seed, images=args.each, kept=None)
+        recipe = replace(recipe, seed=args.seed, images=args.each, kept=None, threads=args.threads)
         dataset = generate_dataset(recipe, Path(args.out or scratch, name))
         found = quality_of(dataset, segmenter)
     print(json.dumps(found, indent=1))
@@ -188,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="choose: sets of images")
     parser.add_argument("--best", type=int, default=12, help="choose: settings that are shown")
     parser.add_argument("--each", type=int, default=2, help="report: images of each prompt")
+    parser.add_argument("--threads", type=int, default=2, help="report: 1 where other work has the cores")
     parser.add_argument("--seed", type=int, default=_REPORTING, help="report: seed of the first record")
     parser.add_argument("--out", help="report: folder for the data set, which stays")
     parser.add_argument("--keep", action="store_true", help=f"report: write to {RECIPE_QUALITY_RESULTS.name}")
