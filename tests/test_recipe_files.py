@@ -124,7 +124,13 @@ def test_the_card_says_first_that_images_are_toys_whatever_the_model_is_called(t
 @pytest.fixture(scope="module")
 def floods(tmp_path_factory):
     """A data set of the recipe, drawn in few steps."""
-    quick = {"prompts": ["water and {thing} {when}", "{dry} on a road {when}"], "steps": 2, "images": 1, "kept": None}
+    quick = {
+        "prompts": ["water and {thing} {when}", "{dry} on a road {when}"],
+        "steps": 2,
+        "images": 1,
+        "kept": None,
+        "threads": 1,
+    }
     flood = RECIPES["flood-tiny"]
     lists = {"thing": ["a house", "a car"], "dry": ["a tree"], "when": ["at dusk", "at night"]}
     return generate_dataset(replace(flood, **quick, lists=lists), tmp_path_factory.mktemp("floods") / "set")
