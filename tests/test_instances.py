@@ -28,6 +28,7 @@ from attnlab.dataset import (
     verify_dataset,
 )
 from attnlab.dataset.instances import attention_edges, number_instances, split_instances
+from attnlab.dataset.leaks import find_images
 from attnlab.scenes import aerial, street
 from attnlab.scenes.canvas import Canvas, Thing, downsample, number_things
 
@@ -283,6 +284,10 @@ def test_a_data_set_with_instances_is_whole(cars):
     assert cars.records[0]["instances_file_name"] == "instances/000000.png"
     assert set(cars.records[0]["sha256"]) == {"image", "mask", "image/instances"}
     assert Image.open(cars.folder / "instances/000000.png").mode == "I;16"
+
+
+def test_instances_are_no_images_that_leak(cars):
+    assert sorted(path.parent.name for path in find_images(cars.folder)) == ["images"] * 3
 
 
 def damaged(cars, folder, change):
