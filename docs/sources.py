@@ -49,7 +49,8 @@ def documents() -> dict[str, str]:
     """Return {path in the repository: path in the site} of every page that is copied."""
     pages = {"README.md": "index.md", "figures/07_thesis.md": "thesis.md", "figures/07_findings.md": "findings.md"}
     pages |= {
-        f"docs/{name}.md": f"{name}.md" for name in ("tour", "models", "results", "gallery", "glossary", "errors")
+        f"docs/{name}.md": f"{name}.md"
+        for name in ("tour", "models", "exports", "results", "gallery", "glossary", "errors")
     }
     pages |= {"CONTRIBUTING.md": "contributing.md", "experiments/README.md": "experiments.md"}
     if (ROOT / "CHANGELOG.md").exists():
@@ -147,7 +148,7 @@ def _copy_live_page(folder, pages):
 
 def _more(pages):
     """List the entries of the navigation after the first ones."""
-    yield from ("models", "glossary", "errors", "models/index", "experiments", "contributing")
+    yield from ("models", "exports", "glossary", "errors", "models/index", "experiments", "contributing")
     if "CHANGELOG.md" in pages:
         yield "changelog"
 
