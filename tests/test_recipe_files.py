@@ -22,6 +22,7 @@ from attnlab.dataset.card import card
 from attnlab.pipelines import bundled, load_parts
 from attnlab.scenes import street
 from attnlab.segmentation import Segmenter, patches, train_segmenter
+from experiments.studies import recipe_quality
 
 KINDS = ("flood", "smoke", "street", "wildfire")
 RECIPES = {name: Recipe.load(path) for name, path in known_recipes().items()}
@@ -184,3 +185,38 @@ def test_pairs_leave_out_what_is_marked_as_bad(floods, tmp_path):
     replace(masks, labels=False).save(loose / "recipe.yaml")
     with pytest.raises(ValueError, match="make it with `labels: true`"):
         open_pairs(loose)
+
+
+class Judge:
+    """Says what is shown as one wants it."""
+
+    classes = street.CLASSES
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def segment(self, images):
+        return np.where(self.labels == 1, street.CLASSES.index("water"), 0).astype(np.uint8)
+
+
+def test_quality_is_what_the_judge_agrees_with(floods):
+    labels = np.stack([pair.labels for pair in floods])
+    asked, count = (["water" in pair.metadata["prompt"] for pair in floods], len(floods))
+    right = recipe_quality.quality_of(floods, Judge(labels))
+    assert right["iou"]["water"] == right["shown when asked"]["water"] == [1, 1, 1, sum(asked)]
+    assert right["shown unasked"]["water"] == [0, 0, 0, count - sum(asked)] and right["without a class"] == 2
+    wrong = recipe_quality.quality_of(floods, Judge(1 - labels))
+    assert wrong["iou"]["water"][0] == 0 and wrong["shown unasked"]["water"][0] == 1
+    half = labels.copy()
+    half[np.cumsum(labels == 1, axis=1) % 2 == 0] = 0  # every other pixel of a column
+    assert 0.4 < recipe_quality.quality_of(floods, Judge(half))["iou"]["water"][0] < 0.6
+
+
+def test_the_settings_chosen_are_those_that_find_the_truth():
+    heat, truth = np.zeros((64, 64)), np.zeros((64, 64), np.uint8)
+    heat[10:40, 10:40], heat[15:35, 15:35], heat[20, 20], truth[15:35, 15:35] = 0.45, 0.55, 1, 1
+    none = recipe_quality.LabeledImage(np.zeros((64, 64, 3), np.uint8), {0: {}, 1: {}}, np.zeros_like(truth))
+    one = none._replace(heats={0: {"water": heat}, 1: {"water": heat.T[::-1]}}, truth=truth)
+    (settings, means), *_, worst = recipe_quality.choose_settings(RECIPES["flood-tiny"], [[one, none], [one]])
+    assert settings == {"propagate": 0, "mask": {"method": "threshold", "level": 0.5}} and means == [1, 1]
+    assert worst[0]["propagate"] == 1 and np.mean(worst[1]) < 0.5
