@@ -120,6 +120,14 @@ def test_the_card_says_first_that_images_are_toys_whatever_the_model_is_called(t
     small = first_line(replace(flood, model="./tiny", size=(64, 64)))
     assert small == "**Toy images, 64 x 64: for trying out, not for training on photographs.**"
     assert first_line(replace(flood, model="owner/tiny")) == plain
+    joint = shutil.copytree(copied, "joint")  # with a transformer for its denoiser
+    (tmp_path / joint / "unet").rename(tmp_path / joint / "transformer")
+    (tmp_path / joint / "transformer/config.json").write_text(
+        '{"_class_name": "SD3Transformer2DModel", "sample_size": 16}'
+    )
+    assert first_line(replace(flood, model="./joint")) == small
+    (tmp_path / joint / "transformer/config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    assert first_line(replace(flood, model="./joint")) == plain
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from .recipe import Recipe
 __all__ = ["toy_note"]
 
 _SMALL = 128  # pixels of a side below which images are toys, whatever they show
-_PARTS = ("unet", "vae")  # whose geometry no other model shares with a bundled one
+_DENOISERS = ("unet", "transformer")  # whose geometry, with that of the VAE, no other model shares with a bundled one
 
 
 def toy_note(recipe: Recipe) -> str:
@@ -19,12 +19,12 @@ def toy_note(recipe: Recipe) -> str:
     folder of the same name is not. What is on the hub is not looked at.
     """
     folder = bundled().get(recipe.model, Path(recipe.model).expanduser())
-    configs = _geometry(folder)
-    if recipe.photos or not all(configs):
+    geometry = _geometry(folder)
+    if recipe.photos or geometry is None:
         return ""
-    side = configs[0]["sample_size"] * 2 ** (len(configs[1]["block_out_channels"]) - 1)
+    side = geometry[0]["sample_size"] * 2 ** (len(geometry[1]["block_out_channels"]) - 1)
     height, width = recipe.size or (side, side)
-    rendered = any(_same(configs, _geometry(own)) for own in bundled().values())
+    rendered = any(_same(geometry, _geometry(own)) for own in bundled().values())
     if not rendered and max(height, width) >= _SMALL:
         return ""
     kind = "Toy images of a rendered world" if rendered else "Toy images"
@@ -32,16 +32,20 @@ def toy_note(recipe: Recipe) -> str:
 
 
 def _geometry(folder):
-    """Read how the parts of a pipeline are built; of a part without the sizes that are asked for, nothing."""
-    found = []
-    for part in _PARTS:
-        path = folder / part / "config.json"
-        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        whole = isinstance(config.get("sample_size"), int) and config.get("block_out_channels")
-        found.append({name: x for name, x in config.items() if not name.startswith("_")} if whole else {})
-    return found
+    """Read how denoiser and VAE of a pipeline are built; None where they do not tell the size of its images."""
+    found = [_config(folder / part) for part in _DENOISERS if (folder / part).is_dir()] + [_config(folder / "vae")]
+    told = len(found) == 2 and isinstance(found[0].get("sample_size"), int) and found[1].get("block_out_channels")
+    return found if told else None
+
+
+def _config(folder):
+    path = folder / "config.json"
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return {name: x for name, x in found.items() if name not in ("_diffusers_version", "_name_or_path")}
 
 
 def _same(first, second):
     """Whether configurations agree in all that both say: later versions of diffusers say more."""
+    if second is None:
+        return False
     return all(a[name] == b[name] for a, b in zip(first, second, strict=True) for name in a.keys() & b.keys())
