@@ -26,9 +26,9 @@ __all__ += ["split_instances"]
 _BEST = "connected"  # the method unless another is named
 
 INSTANCE_METHODS = {  # of `split_instances`, and the settings of each with their defaults
-    "connected": {"min_area": 0.002},
-    "dbscan": {"eps": 0.03, "min_samples": 4, "min_area": 0.002},
-    "edges": {"level": 0.3, "min_area": 0.002},
+    "connected": {"min_area": 0.001},
+    "dbscan": {"eps": 0.036, "min_samples": 4, "min_area": 0.002},
+    "edges": {"level": 0.5, "min_area": 0.004},
 }
 _RULES = {  # of a setting: kind, least and largest value, and what to say
     "eps": (Real, 1e-4, 1, "eps is a radius, a fraction of the longer side from 0.0001 to 1"),
