@@ -29,6 +29,7 @@ from .learning import (
 from .maps import (
     HeatMaps as HeatMaps,
     LinearMap as LinearMap,
+    concept_maps as concept_maps,
     contributions as contributions,
     daam as daam,
     linear_daam as linear_daam,

@@ -40,7 +40,7 @@ class Token:
     background : Token, optional
         Token that was learned together with it, for everything else in the images.
     metadata : dict
-        How it was made: model, layers, heads, scaled and size of the maps, method, images, scores, losses, ...
+        How it was made: model, space, layers, heads, scaled and size of the maps, method, images, scores, losses, ...
     """
 
     name: str
@@ -68,11 +68,22 @@ class Token:
 
     def __repr__(self) -> str:
         model = self.metadata.get("model") or "an unknown model"
-        return f"<Token {self.name!r} of {model}, text width {len(self.value)}>"
+        return f"<Token {self.name!r} of {model}, {self.space} width {len(self.value)}>"
 
-    def check(self, width: int, model: str | None, settings: Mapping | None = None) -> None:
-        """Raise ValueError for another text width or model than the token's; warn where map settings differ."""
+    @property
+    def space(self) -> str:
+        """Where it lies: "text", among embeddings, or "output", among outputs of joint attention."""
+        return self.metadata.get("space") or "text"
+
+    def check(self, width: int, model: str | None, settings: Mapping | None = None, space: str = "text") -> None:
+        """Raise ValueError for another width, model or `space` than the token's; warn where map settings differ."""
         made = self.metadata.get("model")
+        if self.space != space:
+            how = "it has a linear_daam of outputs alone" if space == "text" else "fit one to maps of this model"
+            raise ValueError(
+                f"token {self.name!r} lies in {self.space} space, of layers {self.metadata.get('layers')}, and does "
+                f"not fit {space} space: {how}"
+            )
         if len(self.value) != width or not same_model(made, model):
             raise ValueError(
                 f"token {self.name!r} is of {made or 'an unknown model'}, text width {len(self.value)}: it does not "
@@ -95,11 +106,11 @@ class TokenLibrary(Mapping):
             self.add(token)
 
     def add(self, token: Token) -> None:
-        """Add a token; it replaces one of the same name. ValueError for one of another text width or model."""
+        """Add a token; it replaces one of the same name. ValueError for one of another text width, model or space."""
         if not isinstance(token, Token):
             raise ValueError(f"a library holds tokens, not {token!r}")
         for present in self.tokens.values():
-            token.check(len(present.value), present.metadata.get("model"))
+            token.check(len(present.value), present.metadata.get("model"), space=present.space)
         self.tokens[token.name] = token
 
     def __getitem__(self, name: str) -> Token:

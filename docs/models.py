@@ -68,9 +68,12 @@ cannot be had, and that attnlab says so. No trained weights of these models were
 - **single steps**: `al.daam(recording, steps=...)`, or `al.record_again` where keys change from step to step.
 - **other texts**, afterwards: `al.ovam(recording, text)` in cross-attention; in joint attention and with timed text
   `al.record_again(pipe, recording, text=...)`, which takes as long as the image, twice. There the prompt is compared in
-  all layers, and another text in the first one, where it has not read the image yet.
+  all layers, and another text in the first one, where it has not read the image yet. Where that works,
+  `al.record(pipe, texts=[...])` has texts read while the image is drawn, for `al.ovam` afterwards.
 - **linear, tokens**: `al.linear_daam` (to a hundred-thousandth of its largest score), `al.fit_token`, and a recording
-  of sums alone, `keep="sum"`.
+  of sums alone, `keep="sum"`; all of embeddings of texts. In joint attention they are of what attention gives to pixels
+  and words, with `outputs=True`, as `al.concept_maps` is; `tests/test_concepts.py` holds FLUX and Stable Diffusion 3
+  against float64. DeepFloyd IF has no such outputs.
 - **file**: `recording.save` and `al.Recording.load` give the same maps.
 
 """

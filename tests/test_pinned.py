@@ -234,7 +234,7 @@ def test_layers_that_were_recorded_are_asked_again():
 def test_a_file_says_how_another_text_is_asked(flux, tmp_path):
     again = al.Recording.load(flux[1].save(tmp_path / "flux"))
     again.encoder = None  # as of a pipeline without a name
-    with pytest.raises(ValueError, match=r"record_again\(pipe, recording, text='tree'\)"):
+    with pytest.raises(ValueError, match=r"record_again\(pipe, recording, texts='tree'\)"):
         al.ovam(again, "tree")
 
 

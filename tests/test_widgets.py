@@ -376,7 +376,7 @@ def test_what_joint_attention_does_not_tell_is_hidden_or_said(small):
     assert "glow: not in the prompt, the only text" in explorer.report.value
     explorer.words.chips["glow"][1].value = False
     explorer.more.value = "a zebra"
-    assert "record_again(pipe, recording, text=&#x27;a zebra&#x27;)" in explorer.report.value
+    assert "record_again(pipe, recording, texts=&#x27;a zebra&#x27;)" in explorer.report.value
     assert list(views.curves_at(explorer.recording, "house", 0.5, 0.5)) == ["layer"]
     heat = al.daam(explorer.recording)["house"]
     assert widgets.explore_mask(heat, explorer.image).mask.shape == (32, 32)

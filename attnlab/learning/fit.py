@@ -81,7 +81,7 @@ def fit_token(
     `LinearMap.matrix`; the sign is - inside a mask and + outside; w is larger inside by sqrt(cells outside / cells
     inside); a cell that a mask covers in part counts for both sides. u is v, and x the word to start from with length
     1, both in whitened coordinates: departing from the word is penalized, changing its length ten times less. The
-    token's map, b included, is above 0 where the mask is.
+    token's map, b included, is above 0 where the mask is. In joint attention A, v and x are outputs of attention.
 
     Its `metadata` has ridge, gradient (its norm at the optimum), iterations, seconds, IoU of the training images, and
     the loss and IoU of left-out images for each ridge, where ridges were compared.
@@ -189,7 +189,7 @@ def _fit(stack, masks, init, unlabeled, ridge, folds, band, method) -> TokenLibr
     values = whitening.scale @ u.T
     biases = bias - whitening.mean @ values
     metadata = {"method": method, "model": stack.model, **{name: stack.metadata.get(name) for name in MAP_SETTINGS}}
-    metadata |= {"size": list(stack.size[1:]), "images": stack.size[0], "ridge": best}
+    metadata |= {"space": stack.space, "size": list(stack.size[1:]), "images": stack.size[0], "ridge": best}
     metadata |= {name: result[name] for name in ("gradient", "iterations")}
     metadata |= {"left out": compared} if compared else {}
     metadata["seconds"] = time.perf_counter() - started
@@ -222,7 +222,7 @@ def _embedding(stack, init):
         return None
     width = stack.matrix.shape[1]
     if isinstance(init, Token):
-        init.check(width, stack.model)
+        init.check(width, stack.model, space=stack.space)
         return init.value
     x = stack.embed(init) if isinstance(init, str) else torch.as_tensor(init).detach().cpu()
     if x.shape != (width,) or not x.isfinite().all() or not x.any():

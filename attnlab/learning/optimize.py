@@ -178,7 +178,10 @@ def _maps_of(recordings, settings, collapse):
         raise ValueError("softmax maps need recordings, a LinearMap has none: give those, or preset='thesis'")
     if several and (settings.softmax or not (collapse or linear)):
         return _QueryMaps(several, settings.softmax)
-    return _CollapsedMaps(linear_maps(several))  # which refuses an empty list
+    stack = linear_maps(several)  # which refuses an empty list
+    if stack.space == "output":
+        raise ValueError("optimize_token learns embeddings of text; in output space fit_token finds the best token")
+    return _CollapsedMaps(stack)
 
 
 def _initial_embeddings(maps, init, background):

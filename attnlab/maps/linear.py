@@ -24,12 +24,14 @@ _COMMON = ("model", "layers", "heads", "scaled")  # metadata that maps of one st
 class LinearMap:
     """Scores of any text embedding: `linear["smoke"]`, `linear[token]`, `linear @ embedding`: float32 (row, column).
 
-    Scores are not probabilities: they have no unit, can be negative, and do not add up to 1 over words.
+    Scores are not probabilities: they have no unit, can be negative, and do not add up to 1 over words. In joint
+    attention words lie in the space of what attention gives: see `vectors`, and `concept_maps`.
 
     Attributes
     ----------
     matrix : (row x column, text width) tensor of float32
-        A map is the product of this matrix and a text embedding, plus `bias`.
+        A map is the product of this matrix and a text embedding, plus `bias`. In output space the width is that of
+        outputs of attention.
     bias : (row x column,) tensor of float32
         0 where the model's keys have no bias.
     size : (int, int) or (int, int, int)
@@ -37,30 +39,45 @@ class LinearMap:
     encoder : TextEncoder, optional
         Turns words into embeddings.
     metadata : dict
-        How it was made: model, prompt, seed, layers, steps, heads, scaled, ...
+        How it was made: model, prompt, seed, layers, steps, heads, scaled, space, ...
+    vectors : dict of str to (image, width) tensor of float32
+        In output space, of each text that the model read beside the image, what attention gave it: it is each image's.
     """
 
-    def __init__(self, matrix, bias, size, encoder: TextEncoder | None = None, metadata: dict | None = None):
+    def __init__(
+        self, matrix, bias, size, encoder: TextEncoder | None = None, metadata: dict | None = None, vectors=None
+    ):
         self.matrix, self.bias = matrix, bias
         self.size = tuple(size)
         rows = math.prod(self.size) if all(type(n) is int and n > 0 for n in self.size) else None
         if len(self.size) not in (2, 3) or matrix.ndim != 2 or not (rows,) == matrix.shape[:1] == bias.shape:
             shapes = f"matrix {tuple(matrix.shape)}, bias {tuple(bias.shape)}"
             raise ValueError(f"{shapes} and size {self.size} do not fit: a row of the matrix is a pixel of the map")
-        self.encoder, self.metadata = encoder, dict(metadata or {})
+        self.encoder, self.metadata, self.vectors = encoder, dict(metadata or {}), dict(vectors or {})
+        shape = (1, *self.size)[-3], matrix.shape[1]
+        if wrong := [text for text, x in self.vectors.items() if x.shape != shape]:
+            raise ValueError(f"vectors of {wrong} are not (image, width), {shape}")
 
     def __getitem__(self, word: str | Token) -> np.ndarray:
         """Return the map of a token, or of a word or phrase encoded by itself, mean over its tokens.
 
-        The mask of a fitted token is where its map is above 0. ValueError for a token of another model.
+        The mask of a fitted token is where its map is above 0. ValueError for a token of another model or space.
         """
         if isinstance(word, Token):
-            word.check(self.matrix.shape[1], self.model, {**self.metadata, "size": self.size[-2:]})
+            word.check(self.matrix.shape[1], self.model, {**self.metadata, "size": self.size[-2:]}, self.space)
             return self @ word.value + np.float32(word.bias)
-        return self @ self.embed(word)
+        if self.space == "text":
+            return self @ self.embed(word)
+        vectors = _known(self.vectors, word)[..., None]  # of each image its own
+        return (self.matrix.unflatten(0, (len(vectors), -1)) @ vectors).reshape(self.size).numpy()
 
     def embed(self, word: str) -> torch.Tensor:
-        """Return the embedding (text width,) of a word by itself; ValueError where there is no text encoder."""
+        """Return the embedding (text width,) of a word by itself; ValueError where there is no text encoder.
+
+        In output space it is the mean over images; ValueError for a text that was not read beside each.
+        """
+        if self.space == "output":
+            return _known(self.vectors, word).mean(0)
         if self.encoder is None:
             raise ValueError("this LinearMap has no text encoder: load it with one, or multiply it with an embedding")
         return self.encoder.embed(word)
@@ -69,6 +86,11 @@ class LinearMap:
     def model(self) -> str | None:
         """Name of the recorded model, or None."""
         return self.metadata.get("model")
+
+    @property
+    def space(self) -> str:
+        """Where its words and tokens lie: "text", among embeddings, or "output", among outputs of joint attention."""
+        return self.metadata.get("space") or "text"
 
     def upscaled(self, word: str | Token, size: int | tuple[int, int]) -> np.ndarray:
         """Return `self[word]` resized bilinearly to (height, width), for each image of a stack."""
@@ -101,23 +123,28 @@ class LinearMap:
 
         ValueError where they were not made in one way.
         """
-        kinds = {str((m.size, m.matrix.shape[1], *(m.metadata.get(name) for name in _COMMON))) for m in maps}
+        kinds = {str((m.size, m.matrix.shape[1], m.space, *(m.metadata.get(name) for name in _COMMON))) for m in maps}
         if len(kinds) != 1:
-            raise ValueError(f"stack wants one size, text width, model, layers, heads and scale: {sorted(kinds)}")
+            raise ValueError(f"stack wants one size, text width, model, layers, heads, scale, space: {sorted(kinds)}")
         matrix, bias = torch.cat([m.matrix for m in maps]), torch.cat([m.bias for m in maps])
-        metadata = {name: maps[0].metadata.get(name) for name in _COMMON} | {"images": [m.metadata for m in maps]}
-        return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, metadata)
+        metadata = {name: maps[0].metadata.get(name) for name in _COMMON} | {"space": maps[0].space}
+        metadata["images"] = [m.metadata for m in maps]
+        known = [text for text in maps[0].vectors if all(text in m.vectors for m in maps)]
+        vectors = {text: torch.cat([m.vectors[text] for m in maps]) for text in known}
+        return cls(matrix, bias, (len(maps), *maps[0].size), maps[0].encoder, metadata, vectors)
 
     def __repr__(self) -> str:
         size = " x ".join(map(str, self.size))
         megabytes = (self.matrix.nbytes + self.bias.nbytes) / 1e6
-        return f"<LinearMap {size}, text width {self.matrix.shape[1]}, {megabytes:.1f} MB>"
+        return f"<LinearMap {size}, {self.space} width {self.matrix.shape[1]}, {megabytes:.1f} MB>"
 
     def save(self, path: str | Path) -> Path:
         """Write to a safetensors file in half precision, with the metadata, and return its path."""
         scale = float(self.matrix.abs().max()) or 1.0  # small scores would lose digits in half precision
         tensors = {"matrix": (self.matrix / scale).half(), "bias": (self.bias / scale).half()}
-        return storage.write(path, "LinearMap", tensors, {**self.metadata, "size": self.size, "scale": scale})
+        tensors |= {f"vector.{i}": x for i, x in enumerate(self.vectors.values())}
+        known = {"size": self.size, "scale": scale} | ({"vectors": list(self.vectors)} if self.vectors else {})
+        return storage.write(path, "LinearMap", tensors, {**self.metadata, **known})
 
     @classmethod
     def load(cls, path: str | Path, encoder: TextEncoder | None = None) -> "LinearMap":
@@ -131,12 +158,24 @@ class LinearMap:
             if not (isinstance(scale, float) and 0 < scale < math.inf):
                 raise ValueError(f"its scale is {scale!r}")
             matrix, bias = (file.read(name).float() * scale for name in ("matrix", "bias"))
+            vectors = {text: file.read(f"vector.{i}") for i, text in enumerate(file.metadata.pop("vectors", []))}
             models = {file.metadata["model"]} if file.metadata.get("model") else set()
             unknown = [] if models & bundled().keys() else None  # an earlier version's: those models were trained anew
             start = file.metadata.get("start", unknown)
             kind = file.metadata.get("denoiser"), file.metadata.get("options")
             encoder = TextEncoder.fitting(encoder, models, path, start, *kind)
-            return cls(matrix, bias, size, encoder, file.metadata)
+            return cls(matrix, bias, size, encoder, file.metadata, vectors)
+
+
+def _known(vectors, word):
+    """Return a word's vectors, one of each image; ValueError where the model has not read it beside each."""
+    if word not in vectors:
+        known = ", ".join(map(repr, vectors)) or "none"
+        raise ValueError(
+            f"in output space a word is what the model made of it beside the image; it has read {known}, and not "
+            f"{word!r}: record_again(pipe, recording, texts=[{word!r}], outputs=True)"
+        )
+    return vectors[word]
 
 
 Images = Recording | LinearMap | Iterable[Recording | LinearMap]
@@ -146,7 +185,7 @@ Images = Recording | LinearMap | Iterable[Recording | LinearMap]
 def linear_maps(recordings: Images) -> LinearMap:
     """Return the linear maps of all images as one stack; `linear_daam` makes those of recordings.
 
-    ValueError where there are none, or they differ in size, model, layers, heads or scale.
+    ValueError where there are none, or they differ in size, model, layers, heads, scale or space.
     """
     if isinstance(recordings, LinearMap):
         recordings = [recordings]
@@ -174,19 +213,24 @@ def linear_daam(
     the model's keys have a bias), of the size of the largest chosen layer's maps. ValueError as in `daam`, and for keys
     that the model normalizes: those are not linear.
 
+    Keys of joint attention are no function of a text. There A(pixel, :) = mean over step and layer of the pixel's
+    output of attention, of a recording that kept these (``outputs=True``). Words and tokens lie in the space of outputs
+    and a word is the mean over step, layer and its tokens of their outputs, as in `concept_maps`.
+
     Parameters
     ----------
     recording, layers, steps, heads
-        As in `daam`.
+        As in `daam`; outputs are of all heads.
     scaled : bool
         Whether products are divided by sqrt(d), as in the model's attention and OVAM; the thesis does not divide.
+        Outputs are not divided.
     mode : str
         "bilinear" or "bicubic", neither clamped: scores may be negative.
     """
     trace = recording.trace
     names, steps = recording.choose_layers(layers), recording.choose_steps(steps)
     if trace.joint:
-        raise ValueError("in joint attention keys change with the image, so a recording has no linear map: use daam")
+        return _of_outputs(recording, names, heads, mode)
     if not (trace.queries or trace.sums):
         raise ValueError("this recording kept no queries and no sum of them: record with keep='sum' or 'queries'")
     index = [trace.steps.index(step) for step in steps]
@@ -214,6 +258,30 @@ def linear_daam(
         raise ValueError("the recorded queries hold NaN or infinity: generate in float32 or bfloat16")
     choice = {"layers": names, "steps": list(steps), "heads": None if heads is None else as_list(heads)}
     start = start_of(trace) if trace.words is not None else None
-    metadata = {**recording.metadata, **choice, "scaled": scaled, "resize": mode, "start": start}
+    metadata = {**recording.metadata, **choice, "scaled": scaled, "resize": mode, "start": start, "space": "text"}
     metadata["versions"] = storage.versions()
     return LinearMap(matrix[:, :-1].contiguous(), matrix[:, -1].contiguous(), largest, recording.encoder, metadata)
+
+
+def _of_outputs(recording, names, heads, mode) -> LinearMap:
+    """Return the linear map of joint attention, in the space of its outputs; ValueError where none were kept."""
+    trace = recording.trace
+    if not trace.outputs:
+        raise ValueError(
+            "in joint attention keys change with the image, so a recording has no linear map of texts: use daam; or "
+            "one of outputs of attention, record_again(pipe, recording, texts=[...], outputs=True)"
+        )
+    if heads is not None:
+        raise ValueError("outputs are of all heads side by side: leave heads= out")
+    size, count = max((trace.sizes[name] for name in names), key=math.prod), len(names) * len(trace.steps)
+    maps = [trace.outputs[name].cpu().T.unflatten(-1, trace.sizes[name])[None] for name in names]
+    matrix = sum(resize(found, size, mode, clamp=False)[0] for found in maps).flatten(1).T / count
+    if not matrix.isfinite().all():
+        raise ValueError("the recorded outputs hold NaN or infinity: generate in float32 or bfloat16")
+    vectors = {
+        text: sum(beside.mean("outputs", name).cpu() for name in names)[None] / count
+        for text, beside in trace.beside.items()
+    }
+    metadata = {**recording.metadata, "layers": names, "steps": list(trace.steps), "heads": None, "scaled": None}
+    metadata |= {"resize": mode, "start": None, "space": "output", "versions": storage.versions()}
+    return LinearMap(matrix.contiguous(), torch.zeros(len(matrix)), size, recording.encoder, metadata, vectors)

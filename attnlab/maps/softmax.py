@@ -9,7 +9,7 @@ import torch
 
 from ..recording import Recording, words
 from ..recording.layers import Layers, attention, choose_heads, contributed, exact
-from ..recording.pieces import split
+from ..recording.pieces import split, words_in
 from ..recording.trace import Trace
 from ..tokens import Token
 from .heatmaps import MODES, HeatMaps, as_size, resize
@@ -79,7 +79,9 @@ def ovam(
     """Compute open-vocabulary maps: of any text, whatever the prompt was (OVAM, Marcos-Manchón et al., CVPR 2024).
 
     The recorded queries meet the keys of another text: softmax over its tokens, mean over steps, heads and layers. With
-    the prompt as `text`, `padded` and `mode="bicubic"` it is `daam`; what it returns has the same form.
+    the prompt as `text`, `padded` and `mode="bicubic"` it is `daam`; what it returns has the same form. In joint
+    attention a text has keys only where the model reads it beside the image: of those in ``record(pipe, texts=...)`` or
+    ``record_again(pipe, recording, texts=...)``, with their special tokens and without padding.
 
     Parameters
     ----------
@@ -101,7 +103,8 @@ def ovam(
     Raises
     ------
     ValueError
-        As `daam`; an empty or too long text, no {} in `context`, embeddings of another width, padded without special.
+        As `daam`; an empty or too long text, no {} in `context`, embeddings of another width, padded without special;
+        in joint attention, a text that the model has not read beside the image.
     """
     chosen = choose_text(recording, text, context, padded, special)
     return heat_maps(recording, chosen, layers, steps, heads, per, mode)
@@ -155,6 +158,8 @@ def _of_text(recording, text, context, padded, special) -> _Text:
         raise ValueError(f"context={context!r}: write {{}} once, where the text stands")
     if not text.strip():
         raise ValueError("text is empty: give at least one word")
+    if recording.trace.joint:
+        return _of_text_beside(recording.trace, before, text, after, padded or not special)
     whole = recording.encode(before + text + after)
     found = whole.words
     if before.strip() or after.strip():
@@ -173,6 +178,20 @@ def _of_text(recording, text, context, padded, special) -> _Text:
     found = [word._replace(tokens=tuple(p - first for p in word.tokens)) for word in found]
     inside = tokens[first : whole.length - whole.ends]
     return _Text(whole.embedding[inside], None, list(range(len(inside))), found, _NOT_STREAMED, False)
+
+
+def _of_text_beside(trace, before, text, after, changed) -> _Text:
+    """Return a text that the model read beside the image, in joint attention."""
+    whole = before + text + after
+    if whole not in trace.beside or changed:
+        known = f"{', '.join(map(repr, trace.beside)) or 'none'} so far, with the special tokens and no padding"
+        raise ValueError(
+            "in joint attention a text has maps once the model has read it beside the image: ovam of "
+            f"record_again(pipe, recording, texts={whole!r}), or of record(pipe, texts=...); here there are {known}"
+        )
+    beside, first = trace.beside[whole], len(words_in(before))
+    found, tokens = beside.words[first : first + len(words_in(text))], list(range(beside.length))
+    return _Text(trace.text, None, tokens, found, whole, beside.ends and _begins(beside.words))
 
 
 def _of_embedding(recording, embedding, names=None) -> _Text:
@@ -219,7 +238,7 @@ def heat_maps(
         what, prompt = ("contributions", "prompt") if trace.contributed else ("maps", "prompt (daam)")
         kept = [f"its {prompt}" if name is None else repr(name) for name in trace.streamed]
         if trace.joint:
-            raise ValueError("in joint attention a recording has maps of its own text alone, and no contributions")
+            raise ValueError("in joint attention there are maps of texts that the model has read, and no contributions")
         if trace.calls:
             raise ValueError("this recording kept calls of the denoiser: record_again(pipe, recording) asks them")
         kept = f"{what} of {', '.join(kept)} alone" if kept else "the sum of its queries alone, for linear_daam"

@@ -9,10 +9,9 @@ from accelerate.utils import send_to_device
 
 from .adapters.families import denoiser_of, family_of
 from .layers import Layers, as_list
-from .pinned import PinnedImage, with_text
+from .pinned import PinnedImage, joined_texts, named_arguments, with_text
 from .recorder import Recorder
 from .recording import Recording
-from .trace import Trace
 
 __all__ = ["record_again"]
 
@@ -29,6 +28,7 @@ def record_again(
     keep: str | None = None,
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
+    outputs: bool = False,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> Recording:
@@ -52,8 +52,8 @@ def record_again(
         Recorded steps, by their number in the generation; all unless given.
     layers, share
         As for `record`; the recording's own unless given.
-    keep, texts, self_attention, dtype, device
-        As for `record`.
+    keep, texts, self_attention, outputs, dtype, device
+        As for `record`. In joint attention each of `texts` takes as long again; `ovam` gives their maps.
 
     Returns
     -------
@@ -63,8 +63,8 @@ def record_again(
     Raises
     ------
     ValueError
-        If no calls were kept, a step was not recorded, the pipeline is of another kind, a text is not read whole, or
-        one is given for cross-attention, where `ovam` has any.
+        If no calls were kept, a step was not recorded, the pipeline is of another kind, a text is not read whole, one
+        is given for cross-attention, where `ovam` has any, or both `text` and `texts` or `outputs` are.
     TypeError
         If a text is given for a denoiser whose image answers to it by another way than attention (Lumina-Next).
     """
@@ -85,11 +85,15 @@ def record_again(
     calls = [trace.calls[trace.steps.index(step)] for step in sorted(chosen)]
     branch = trace.generation.branch
     share = trace.generation.share if share is None else share
-    kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention}
+    kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention, "outputs": outputs}
     recorder = Recorder(pipe, layers, None, branch, None, calls[0].parts, **kept, dtype=dtype, device=device)
     adapter, recorder.known, beside = recorder.adapter, (trace.text, trace.words, trace.ends), None
+    if adapter.joint and recorder.recording.encoder is not None:
+        recorder.recording.encoder.reader.options = trace.generation.options  # as the prompt was read
     if text is not None:
-        *beside, read = _beside(recorder, trace, text)
+        if texts or outputs:
+            raise ValueError("text= takes the prompt's place, texts= and outputs= are beside it: give one of them")
+        *beside, read = _beside(recorder, text)
         recorder.known = read.embedding, read.words, read.ends
     with recorder, nullcontext() if beside is None else PinnedImage(adapter) as pinned:
         for call in calls:
@@ -97,7 +101,8 @@ def record_again(
             if beside is not None:
                 recorder.skips = True
                 pinned.keep(args, kwargs)
-                args, kwargs = (), with_text(adapter, args, kwargs, *beside)
+                images = len(named_arguments(adapter, args, kwargs)[adapter.family.text[0]])
+                args, kwargs = (), with_text(adapter, args, kwargs, joined_texts([beside], images))
             adapter.module(*args, **kwargs)
     recorder.check()
     found = recorder.recording.traces[trace.row]
@@ -106,12 +111,10 @@ def record_again(
     return Recording(recorder.recording.encoder, [found])
 
 
-def _beside(recorder: Recorder, trace: Trace, text: str) -> tuple:
+def _beside(recorder: Recorder, text: str) -> tuple:
     """Read a text beside an image; ValueError in cross-attention, whose recordings answer for any text."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"text={text!r}: give one text, of at least one word")
     if not recorder.adapter.joint:
         raise ValueError("in cross-attention a recording answers for any text: ovam(recording, text)")
-    reader = recorder.recording.encoder.reader
-    reader.options = trace.generation.options  # as the prompt was read
-    return reader.beside(text)
+    return recorder.recording.encoder.reader.beside(text)

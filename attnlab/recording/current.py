@@ -110,8 +110,7 @@ class CurrentGeneration:
                 trace.timesteps.append(self.step.timestep)
                 if self.step.kept is not None:
                     trace.calls.append(self.step.kept)
-                stores.put(trace, {name: self.step.taken[name][i] for name in self.chosen})
-                stores.self_attention.put(trace, i)
+                stores.put(trace, i, {name: self.step.taken[name][i] for name in self.chosen})
         self.calls += 1
 
     def _check_keys(self):

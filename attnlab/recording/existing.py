@@ -31,6 +31,7 @@ def record_image(
     share: str = "text",
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
+    outputs: bool = False,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     generator: torch.Generator | None = None,
@@ -49,7 +50,7 @@ def record_image(
     timesteps : int or several
         Noise levels, 0..999 for the usual 1000 training steps; the higher, the more noise. Of flow matching it is
         t / 1000 of noise and 1 - t / 1000 of the image.
-    layers, keep, share, texts, self_attention, dtype, device
+    layers, keep, share, texts, self_attention, outputs, dtype, device
         As for `record`.
     generator : torch.Generator, optional
         Draws the noise, image by image; give one for a result that repeats.
@@ -77,7 +78,7 @@ def record_image(
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"generator={generator!r}: give a torch.Generator, for example attnlab.seed(7)")
     kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "dtype": dtype, "device": device}
-    recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), share=share, **kept)
+    recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), share=share, outputs=outputs, **kept)
     flow = FlowCalls(pipe, recorder.adapter) if recorder.adapter.alternates else None
     if flow is None:
         _check_denoiser(pipe)

@@ -13,12 +13,13 @@ from .. import storage
 from .kept import KeptCall, packed, tensors_in, unpacked
 from .layers import Layer
 from .norms import Norm
-from .trace import Generation, SelfAttentionSum, Trace
+from .trace import Generation, SelfAttentionSum, TextBeside, Trace
 from .words import Word
 
 __all__ = ["pack", "unpack"]
 
 _NORMS = ("norm_q", "norm_k")  # parts of a layer that are themselves made of parts
+_BESIDE = {"outputs": "text outputs", "products": "products"}  # sums of texts beside the image, as files name them
 
 
 def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict[int, int]) -> dict:
@@ -37,6 +38,10 @@ def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict
         tensors[f"{prefix}queries.{name}"] = torch.stack(list(queries)).cpu()
     for name, total in trace.sums.items():
         tensors[f"{prefix}sum.{name}"] = total
+    tensors |= {f"{prefix}outputs.{name}": total for name, total in trace.outputs.items()}
+    for i, text in enumerate(trace.beside.values()):
+        for part, named in _BESIDE.items():
+            tensors |= {f"{prefix}{named}.{i}.{name}": total for name, total in getattr(text, part).items()}
     for i, sums in enumerate(trace.streamed.values()):
         tensors |= {f"{prefix}maps.{i}.{name}": total for name, total in sums.items()}
     for i, attention in enumerate(trace.self_attention.values()):
@@ -47,13 +52,22 @@ def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict
         "timesteps": trace.timesteps,
         "streamed": list(trace.streamed),
         "self_attention": [[*size, attention.count] for size, attention in trace.self_attention.items()],
-        "words": trace.words and [[word.text, list(word.tokens)] for word in trace.words],
+        "words": trace.words and _pack_words(trace.words),
         "ends": trace.ends,
+        "beside": [[text, _pack_words(known.words), known.ends] for text, known in trace.beside.items()],
         "row": trace.row,
         "calls": [packed(tuple(call), names) for call in trace.calls],
         "generation": asdict(trace.generation),
         "layers": layers,
     }
+
+
+def _pack_words(words):
+    return [[word.text, list(word.tokens)] for word in words]
+
+
+def _unpack_words(entry):
+    return [Word(text, tuple(tokens)) for text, tokens in entry]
 
 
 def _pack_layer(name, layer, tensors, keys):
@@ -81,6 +95,11 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         """Names of the layers of which the file holds some kind of tensor, and those tensors' names."""
         return {name: f"{prefix}{kind}.{name}" for name in entry["layers"] if f"{prefix}{kind}.{name}" in file.names}
 
+    def beside(i, words, ends):
+        sums = {part: tensors_of(f"{named}.{i}") for part, named in _BESIDE.items()}
+        read = {part: {name: file.read(tensor) for name, tensor in names.items()} for part, names in sums.items()}
+        return TextBeside(_unpack_words(words), ends, **read)
+
     for name, layer in entry["layers"].items():
         number = layer["keys"]
         if number not in keys:
@@ -100,7 +119,7 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
     trace = Trace(
         text=file.read(prefix + "text"),
         attention_mask=optional(prefix + "visible"),
-        words=entry["words"] and [Word(text, tuple(tokens)) for text, tokens in entry["words"]],
+        words=entry["words"] and _unpack_words(entry["words"]),
         generation=Generation(**{**entry["generation"], "latent_size": size}),
         queries={name: file.stored(tensor) for name, tensor in tensors_of("queries").items()},
         sums={name: file.read(tensor) for name, tensor in tensors_of("sum").items()},
@@ -112,6 +131,8 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         timesteps=entry["timesteps"],
         ends=entry.get("ends", True),
         row=entry.get("row", 0),
+        beside={text: beside(i, *known) for i, (text, *known) in enumerate(entry.get("beside", []))},
+        outputs={name: file.read(tensor) for name, tensor in tensors_of("outputs").items()},
         calls=[KeptCall(*unpacked(call, read)) for call in entry.get("calls", [])],
     )
     _check(trace)
@@ -123,6 +144,7 @@ def _check(trace: Trace) -> None:
     (tokens, width), known, layers, words = trace.text.shape, trace.generation, trace.layers, trace.words or []
     pixels = {name: height * width for name, (height, width) in trace.sizes.items()}
     channels = {name: 0 if layer.weight is None else len(layer.weight) for name, layer in layers.items()}
+    wide = next((x.shape[-1] for x in trace.outputs.values()), 0)  # channels of outputs, in all layers the same
     maps = [(name, x) for of_text in trace.streamed.values() for name, x in of_text.items()]
     sums = [(h * w, x) for (h, w), x in trace.self_attention.items()]
     counts = [*known.latent_size, *(x.heads for x in layers.values()), *(x.count for _, x in sums)]
@@ -135,8 +157,7 @@ def _check(trace: Trace) -> None:
         "sizes and counts": all(type(n) is int and n > 0 for n in counts) and len(known.latent_size) == 2,
         "steps": all(type(n) is int for n in [*trace.steps, *trace.timesteps, known.ran, *optional])
         and len(trace.steps) == len(trace.timesteps),
-        "words": type(trace.ends) is bool
-        and all(isinstance(w.text, str) and w.tokens and set(w.tokens) <= set(range(tokens)) for w in words),
+        "words": type(trace.ends) is bool and _words_fit(words, tokens),
         "attention mask": trace.attention_mask is None or trace.attention_mask.shape == (tokens,),
         "layers": set(trace.sizes) <= set(layers)
         and all(_weights_fit(x, width) for x in layers.values())
@@ -144,10 +165,30 @@ def _check(trace: Trace) -> None:
         "queries": all(q.shape == [len(trace.steps), pixels[n], channels[n]] for n, q in trace.queries.items()),
         "sums": all(x.shape == (pixels[name], channels[name]) for name, x in trace.sums.items()),
         "maps": all(x[:, 0].shape == (layers[name].heads + trace.contributed, pixels[name]) for name, x in maps),
+        "outputs": all(x.shape == (pixels[name], wide) for name, x in trace.outputs.items()),
+        "texts beside": all(_beside_fits(trace, text, pixels, wide) for text in trace.beside),
         "self-attention": all(x.total.shape == (n, n) for n, x in sums),
     }
     if wrong := [name for name, right in fits.items() if not right]:
         raise ValueError(f"its {', '.join(wrong)} do not fit the rest")
+
+
+def _words_fit(words, count):
+    """Whether words stand at tokens, of which there are so many."""
+    return all(isinstance(w.text, str) and w.tokens and set(w.tokens) <= set(range(count)) for w in words)
+
+
+def _beside_fits(trace, text, pixels, wide):
+    """Whether what is known of a text beside the image fits its maps."""
+    known, maps = trace.beside[text], trace.streamed.get(text, {})
+    return (
+        type(known.ends) is bool
+        and set(maps) == set(trace.sizes)
+        and _words_fit(known.words, known.length)
+        and all(x.shape[1] == known.length for x in maps.values())
+        and all(x.shape == (known.length, pixels[name]) for name, x in known.products.items())
+        and all(x.shape == (known.length, wide) for x in known.outputs.values())
+    )
 
 
 def _weights_fit(layer, width):

@@ -47,8 +47,8 @@ class PipelineReader:
         if self.joint:
             name = type(self.pipe).__name__
             raise ValueError(
-                f"image and text attend to one another in {name}, so a recording has maps of its own prompt alone; the "
-                f"model reads another text beside the image by record_again(pipe, recording, text={text!r})"
+                f"image and text attend to one another in {name}, so a text has nothing of its own without an image; "
+                f"the model reads it beside one by record_again(pipe, recording, texts={text!r})"
             )
         call, row, found, ends, _ = self._read(text)
         self._check_whole(text, found)

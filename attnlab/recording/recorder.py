@@ -44,6 +44,7 @@ def record(
     share: str = "text",
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
+    outputs: bool = False,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -81,9 +82,13 @@ def record(
         tokens, or of all attention, as the model computes it. In cross-attention both are the same.
     texts : str or sequence of str
         Texts whose softmax maps are summed up while generating, for `ovam` afterwards; no queries are kept for them.
-        With keep="contributions", what is summed up is theirs.
+        With keep="contributions", what is summed up is theirs. In joint attention the model reads them beside the image
+        as it is drawn: a step takes as long again for each text.
     self_attention : int or several
         Map heights whose mean self-attention is kept, for `propagate`. A size of h x w takes 4 (h w)^2 bytes, and time.
+    outputs : bool
+        In joint attention, whether sums over steps of what attention gives are kept, for `concept_maps` of the texts,
+        and for `linear_daam`: of each layer 4 bytes for each pixel and channel, so choose `layers`.
     dtype : torch.dtype, optional
         Floating-point type of kept queries; the pipeline's own unless given. Sums are float32.
     device : str or torch.device
@@ -99,10 +104,11 @@ def record(
     Raises
     ------
     TypeError
-        If the pipeline cannot be recorded.
+        If the pipeline cannot be recorded, or reads no other texts beside an image (Lumina-Next).
     ValueError
-        For an unknown layer, step, branch, keep or dtype, an empty text or one beyond the encoder's window, a negative
-        branch asked for without guidance, or calls of the denoiser whose batches have unknown parts.
+        For an unknown layer, step, branch, keep or dtype, an empty text or one beyond the encoder's window, outputs of
+        cross-attention, a negative branch asked for without guidance, or calls of the denoiser whose batches have
+        unknown parts.
     RuntimeError
         If the pipeline is being recorded already, an attention's queries or keys cannot be seen, its weights change
         during a generation, or, at the end of the block, nothing was recorded; the message says why.
@@ -113,7 +119,7 @@ def record(
         Where the prompt fills the text encoder's window, so that words may be lost; where SDXL's `prompt_2` is another
         text; where not all vectors of a learned token were read.
     """
-    kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention}
+    kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention, "outputs": outputs}
     recorder = Recorder(pipe, layers, steps, branch, generator, parts, **kept, dtype=dtype, device=device)
     with recorder:
         yield recorder.recording
@@ -131,13 +137,12 @@ class Recorder:
         self._layers, self._steps = layers, _numbers(steps)
         self._batch = BatchParts(self.adapter, _BRANCHES[branch], parts)
         self.recording = Recording(TextEncoder.of(pipe))
-        self._stores = Stores(self.recording.encoder, self.adapter.joint, **kept)
+        self._stores = Stores(self.adapter, self.recording.encoder, **kept)
         self._seeds = _seeds(generator)
         self.known: tuple | None = None  # what `_read` is to say of every text
         self.prompts: list[str] = []  # of a denoiser that something else than the pipeline calls
-        self.skips = False  # whether the denoiser's call is passed over
+        self.skips, self._handles = False, []  # whether the denoiser's call is passed over
         self._generation: CurrentGeneration | None = None
-        self._handles: list = []
 
     def __enter__(self):
         adapter, self.recording._arrive = self.adapter, self._stores.host_copy.wait
@@ -148,6 +153,7 @@ class Recorder:
             *self._stores.self_attention.tap(adapter),  # first, as it may be refused
             *adapter.texts.listen(),
             adapter.module.register_forward_pre_hook(self._before_step, with_kwargs=True),
+            *self._stores.listen(),
             adapter.module.register_forward_hook(self._after_step),
             *(handle for name, m in adapter.attentions.items() for handle in adapter.tap(m, self._receiver(name))),
         ]
@@ -189,7 +195,7 @@ class Recorder:
             self._meet_text(call, rows)
         kept = self._stores.keep_call(args, kwargs, self._batch.parts, module.dtype) if active else None
         generation.step = CurrentStep(rows, call.timestep, call.text, active, kept=kept)
-        self._stores.self_attention.begin(active, [row for _, row in rows], call.size)
+        self._stores.begin(active, [row for _, row in rows], call.size)
 
     def _begin(self, call, rows):
         """Begin a generation, with a trace of each image."""
@@ -243,7 +249,7 @@ class Recorder:
     def _receiver(self, name):
         @exact()
         def receive(call: AttentionCall | JointCall) -> None:
-            if self.skips:
+            if self.skips or self._stores.asking:
                 return
             generation, step = self._generation, self._generation.step
             wanted = generation.chosen is None or (step.active and name in generation.chosen)

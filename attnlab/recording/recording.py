@@ -171,6 +171,6 @@ class Recording(Sequence):
 def _without_encoder(traces, text) -> str:
     """Say what to do about a text where there is no text encoder."""
     if any(trace.joint for trace in traces):
-        return f"the model reads another text by record_again(pipe, recording, text={text!r})"
+        return f"the model reads another text by record_again(pipe, recording, texts={text!r})"
     load = "Recording.load(path, TextEncoder.of(pipe))"
     return f"the recording has no text encoder: give embeddings, or load it with {load}"

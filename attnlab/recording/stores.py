@@ -15,6 +15,7 @@ from torch import nn
 
 from ..pipelines import as_device
 from .adapters import Adapter, AttentionCall, JointCall
+from .beside import TextsBeside
 from .clip import Text
 from .host_copy import HostCopy
 from .kept import CallStore, KeptCall
@@ -27,6 +28,10 @@ __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "
 
 KEEP = ("queries", "sum", "maps", "contributions", "calls")  # what `record(keep=...)` may be
 SHARES = ("text", "joint")  # what `record(share=...)` may be
+_NO_OUTPUTS = (
+    "outputs are kept of joint attention, in which a text asks, too; here words lie in the space of text embeddings: "
+    "leave outputs= out, and take linear_daam and fit_token as they are"
+)
 
 
 class QueryStore:
@@ -189,7 +194,9 @@ class SelfAttentionStore:
 class Stores:
     """All that a recording keeps: chosen by what `record` was asked for, see there."""
 
-    def __init__(self, encoder: TextEncoder | None, joint: bool, keep, share, texts, self_attention, dtype, device):
+    def __init__(
+        self, adapter: Adapter, encoder: TextEncoder | None, keep, share, texts, self_attention, dtype, device, outputs
+    ):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
         device = as_device(device)
@@ -197,15 +204,18 @@ class Stores:
             check_choice("keep", keep, KEEP)
         check_choice("share", share, SHARES)
         texts, heights = as_list(texts), as_list(self_attention)
-        calls = keep == "calls" or (joint and keep is None)
+        joint, calls = adapter.joint, keep == "calls" or (adapter.joint and keep is None)
         if joint:
             keep = "maps" if keep is None else keep
-            _check_joint(keep, texts)
+            _check_joint(keep)
+        elif outputs:
+            raise ValueError(_NO_OUTPUTS)
         if texts and encoder is None:
             raise ValueError("texts= needs a pipeline with a text encoder")
         if not all(isinstance(height, Integral) and height > 0 for height in heights):
             raise ValueError(f"self_attention={self_attention!r}: give heights of maps, for example 16 or [16, 32]")
-        encoded = {text.text: text for text in map(encoder, texts)}  # each once
+        self.beside = TextsBeside(adapter, encoder, texts, share, outputs) if joint and (texts or outputs) else None
+        encoded = {} if joint else {text.text: text for text in map(encoder, texts)}  # each once
         streamed = [None] * (keep in ("maps", "contributions")) + list(encoded.values())
         self.host_copy = HostCopy(device)
         self.calls = CallStore(self.host_copy) if calls else None
@@ -222,10 +232,28 @@ class Stores:
         """Take of one image in a layer, a row of the call's batch, what each store wants."""
         return [store.take(trace, layer, call, row) for store in self._stores]
 
-    def put(self, trace: Trace, taken: dict[str, list]) -> None:
-        """Put what was taken, by layer, into the image's trace."""
+    def put(self, trace: Trace, i: int, taken: dict[str, list]) -> None:
+        """Put what was taken, by layer, into the trace of image i."""
         for store, parts in zip(self._stores, zip(*taken.values(), strict=True), strict=True):
             store.put(trace, dict(zip(taken, parts, strict=True)))
+        self.self_attention.put(trace, i)
+        if self.beside is not None:
+            self.beside.put(trace, i)
+
+    def begin(self, active: bool, rows: list[int], size: tuple[int, int]) -> None:
+        """Begin a step: whether it is recorded, which rows of the batch, (height, width) of the latent."""
+        self.self_attention.begin(active, rows, size)
+        if self.beside is not None:
+            self.beside.begin(active, rows)
+
+    def listen(self) -> list:
+        """Listen to what is not the image's own attention to its text; return the handles to remove that by."""
+        return [] if self.beside is None else self.beside.listen()
+
+    @property
+    def asking(self) -> bool:
+        """Whether the denoiser's call is of other texts beside the image."""
+        return self.beside is not None and self.beside.asking
 
     def keep_call(self, *called) -> KeptCall | None:
         """Keep a call of the denoiser, see `CallStore.keep`, where that is asked for."""
@@ -234,7 +262,7 @@ class Stores:
     def settle(self, traces: Iterable[Trace]) -> None:
         """Bring the sums of a generation that has ended to where they are kept; they are there after a `wait`."""
         for trace in traces:
-            for sums in (trace.sums, *trace.streamed.values()):
+            for sums in trace.totals():
                 sums.update(zip(sums, self.host_copy.send(list(sums.values())), strict=True))
             for size, (total, count) in trace.self_attention.items():
                 trace.self_attention[size] = SelfAttentionSum(*self.host_copy.send([total]), count)
@@ -245,12 +273,14 @@ class Stores:
         if self.calls is not None:
             self.calls.forget()
         self.self_attention.begin(False, [], (1, 1))
+        if self.beside is not None:
+            self.beside.forget()
 
 
-def _check_joint(keep, texts):
+def _check_joint(keep):
     """Raise ValueError for what queries of joint attention alone do not tell."""
-    if keep not in ("maps", "calls") or texts:
+    if keep not in ("maps", "calls"):
         raise ValueError(
             "image and text attend to one another in this model, so its queries alone say nothing of a text: record "
-            "maps of the prompt, record(pipe), without keep= and texts="
+            "maps of the prompt, record(pipe), or of other texts, record(pipe, texts=...), without keep="
         )

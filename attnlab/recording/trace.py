@@ -1,6 +1,6 @@
 """What is kept of one image: its attention, the text it met, and how the image came about."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from .kept import KeptCall, tensors_in
 from .layers import Layer
 from .words import Word
 
-__all__ = ["Generation", "SelfAttentionSum", "Trace"]
+__all__ = ["Generation", "SelfAttentionSum", "TextBeside", "Trace", "length_of"]
 
 
 @dataclass
@@ -39,6 +39,33 @@ class SelfAttentionSum(NamedTuple):
     count: int  # number of (step, layer) pairs summed
 
 
+def length_of(words: Iterable[Word], ends: bool) -> int:
+    """Return the number of a text's tokens up to the first end token, which is included if one `ends` the text."""
+    return max((p for word in words for p in word.tokens), default=0) + 1 + ends
+
+
+@dataclass
+class TextBeside:
+    """A text that a joint model read beside the image; sums over steps by layer, of its tokens up to the first end."""
+
+    words: list[Word]
+    ends: bool  # whether an end token stands behind the last word
+    # float32 (token, channel), of what attention gave its tokens
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    # float32 (token, pixel), of the products of that and of what attention gave the pixels
+    products: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens up to the first end token, which is included."""
+        return length_of(self.words, self.ends)
+
+    def mean(self, part: str, layer: str) -> torch.Tensor:
+        """Return a layer's "outputs" or "products", mean over all tokens of the text's words."""
+        tokens = sorted({token for word in self.words for token in word.tokens})
+        return getattr(self, part)[layer][tokens].mean(0)
+
+
 @dataclass
 class Trace:
     """What was recorded of one image, most of it by layer; what `record` was not asked to keep is empty."""
@@ -62,13 +89,16 @@ class Trace:
     ends: bool = True  # whether an end token stands behind the last word
     calls: list[KeptCall] = field(default_factory=list)  # of these steps, where they were kept: for the whole batch
     row: int = 0  # which of the images that were generated together this one is
+    beside: dict[str, TextBeside] = field(default_factory=dict)  # by the text; maps of its words are in `streamed`
+    # per layer, the sum of the steps' outputs of joint attention, float32 (pixel, channel)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def length(self) -> int | None:
         """Number of tokens up to the text's first end token, which is included; None where the words are unknown."""
         if self.words is None:
             return None
-        return max((p for word in self.words for p in word.tokens), default=0) + 1 + self.ends
+        return length_of(self.words, self.ends)
 
     @property
     def joint(self) -> bool:
@@ -87,15 +117,19 @@ class Trace:
 
     def clear(self) -> None:
         """Drop all that was recorded, where it turned out to be wrong."""
-        kept = (self.queries, self.sums, self.streamed, self.self_attention, self.steps, self.timesteps, self.calls)
-        for each in kept:
+        kept = (self.queries, self.self_attention, self.steps, self.timesteps, self.calls, self.beside, self.streamed)
+        for each in (*kept, *self.totals()):
             each.clear()
+
+    def totals(self) -> list[dict[str, torch.Tensor]]:
+        """List the sums over steps of one tensor per layer."""
+        beside = (sums for text in self.beside.values() for sums in (text.outputs, text.products))
+        return [self.sums, self.outputs, *self.streamed.values(), *beside]
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Give what is held in memory of this image; images that were generated together share their calls."""
         yield self.text
         yield from (q for steps in self.queries.values() if isinstance(steps, list) for q in steps)
-        yield from self.sums.values()
-        yield from (total for layers in self.streamed.values() for total in layers.values())
+        yield from (total for sums in self.totals() for total in sums.values())
         yield from (attention.total for attention in self.self_attention.values())
         yield from tensors_in(self.calls)

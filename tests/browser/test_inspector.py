@@ -353,7 +353,7 @@ def test_a_model_with_joint_attention(notebook, lab):
     page.locator("img.widget-image").wait_for()
     field.fill("a zebra")
     field.press("Enter")
-    page.get_by_text("record_again(pipe, recording, text='a zebra')").wait_for()
+    page.get_by_text("record_again(pipe, recording, texts='a zebra')").wait_for()
     for theme in ("Dark", "Light"):
         nb.choose_theme(theme)
         found = page.evaluate(CONTRAST)

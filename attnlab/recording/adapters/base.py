@@ -57,6 +57,7 @@ class JointCall(NamedTuple):
     scale: float  # factor of query times key
     pixels: Sequence[slice]  # of each row of the batch, which tokens are the image's pixels
     text: Sequence[slice]  # of each row of the batch, which tokens are the text's
+    output: torch.Tensor | None = None  # (batch, head, token, width), of all queries
 
     @property
     def count(self) -> int:
@@ -67,19 +68,25 @@ class JointCall(NamedTuple):
         """Return None: keys change from step to step, as they answer to the image."""
         return None
 
-    def shares(self, row: int, share: str) -> torch.Tensor:
+    def outputs(self, row: int, tokens: slice) -> torch.Tensor:
+        """Return what attention gives some tokens of one image, before its output projection: (token, head x width)."""
+        return self.output[row, :, tokens].detach().transpose(0, 1).flatten(1)
+
+    def shares(self, row: int, share: str, count: int | None = None) -> torch.Tensor:
         """Compute how one image's pixels share out their attention among its text, mean over heads.
 
         float32 (token, pixel), 0..1: of all attention (share="joint"), as the model does, or of what goes to the text
-        ("text"), which adds up to 1 over tokens.
+        ("text"), which adds up to 1 over tokens. Of the first `count` tokens of the text, if it is given.
         """
+        first = self.text[row].start or 0
+        text = self.text[row] if count is None else slice(first, first + count)
         query, key = self.query[row, :, self.pixels[row]].detach(), self.key[row].detach()
         key = key.repeat_interleave(len(query) // len(key), 0) if len(key) != len(query) else key
         mask = None if self.mask is None else self._mask(row)
         if share == "text":
-            mask = None if mask is None else mask[..., self.text[row]]
-            return _text_shares(query.float(), key[:, self.text[row]].float() * self.scale, mask).mean(0)
-        return _joint_shares(query, key, mask, self.scale, self.text[row]).float().mean(0).mT
+            mask = None if mask is None else mask[..., text]
+            return _text_shares(query.float(), key[:, text].float() * self.scale, mask).mean(0)
+        return _joint_shares(query, key, mask, self.scale, text).float().mean(0).mT
 
     def _mask(self, row):
         """Return an image's own mask, (head or 1, pixel or 1, key)."""

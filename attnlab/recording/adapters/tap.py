@@ -33,6 +33,7 @@ class Attended(NamedTuple):
     # (batch or 1, head or 1, query or 1, key): what is added to scores, or bool, who takes part
     mask: torch.Tensor | None
     scale: float  # factor of query times key
+    output: torch.Tensor  # (batch, head, token, width), what came of it
 
 
 class _Listening(TorchFunctionMode):
@@ -48,7 +49,7 @@ class _Listening(TorchFunctionMode):
             given = {**dict(zip(_NAMES, args, strict=False)), **(kwargs or {})}
             query, scale = given["query"], given.get("scale")
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            self.receive(Attended(query, given["key"], given["value"], given.get("attn_mask"), scale))
+            self.receive(Attended(query, given["key"], given["value"], given.get("attn_mask"), scale, output))
         return output
 
 

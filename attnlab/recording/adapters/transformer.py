@@ -98,7 +98,7 @@ class TransformerAdapter(Adapter):
             if tokens < self._least():  # the keys of an image prompt, which a processor asks for apart
                 return
             if self.joint:
-                receive(JointCall(met.query, met.key, met.mask, met.scale, *self.places(tokens)))
+                receive(JointCall(met.query, met.key, met.mask, met.scale, *self.places(tokens), met.output))
             else:
                 receive(AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key))))
 
