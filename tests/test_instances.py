@@ -286,6 +286,10 @@ def test_a_data_set_with_instances_is_whole(cars):
     assert Image.open(cars.folder / "instances/000000.png").mode == "I;16"
 
 
+def test_the_card_says_how_things_were_cut(cars):
+    assert "cut by method edges" in (cars.folder / "README.md").read_text("utf-8")
+
+
 def test_instances_are_no_images_that_leak(cars):
     assert sorted(path.parent.name for path in find_images(cars.folder)) == ["images"] * 3
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .instances import BEST_CUT
 from .keeping import Selection, count_reasons
 from .recipe import NEGATIVE, Recipe
 from .toys import toy_note
@@ -31,7 +32,7 @@ These are weak labels, checked by nobody. {len(lines)} images were {made}, {kept
 
 {sheet}{_classes(recipe, accepted)}
 
-0 is the background, 255 is ignored. Rejected, and kept in `rejected/`:
+0 is the background, 255 is ignored.{_things(recipe)} Rejected, and kept in `rejected/`:
 
 {_refused(recipe, reasons)}
 
@@ -52,6 +53,14 @@ def _made(recipe):
     vote = f"; pixels that fewer than {100 * photos.agree:.0f}% of the looks label alike are ignored"
     seen += f" ({noise}{vote if photos.looks > 1 else ''})"
     return f"Photos, seen by `{recipe.model}` {seen} as “{recipe.texts[0]}”, labeled by its attention"
+
+
+def _things(recipe):
+    """Say what the images of single things are, where the recipe wants them."""
+    if recipe.instances is None:
+        return ""
+    method = recipe.instances.get("method", BEST_CUT)
+    return f" `instances/` has the numbers of single things, of all classes together, cut by method {method}."
 
 
 def _wanted(recipe, accepted, made):

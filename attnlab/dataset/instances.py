@@ -20,10 +20,12 @@ from ..maps.heatmaps import upscale
 from ..masks import IGNORE
 from ..metrics import as_mask
 
-__all__ = ["INSTANCE_METHODS", "attention_edges", "check_instances", "needs_attention", "number_instances"]
-__all__ += ["split_instances"]
+__all__ = [
+    "BEST_CUT", "INSTANCE_METHODS", "attention_edges", "check_instances", "needs_attention", "number_instances",
+    "split_instances",
+]  # fmt: skip
 
-_BEST = "connected"  # the method unless another is named
+BEST_CUT = "connected"  # the method unless another is named: the best of experiments.studies.cut_instances
 
 INSTANCE_METHODS = {  # of `split_instances`, and the settings of each with their defaults
     "connected": {"min_area": 0.001},
@@ -40,7 +42,7 @@ _MOST_CELLS = 128  # along a side, of what DBSCAN sees: its time and memory grow
 
 
 def split_instances(
-    mask: ArrayLike, method: str = _BEST, attention: tuple[torch.Tensor, tuple[int, int]] | None = None, **settings
+    mask: ArrayLike, method: str = BEST_CUT, attention: tuple[torch.Tensor, tuple[int, int]] | None = None, **settings
 ) -> np.ndarray:
     """Cut a mask into single things.
 
@@ -91,7 +93,7 @@ def check_instances(settings: Mapping[str, object]) -> None:
     settings : mapping
         ``{"method": name, ...}`` with a name of `INSTANCE_METHODS` and settings of it; "connected" without a name.
     """
-    method = settings.get("method", _BEST) if isinstance(settings, Mapping) else None
+    method = settings.get("method", BEST_CUT) if isinstance(settings, Mapping) else None
     if not isinstance(method, str) or method not in INSTANCE_METHODS:
         methods = ", ".join(INSTANCE_METHODS)
         raise ValueError(f"instances is {settings!r}: write {{method: one of {methods}}} and its settings")
@@ -107,7 +109,7 @@ def check_instances(settings: Mapping[str, object]) -> None:
 
 def needs_attention(settings: Mapping[str, object] | None) -> bool:
     """Tell whether settings, as of `check_instances`, cut by self-attention; None cuts nothing."""
-    return settings is not None and settings.get("method", _BEST) == "edges"
+    return settings is not None and settings.get("method", BEST_CUT) == "edges"
 
 
 def number_instances(
