@@ -27,6 +27,13 @@ def base():
     return al.load_pipeline("tiny-plain", device="cpu")
 
 
+NEW = JointDenoiser.new
+
+
+def small(tokenizer, patch=1):
+    return NEW(tokenizer, blocks=2, heads=1, patch=patch)
+
+
 def new_model(tokenizer, **sizes):
     """A model all of whose weights do something: as it begins, every block is the identity."""
     with training.seeded(0):
@@ -79,9 +86,10 @@ def test_the_pipeline_calls_the_denoiser_as_it_was_trained(base, tmp_path):
     assert guided["timestep"].tolist() == [1000] * 8  # pure noise, in the units of `flow_times`
 
 
-def test_one_zero_counts_as_all_of_them(base):
+@pytest.mark.parametrize("patch", [1, 2])
+def test_one_zero_counts_as_all_of_them(base, patch):
     """In float64 the model of one token, which counts 256 times, is that of 256 tokens."""
-    model = new_model(base.tokenizer).double().eval()
+    model = new_model(base.tokenizer, patch=patch).double().eval()
     noisy, timestep = torch.randn(2, 4, 16, 16, dtype=torch.double), torch.tensor([300.0, 700.0])
     ids = base.tokenizer(CAPTIONS, padding="max_length", return_tensors="pt").input_ids
     text, pooled = model._read(ids)
@@ -181,8 +189,7 @@ def shipped(tmp_path_factory):
     call = ["--work", str(folder / "work"), "--out", str(folder / "models"), "--device", "cpu"]
     call += ["--scenes", "12", "--batch", "2", "--steps", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        small = JointDenoiser.new
-        patch.setattr(train_mmdit.JointDenoiser, "new", lambda tokenizer: small(tokenizer, blocks=2, heads=1))
+        patch.setattr(train_mmdit.JointDenoiser, "new", small)
         gpu_train.main(["mmdit", *call, "--minutes", "0"])
         assert not (folder / "models").exists()
         gpu_train.main(["mmdit", *call])
@@ -220,9 +227,8 @@ def test_the_full_size_is_within_the_budget(base):
 def test_a_finished_model_goes_on(shipped, tmp_path):
     """From its weights; and a folder of another training is refused before anything is rendered."""
     preset = replace(train_mmdit.MMDIT_PRESETS["finish"], scenes=12)
-    small = JointDenoiser.new
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_mmdit.JointDenoiser, "new", lambda tokenizer: small(tokenizer, blocks=2, heads=1))
+        patch.setattr(train_mmdit.JointDenoiser, "new", small)
         run = train_mmdit.MMDITTraining(preset, tmp_path, tmp_path / "models", CPU, start=shipped)
         begun = run.begin(Examples(torch.zeros(1, 4, 16, 16), torch.zeros(2, 48, dtype=torch.long), 0))
     pipe = al.load_pipeline(shipped, device="cpu")

@@ -47,11 +47,12 @@ class MMDITPreset:
     scenes: int
     batch: int
     schedule: training.Schedule
+    patch: int = 1  # latents a side that are one token: with 2 a step is 2.4 times faster, and maps are 8 x 8
 
 
 MMDIT_PRESETS = {
-    "cpu": MMDITPreset(48_000, 32, training.Schedule(steps=14_000, lr=1e-3, warmup=300, ema=0.999)),
-    "gpu": MMDITPreset(48_000, 128, training.Schedule(steps=8_000, lr=1.5e-3, warmup=300, ema=0.998)),
+    "cpu": MMDITPreset(48_000, 32, training.Schedule(steps=14_000, lr=2e-3, warmup=300, ema=0.999)),
+    "gpu": MMDITPreset(48_000, 128, training.Schedule(steps=8_000, lr=2e-3, warmup=300, ema=0.998)),
     "finish": MMDITPreset(24_000, 32, training.Schedule(steps=4_000, lr=4e-4, warmup=100, ema=0.999, seed=1)),
 }
 
@@ -74,8 +75,9 @@ class MMDITTraining:
 
     def claim(self) -> None:
         """Make the folder this training's; ValueError if it holds another one's, before anything is rendered."""
-        settings = {"scenes": self.preset.scenes, "batch": self.preset.batch, "seed": self.preset.schedule.seed}
-        claim_folder(self.work, settings | {"goes on": bool(self.start)})  # steps and rate may change on the way
+        settings = {"scenes": self.preset.scenes, "batch": self.preset.batch, "patch": self.preset.patch}
+        settings |= {"seed": self.preset.schedule.seed, "goes on": bool(self.start)}
+        claim_folder(self.work, settings)  # steps and rate may change on the way
 
     def autoencoder(self) -> AutoencoderKL:
         """Read the autoencoder."""
@@ -109,7 +111,7 @@ class MMDITTraining:
 
     def _model(self) -> JointDenoiser:
         with training.seeded(self.preset.schedule.seed):
-            model = JointDenoiser.new(self.tokenizer())
+            model = JointDenoiser.new(self.tokenizer(), patch=self.preset.patch)
         if self.start:
             kinds = {"transformer": SD3Transformer2DModel}
             kinds |= dict.fromkeys(("text_encoder", "text_encoder_2"), CLIPTextModelWithProjection)
@@ -129,8 +131,7 @@ class MMDITTraining:
         self.write_pipeline(model, part)
         curves = [self.start / "curve.csv"] if self.start else []
         shipping.thin_curve([*curves, self.work / "curve.csv"], part / "curve.csv")
-        card = folder / "README.md"  # with what was measured, which the next measurement replaces
-        shutil.copy(card if card.exists() else _CARD, part / "README.md")
+        shutil.copy(_CARD, part / "README.md")  # without what was measured of earlier weights
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             shutil.rmtree(folder)
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, help="the exported model goes here; default: models in the folder of --work"
     )
     parser.add_argument("--start", type=Path, help="folder of an exported model that goes on")
-    for name, kind in (("scenes", int), ("batch", int), ("steps", int), ("seed", int), ("lr", float)):
+    for name, kind in (("scenes", int), ("batch", int), ("patch", int), ("steps", int), ("seed", int), ("lr", float)):
         parser.add_argument(f"--{name}", type=kind, help="in place of the preset's")
     parser.add_argument("--device", default=device)
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which the training pauses")
@@ -164,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     preset, changed = MMDIT_PRESETS[given.preset], {k: v for k, v in vars(given).items() if v is not None}
     schedule = replace(preset.schedule, **{k: changed[k] for k in ("steps", "seed", "lr") if k in changed})
-    preset = replace(preset, schedule=schedule, **{k: changed[k] for k in ("scenes", "batch") if k in changed})
+    preset = replace(preset, schedule=schedule, **{k: changed[k] for k in ("scenes", "batch", "patch") if k in changed})
     work = given.work or Path("runs") / f"mmdit-{given.preset}"
     run = MMDITTraining(preset, work, given.out or work / "models", torch.device(given.device), start=given.start)
     run.claim()
