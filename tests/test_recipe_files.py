@@ -211,8 +211,10 @@ def test_quality_is_what_the_judge_agrees_with(floods):
     labels = np.stack([pair.labels for pair in floods])
     asked, count = (["water" in pair.metadata["prompt"] for pair in floods], len(floods))
     right = recipe_quality.quality_of(floods, Judge(labels))
-    assert right["iou"]["water"] == right["shown when asked"]["water"] == [1, 1, 1, sum(asked)]
-    assert right["shown unasked"]["water"] == [0, 0, 0, count - sum(asked)] and right["without a class"] == 2
+    assert right["iou"]["water"] == [1, 1, 1, sum(asked)] and right["without a class"] == 2
+    rate, low, high, n = right["shown when asked"]["water"]
+    assert rate == high == 1 and n == sum(asked) == 4 and low == pytest.approx(n / (n + 1.96**2), abs=1e-3)  # Wilson's
+    assert right["shown unasked"]["water"][0] == 0 and right["shown unasked"]["water"][3] == count - 4
     wrong = recipe_quality.quality_of(floods, Judge(1 - labels))
     assert wrong["iou"]["water"][0] == 0 and wrong["shown unasked"]["water"][0] == 1
     half = labels.copy()
@@ -228,3 +230,15 @@ def test_the_settings_chosen_are_those_that_find_the_truth():
     (settings, means), *_, worst = recipe_quality.choose_settings(RECIPES["flood-tiny"], [[one, none], [one]])
     assert settings == {"propagate": 0, "mask": {"method": "threshold", "level": 0.5}} and means == [1, 1]
     assert worst[0]["propagate"] == 1 and np.mean(worst[1]) < 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("-tiny")])
+def test_what_a_recipe_says_of_its_quality_was_measured(name):
+    text = known_recipes()[name].read_text("utf-8")
+    found = json.loads(recipe_quality.RECIPE_QUALITY_RESULTS.read_text("utf-8"))[name]
+    assert found["made"] == 2 * len(RECIPES[name].texts)
+    assert f"kept by the filters: {round(found['kept'][0] * found['made'])} of {found['made']}" in text
+    for kind in RECIPES[name].classes:
+        for said, key in (("IoU", "iou"), ("shown when asked", "shown when asked"), ("unasked", "shown unasked")):
+            mean, low, high, count = found[key][kind]
+            assert f"{said} {mean:.3f} ({low:.3f} to {high:.3f}) of {count}" in text

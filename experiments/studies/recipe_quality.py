@@ -31,6 +31,7 @@ from attnlab.scenes.captions import VISIBLE_AREA
 from attnlab.segmentation import Segmenter, load_segmenter
 from attnlab.storage import write_text
 
+from ..bundled.seen import rate
 from .mask_settings import every_setting
 
 __all__ = ["RECIPE_QUALITY_RESULTS", "LabeledImage", "choose_settings", "draw_recipe", "main", "quality_of"]
@@ -145,9 +146,9 @@ def quality_of(dataset: Dataset, segmenter: Segmenter) -> dict:
 
 
 def _with_interval(values):
-    """Return mean, ends of its 95% interval, and number of values."""
-    values = np.asarray(values, float)
-    return [*(round(x, 4) for x in (float(values.mean()), *metrics.bootstrap_interval(values))), len(values)]
+    """Return mean, ends of its 95% interval, and number: Wilson's of what is true or false, else the bootstrap's."""
+    ends = rate(values)["interval"] if values.dtype == bool else metrics.bootstrap_interval(values)
+    return [*(round(float(x), 4) for x in (values.mean(), *ends)), len(values)]
 
 
 def _choose(recipe, args, segmenter):
