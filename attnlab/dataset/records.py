@@ -30,6 +30,7 @@ __all__ = [
 
 _BAD_FILE = "bad.json"  # file names of images that people marked as bad
 SUMS_FILE = "SHA256SUMS"  # of files that no line of metadata.jsonl has the hash of, as `sha256sum --check` reads it
+_MAX_SHARED = 10_000  # texts of a file that are held once: its first ones, since file names and hashes never return
 _KINDS = {"index": int, "prompt": str, "seed": int, "areas": dict, "scores": dict}  # in every line of both files
 _ACCEPTED = _KINDS | {"file_name": str, "words": dict, "hash": str, "sha256": dict, "recipe": str}
 _REJECTED = _KINDS | {"file": str, "reason": str}
@@ -386,23 +387,31 @@ def read_lines(path: Path, kinds: dict[str, type] | None = None) -> list[dict]:
 
 def _parse(path, kinds, problems):
     """Read the lines of a file that are right; add a sentence to `problems` for each other one."""
-    found = []
+    found, decoder = [], json.JSONDecoder(object_pairs_hook=_sharing({}))
     try:
-        *lines, last = path.read_bytes().split(b"\n")  # str.splitlines would cut a prompt at what else ends a line
+        with open(path, "rb") as file:  # which ends a line at "\n" alone; a text file would cut a prompt elsewhere, too
+            for number, text in enumerate(file, 1):
+                try:
+                    line = decoder.decode(text.decode("utf-8"))
+                except (ValueError, RecursionError) as error:
+                    problems.append(f"{path.name}, line {number}: it is no JSON: {error}")
+                    continue
+                if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in kinds.items()):
+                    found.append(line)
+                else:
+                    problems.append(f"{path.name}, line {number}: it is no record with {', '.join(kinds)}")
     except OSError as error:
         problems.append(f"{path.name} cannot be read: {error}")
-        return found
-    for number, text in enumerate([*lines, last] if last else lines, 1):
-        try:
-            line = json.loads(text.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            problems.append(f"{path.name}, line {number}: it is no JSON: {error}")
-            continue
-        if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in kinds.items()):
-            found.append(line)
-        else:
-            problems.append(f"{path.name}, line {number}: it is no record with {', '.join(kinds)}")
     return found
+
+
+def _sharing(known):
+    """Return what makes a dict of the pairs of a JSON object: equal texts are one, or most memory would be names."""
+
+    def share(text):
+        return known.setdefault(text, text) if len(known) < _MAX_SHARED else known.get(text, text)
+
+    return lambda pairs: {share(key): share(value) if isinstance(value, str) else value for key, value in pairs}
 
 
 def as_lines(lines: Iterable[dict]) -> str:

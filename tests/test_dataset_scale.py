@@ -1,0 +1,53 @@
+"""The study of large data sets, small: what it writes is a data set, what it kills changes nothing."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from attnlab.dataset import Dataset, generate_dataset, verify_dataset
+from experiments.studies import dataset_scale
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "index"
+    dataset_scale.make_index(folder, 120)
+    return folder
+
+
+def test_a_large_index_is_a_data_set(index):
+    dataset = Dataset(index)
+    assert len(dataset) == 120 and [line["index"] for line in dataset.records] == list(range(120))
+    assert dataset[119].metadata["prompt"] == dataset.recipe.prompt(119) and dataset[119].labels.any()
+    one, other = dataset.records[3]["versions"], dataset.records[119]["versions"]
+    assert one["torch"] is other["torch"] and all(a is b for a, b in zip(one, other, strict=True)), "held once"
+    assert (index / "images/000119.png").samefile(index / "images/000019.png")
+
+
+@pytest.mark.parametrize("name", dataset_scale.STAGES)
+def test_stages_do_what_they_say(index, tmp_path, name):
+    found = dataset_scale.STAGES[name](Dataset(index), tmp_path)
+    objects = {"COCO": "coco.json", "COCO polygons": "polygons.json"}
+    if name in objects:
+        assert len(json.loads((tmp_path / objects[name]).read_text())["images"]) == 120 and found > 10_000
+    elif name == "split":
+        assert sum(found.values()) == 120
+    else:
+        assert found == (0 if name == "near duplicates" else 120)
+
+
+def test_a_data_set_is_made_and_watched(tmp_path):
+    recipe = replace(dataset_scale.recipe_of(20), steps=1, batch=4, shard=1)
+    made = dataset_scale.measure_making("one", recipe, tmp_path / "made")
+    assert made["files"] == len([path for path in (tmp_path / "made").rglob("*") if path.is_file()])
+    assert made["killed after shards"] is None and verify_dataset(tmp_path / "made") == []
+    generate_dataset(recipe, tmp_path / "again")
+    assert dataset_scale.hash_files(tmp_path / "again")["sha256 of all"] == made["sha256 of all"]
+
+
+def test_memory_that_grows_has_a_slope():
+    flat, steep = ([(n, 100 + slope * n) for n in range(0, 1000, 10)] for slope in (0, 0.5))
+    assert dataset_scale.fit_memory(flat)["MB per 1000 records"] == 0
+    assert dataset_scale.fit_memory(steep)["MB per 1000 records"] == 500
+    assert dataset_scale.fit_memory(steep[:2]) == {"samples": 2}
