@@ -74,12 +74,16 @@ def test_what_is_made_is_verified_shown_and_counted(here, capsys):
 
 
 def test_a_dry_run_writes_nothing_and_values_can_be_typed(here, capsys):
-    status, out, _ = run(capsys, "make", "few.yaml", "made", "--dry-run", "-p", "kept", "3", "-p", "images", "50")
+    status, out, _ = run(
+        capsys, "make", "few.yaml", "made", "--dry-run", "-p", "kept", "{water: 3}", "-p", "images", "50"
+    )
     assert status == 0 and "prompts: 2; images: 100 at most; model: tiny\n  water and a house\n" in out
     seconds, size = re.search(r"measured on 2 images: ([\d.]+) s and (\d+) kB each", out).groups()
     assert float(seconds) > 0 and 2 <= int(size) < 30  # an image of 64 x 64, its mask and its line
     assert (
-        "classes: water; kept: 3\n" in out and "3 images, if all are kept: 0:00:" in out and "all 100 images: 0:" in out
+        "classes: water; kept: {'water': 3}\n" in out
+        and "3 images, if all are kept: 0:00:" in out
+        and "all 100 images: 0:" in out
     )
     assert [path.name for path in here.iterdir()] == ["few.yaml"]
 

@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -187,7 +187,10 @@ def _estimate(recipe, folder):
     recipe.check(load_parts(recipe.model, ["tokenizer"])["tokenizer"])
     print(f"prompts: {len(recipe.texts)}; images: {len(recipe)} at most; model: {recipe.model}", flush=True)
     _print_some([f"  {text}" for text in recipe.texts], 5)
-    print(f"classes: {', '.join(recipe.classes)}" + f"; kept: {recipe.kept}" * bool(recipe.kept), flush=True)
+    print(
+        f"classes: {', '.join(recipe.classes)}" + f"; kept: {recipe.as_dict().get('kept')}" * bool(recipe.kept),
+        flush=True,
+    )
     one, two = replace(_some(recipe, 1), shard=1), replace(_some(recipe, 2), batch=2, shard=2)
     with TemporaryDirectory() as scratch:
         make_shard(one, Path(scratch, "one"), 0)  # with the loading of the model
@@ -196,8 +199,8 @@ def _estimate(recipe, folder):
         seconds = (time.perf_counter() - started) / count
         size = sum(path.stat().st_size for path in Path(scratch, "two").rglob("*") if path.is_file()) / count
     numbers = {f"all {len(recipe)} images": len(recipe)}
-    if isinstance(recipe.kept, int):
-        numbers = {f"{recipe.kept} images, if all are kept": recipe.kept, **numbers}
+    if wanted := sum(recipe.kept.values()) if isinstance(recipe.kept, Mapping) else recipe.kept:
+        numbers = {f"{wanted} images, if all are kept": wanted, **numbers}
     print(f"measured on {count} images: {seconds:.2f} s and {size / 1e3:.0f} kB each")
     for said, number in numbers.items():
         print(f"{said}: {timedelta(seconds=round(seconds * number))} by one worker, {size * number / 1e6:.0f} MB")
