@@ -181,7 +181,7 @@ def _evenly(things, count):
 
 def _estimate(recipe, folder):
     """Print what a recipe would make, its time and its size, by two images of it."""
-    from ..dataset.making import make_shard
+    from ..dataset.making import SHARDS, make_shard
     from ..pipelines import load_parts
 
     recipe.check(load_parts(recipe.model, ["tokenizer"])["tokenizer"])
@@ -193,6 +193,8 @@ def _estimate(recipe, folder):
     )
     one, two = replace(_some(recipe, 1), shard=1), replace(_some(recipe, 2), batch=2, shard=2)
     with TemporaryDirectory() as scratch:
+        for name in ("one", "two"):
+            Path(scratch, name, SHARDS).mkdir(parents=True)
         make_shard(one, Path(scratch, "one"), 0)  # with the loading of the model
         started = time.perf_counter()
         count = make_shard(two, Path(scratch, "two"), 0)
