@@ -303,7 +303,7 @@ def draw_cuts(path: str | Path, seeds: Sequence[int], settings: Sequence[Mapping
             cell.imshow(np.ma.masked_equal(numbers % 20 + (numbers > 0), 0), cmap="tab20", vmin=1, vmax=20)
             cell.set_xlabel(f"{len(np.unique(numbers[numbers > 0]))} things")
         for cell, title in zip(row, titles, strict=True):
-            cell.set(xticks=[], yticks=[], title=title if row is axes[0] else "")
+            cell.set(xticks=[], yticks=[], title=title if seed == seeds[0] else "")
     figure.tight_layout()
     return save_figure(figure, path)
 
