@@ -316,3 +316,7 @@ def test_polygons_of_parts_and_holes():
         [[0.5, 0.25], [0.5, 0.5], [0.25, 0.5], [0.25, 0.25]]
     ]
     assert trace_polygons(np.zeros((3, 3), bool)) == []
+    above = np.ones((5, 3), bool)
+    above[[1, 3], 1] = False
+    (polygon,) = trace_polygons(above)
+    assert [y for x, y in polygon.tolist() if x == 0] == [5, 3.5, 3.5, 1.5, 1.5, 0]  # up the left edge, and never back
