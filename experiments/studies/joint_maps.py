@@ -35,12 +35,13 @@ from attnlab.storage import File, claim_folder, write, write_text
 from ..bundled.cards import markdown_table
 from ..bundled.localize import WordCase, summarize_cases
 
-__all__ = ["FIRST_CHOSEN_ON", "FIRST_REPORTED", "MAP_KINDS", "JointMapsStudy", "Reading", "main", "maps_of_share"]
-__all__ += ["readings_table"]
+__all__ = ["FIRST_CHOSEN_ON", "FIRST_REPORTED", "MAP_KINDS", "JointMapsStudy", "Reading", "main", "maps_of_outputs"]
+__all__ += ["maps_of_share", "readings_table"]
 
 FIRST_CHOSEN_ON = street.HELD_OUT + 800_000  # first seed of the scenes on which readings and thresholds are chosen
 FIRST_REPORTED = street.HELD_OUT + 850_000
 _BLOCK = 10  # scenes per file
+_BESIDE = ("sky", "grass")
 _TIMESTEPS = (100, 300, 500, 700, 900)
 _RESULTS = Path(__file__).parents[1] / "results" / "joint_maps.json"
 _log = logging.getLogger(__name__)
@@ -56,7 +57,22 @@ def maps_of_share(share: str, pipe, recording: al.Recording, words: Sequence[str
     return {layer: {word: maps[word, 0] for word in words} for layer, maps in layers.items()}
 
 
-MAP_KINDS: dict[str, Callable[..., _Maps]] = {share: partial(maps_of_share, share) for share in ("text", "joint")}
+def maps_of_outputs(pipe, recording: al.Recording, words: Sequence[str]) -> _Maps:
+    """Return each layer's concept map of each word: what share of a pixel it gets, beside the other words and these.
+
+    "sky" and "grass", which nearly every scene has, stand beside the words, so that no word is alone.
+    """
+    texts = list(dict.fromkeys([*words, *_BESIDE]))
+    recording = al.record_again(pipe, recording, texts=texts, outputs=True)
+    layers = {layer: al.concept_maps(recording, texts, layers=[layer]) for layer in recording.trace.sizes}
+    return {layer: {word: maps[word] for word in words} for layer, maps in layers.items()}
+
+
+MAP_KINDS: dict[str, Callable[..., _Maps]] = {
+    "text": partial(maps_of_share, "text"),
+    "joint": partial(maps_of_share, "joint"),
+    "output": maps_of_outputs,
+}
 """Kinds of maps: functions of a pipeline, a recording of one image and timestep with its calls, and words."""
 
 
