@@ -14,7 +14,6 @@ import shlex
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -340,8 +339,10 @@ def _print_some(lines: Sequence[str], most: int | None = _SHOWN):
 
 
 def _print_rejected(rejected):
-    reasons = Counter(line["reason"].split(" of ")[0] for line in rejected)
-    _print_some([f"  {count:5} rejected: {reason}" for reason, count in reasons.most_common()])
+    from ..dataset.keeping import count_reasons
+
+    reasons = count_reasons([line["reason"] for line in rejected])
+    _print_some([f"  {count:5} rejected: {reason}" for reason, count in reasons.items()])
 
 
 def _print_table(rows):

@@ -7,6 +7,7 @@ from skimage.measure import label as regions_of
 from tqdm import tqdm
 
 from ..masks import IGNORE
+from .keeping import count_reasons
 from .records import Dataset
 
 __all__ = ["count_dataset"]
@@ -52,7 +53,7 @@ def count_dataset(dataset: Dataset) -> dict:
         "sizes": dict(sizes),
         "classes": {name: _summary(found, pixels) for name, found in areas.items()},
         "ignored": ignored,
-        "rejected": dict(Counter(line["reason"].split(" of ")[0] for line in dataset.rejected).most_common()),
+        "rejected": count_reasons([line["reason"] for line in dataset.rejected]),
         "prompts": prompts,
     }
 
