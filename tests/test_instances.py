@@ -388,3 +388,16 @@ def test_yolo_and_voc_have_the_instances(touching, tmp_path):
     objects = np.array(Image.open(tmp_path / "voc/SegmentationObject/000000.png"))
     both = np.unique(np.stack([objects, numbers]).reshape(2, -1), axis=1)
     assert both.shape == (2, 4) and len(set(both[0])) == len(set(both[1])) == 4
+
+
+def test_edges_of_another_model_and_of_an_image_that_is_no_square(levels):
+    """A model with several sizes of self-attention, of random weights: a mask of 32 x 64 is cut along its own grid."""
+    image = np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8)
+    recording = al.record_image(levels, image, "a car", generator=al.seed(0), self_attention=[4, 8])
+    mask = blobs((4, 4, 30, 60))[:32]
+    for height in (4, 8):
+        attention = recording[0].self_attention(height)
+        edges = attention_edges(*attention)
+        assert edges.shape == attention[1] == (height, 2 * height) and 0 < edges.min() <= edges.max() < 1
+        found = split_instances(mask, "edges", attention, level=float(np.median(edges)), min_area=0)
+        assert ((found > 0) == mask).all()

@@ -71,6 +71,13 @@ def split_instances(
     ValueError
         If the mask is no (row, column) array of booleans, method or settings are unknown or out of range, or "edges"
         has no self-attention.
+
+    Notes
+    -----
+    Of exact masks of 200 rendered streets, things are found with an AP50 of 0.910 (95% interval 0.892 to 0.936) by
+    "connected", 0.908 by "dbscan", 0.909 by "edges"; no difference is significant, nor is any for masks by words. Where
+    things of a class touch, in 20 of the scenes, all have 0.59: none tells them apart
+    (`experiments.studies.cut_instances`, on `tiny` and `tiny-plain`, whose self-attention is 16 x 16).
     """
     mask = as_mask(mask)
     if mask.ndim != 2:
