@@ -118,7 +118,7 @@ def test_tiles_are_put_together_without_a_seam(pipe, folder, seeing, tiles):
 
 def test_a_photo_without_content_has_no_seam(pipe, folder):
     """Over many looks at gray: maps step as much within tiles as where they end."""
-    recipe = recipe_of(folder, tiles=3, looks=12, timesteps=(300,))
+    recipe = recipe_of(folder, tiles=3, looks=24, timesteps=(300, 100))
     maps = np.mean([one["sky"] for one in look(pipe, np.full((64, 256, 3), 128, np.uint8), recipe, 0)], axis=0)
     cut = tiling((64, 256), (64, 64), 3)
     ends = sorted({(x + end) // 4 for _, x in cut.corners for end in (0, cut.tile[1])} - {0, cut.size[1] // 4})
