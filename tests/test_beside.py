@@ -205,6 +205,19 @@ def test_a_generation_after_one_that_failed_in_the_same_block():
     np.testing.assert_array_equal(al.ovam(recording[-1], "fox").values, al.ovam(expected[0], "fox").values)
 
 
+def test_a_call_that_is_not_recorded_is_not_taken_for_one_that_failed():
+    """Of the branch that guides, the second call of each step: nothing is asked beside the first one."""
+    family = family_of("flux")
+    handle = family.denoiser.transformer_blocks[0].register_forward_hook(failing(2))
+    with al.record(family.pipe, texts="fox", branch="negative"):
+        with pytest.raises(RuntimeError, match="no more"):
+            family.generate(**ONE_STEP)
+        with Counted(family.pipe) as counted:
+            family.generate(**ONE_STEP)
+    handle.remove()
+    assert counted.rows == [1, 1, 1]
+
+
 # Refusals
 
 
