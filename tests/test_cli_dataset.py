@@ -133,6 +133,17 @@ def coco_files(printed):
     return [{image["file_name"] for image in json.loads(open(path).read())["images"]} for path in paths]
 
 
+def test_forms_have_options_of_their_own(scenes, here, capsys):
+    assert run(capsys, "export", scenes, "yolo", "plain")[0] == 0
+    assert run(capsys, "export", scenes, "yolo", "wide", "--enlarged")[0] == 0
+    plain, wide = (sorted((here / name / "labels").rglob("*.txt")) for name in ("plain", "wide"))
+    assert [path.read_text() for path in plain] != [path.read_text() for path in wide]
+    assert run(capsys, "export", scenes, "coco", "coco.json", "--polygons")[0] == 0
+    assert isinstance(json.loads((here / "coco.json").read_text())["annotations"][0]["segmentation"], list)
+    status, _, err = run(capsys, "export", scenes, "voc", "out", "--enlarged")
+    assert status == 2 and "--enlarged is for yolo, not for voc" in err and not (here / "out").exists()
+
+
 @pytest.mark.parametrize("form", ["voc", "segformer"])
 def test_other_formats_are_exported_whole(scenes, here, capsys, form):
     status, out, err = run(capsys, "export", scenes, form, "out")

@@ -29,6 +29,7 @@ FORMATS = {  # what is exported, and the next command
     "voc": "what trains on VOC 2012 takes the folder",
     "segformer": "datasets.load_dataset({!r}) and transformers read the folder",
 }
+_OPTIONS = {"polygons": "coco", "enlarged": "yolo"}  # of exports, and of which
 _SPLITS = ("train", "val", "test")
 _SHOWN = 20  # most lines of one kind
 
@@ -73,6 +74,9 @@ def add_dataset_command(commands: argparse._SubParsersAction) -> None:
     )
     export.add_argument("--seed", type=int, default=0, help="another one splits in another way (0)")
     export.add_argument("--within", type=float, metavar="LEVELS", help=_WITHIN_HELP)
+    export.add_argument("--polygons", action="store_true", help="of coco: polygons, in place of run lengths")
+    text = "of yolo: for images smaller than what it trains on (640 pixels)"
+    export.add_argument("--enlarged", action="store_true", help=text)
     made["leaks"].add_argument("folders", nargs="+", help="images in any layout; one alone: copies inside it", **folder)
     made["leaks"].add_argument("--within", type=float, metavar="LEVELS", help=_WITHIN_HELP)
     made["leaks"].add_argument("--all", action="store_true", help=f"list all, not {_SHOWN} of two folders")
@@ -285,6 +289,9 @@ def _export(args):
     from .. import dataset as library
     from ..dataset.thumbnails import WITHIN
 
+    options = {name: True for name in _OPTIONS if getattr(args, name)}
+    if other := [name for name in options if _OPTIONS[name] != args.format]:
+        raise ValueError(f"--{other[0]} is for {_OPTIONS[other[0]]}, not for {args.format}: leave it out")
     dataset, splits = library.Dataset(args.folder), None
     if args.split is not None:
         parts = args.split or [0.8, 0.1, 0.1]
@@ -296,7 +303,7 @@ def _export(args):
         within = WITHIN if args.within is None else args.within
         splits = library.split_dataset(dataset, fractions, seed=args.seed, by=args.by, within=within)
     function = getattr(library, f"export_{args.format}")
-    made = function(dataset, args.out, splits=splits)
+    made = function(dataset, args.out, splits=splits, **options)
     bad = f", {len(dataset.bad)} marked as bad left out" if dataset.bad else ""
     print(f"{len(dataset) - len(dataset.bad)} pairs of {', '.join(dataset.classes[1:])}{bad}")
     for name, positions in (splits or {}).items():
