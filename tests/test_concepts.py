@@ -131,6 +131,16 @@ def test_outputs_are_those_of_the_two_calls(name):
         close(al.concept_maps(r[0], layers=layer, softmax=False).values, alone["fox"][None], 1e-5)
 
 
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+def test_outputs_are_the_same_where_shares_of_all_attention_are_counted(name):
+    """Those are counted by an attention of their own, of which nothing is kept."""
+    family, plain = family_of(name), recorded(name)
+    recording = family.record(texts=CONCEPTS, outputs=True, layers="all", share="joint")[0]
+    for found in (recording, al.record_again(family.pipe, recording, texts=CONCEPTS, outputs=True)):
+        close(al.linear_daam(found).matrix, al.linear_daam(plain).matrix)
+        close(al.concept_maps(found, softmax=False).values, al.concept_maps(plain, softmax=False).values)
+
+
 # Tokens
 
 

@@ -36,6 +36,9 @@ class Attended(NamedTuple):
     output: torch.Tensor  # (batch, head, token, width), what came of it
 
 
+_receiving = threading.local()  # what a receiver computes by the function itself is nobody's to hear
+
+
 class _Listening(TorchFunctionMode):
     """Hands on each call of the function inside its block, before what comes of it is used."""
 
@@ -45,11 +48,15 @@ class _Listening(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
-        if func is F.scaled_dot_product_attention:
+        if func is F.scaled_dot_product_attention and not getattr(_receiving, "now", False):
             given = {**dict(zip(_NAMES, args, strict=False)), **(kwargs or {})}
             query, scale = given["query"], given.get("scale")
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            self.receive(Attended(query, given["key"], given["value"], given.get("attn_mask"), scale, output))
+            _receiving.now = True
+            try:
+                self.receive(Attended(query, given["key"], given["value"], given.get("attn_mask"), scale, output))
+            finally:
+                _receiving.now = False
         return output
 
 
