@@ -146,6 +146,36 @@ def test_half_precision_of_the_callers_choice():
     close(al.ovam(recording[0], PROMPT, mode="bicubic").values, al.daam(recording[0]).values)
 
 
+def test_a_compiled_denoiser_reads_texts_after_its_recording():
+    """As it is to be compiled inside the block, which is when it has begun to listen."""
+    family = Family("pixart_sigma")
+    recording = family.record(ONE_STEP)[0]
+    expected = al.ovam(recording, "a red fox").values
+    family.denoiser.compile(backend="eager")
+    np.testing.assert_array_equal(al.ovam(recording, "a red fox").values, expected)
+
+
+def test_a_denoiser_that_is_compiled_while_it_is_recorded():
+    family = Family("flux_distilled")
+    expected = family.record(ONE_STEP, texts=["fox"], outputs=True, layers=["transformer_blocks.0.attn"])[0]
+    with al.record(family.pipe, texts=["fox"], outputs=True, layers=["transformer_blocks.0.attn"]) as recording:
+        family.denoiser.proj_out.compile(backend="eager")
+        family.generate(**ONE_STEP)
+    close(al.ovam(recording[0], "fox").values, al.ovam(expected, "fox").values)
+    close(al.linear_daam(recording[0])["fox"], al.linear_daam(expected)["fox"])
+
+
+def test_texts_take_no_prompt_out_of_memory():
+    """What was encoded before the first image is still told in the second one, after many other texts."""
+    family, texts = family_of("flux"), [f"{number} {word}" for number in range(8) for word in ("fox", "tree", "snow")]
+    with al.record(family.pipe, texts=texts, layers="transformer_blocks.0.attn") as recording:
+        embeddings, summary, _ = family.pipe.encode_prompt(PROMPT, None)
+        given = {"prompt": None, "prompt_embeds": embeddings, "pooled_prompt_embeds": summary}
+        family.generate(**given, **ONE_STEP)
+        family.generate(**given, **ONE_STEP)
+    assert [[word.text for word in one.words] for one in recording] == [PROMPT.split()] * 2
+
+
 def test_a_file_has_the_texts(tmp_path):
     recording = family_of("sd3").record(ONE_STEP, texts=["a red fox", "snow"])
     again = al.Recording.load(recording.save(tmp_path / "sd3"))[0]
@@ -232,6 +262,9 @@ def fox():
         ({"texts": ["fox", " "]}, r"texts=\[' '\]: each is a text"),
         ({"texts": ["fox", 3]}, r"texts=\[3\]: each is a text"),
         ({"texts": "a red tree and smoke " * 30}, "the model reads no word from 'and' on"),
+        # of which the window cuts off the end
+        ({"texts": "extraordinarily photosynthesis"}, "reads no word from 'photosynthesis' on: 1 of"),
+        ({"text": "extraordinarily photosynthesis"}, "reads no word from 'photosynthesis' on: 1 of"),
         ({"outputs": "transformer_blocks"}, "outputs='transformer_blocks': True or False"),
         ({"text": "fox", "texts": "snow"}, "give one of them"),
         ({"text": "fox", "outputs": True}, "give one of them"),

@@ -6,10 +6,11 @@ import inspect
 from ..pipelines import seed
 from .adapters import DenoiserCall, adapter_of
 from .adapters.base import arguments_of
+from .adapters.families import denoiser_of
 from .clip import Text
 from .encoded import EncodedTexts
 from .frames import given
-from .pieces import words_in
+from .pieces import CUT, words_in
 from .words import Word
 
 __all__ = ["PipelineReader"]
@@ -24,7 +25,7 @@ class PipelineReader:
     def __init__(self, pipe, options: dict | None = None):
         self.pipe = pipe
         self.options = options or {}  # arguments with which it is called, of those that matter
-        self.joint = adapter_of(pipe).joint
+        self.joint = adapter_of(pipe, inside=False).joint
 
     @property
     def tokenizer(self):
@@ -61,12 +62,18 @@ class PipelineReader:
 
     def lost(self, text: str) -> list[str]:
         """List the words of a text that would fall outside the window, in order."""
-        return [word.text for word in self.words_of(text)[len(self._read(text)[2]) :]]
+        return self._lost(text, self._read(text)[2])
 
     def _check_whole(self, text, found) -> None:
-        """Raise ValueError where not all of a text's words were read."""
-        if lost := self.words_of(text)[len(found) :]:
-            raise ValueError(f"the model reads no word from {lost[0].text!r} on: {len(lost)} of this text are lost")
+        """Raise ValueError where not all of a text's words were read, each to its end."""
+        if lost := self._lost(text, found):
+            raise ValueError(f"the model reads no word from {lost[0]!r} on: {len(lost)} of this text are lost")
+
+    def _lost(self, text, found) -> list[str]:
+        """List the words of a text of which the end, or all, is not among those that were found."""
+        words = [word.text for word in self.words_of(text)]
+        cut = [word for word, read in zip(words, found, strict=False) if read.text.endswith(CUT) and read.text != word]
+        return cut + words[len(found) :]
 
     def beside(self, text: str) -> tuple[dict, int, Text]:
         """Read a text that is to be beside an image: the denoiser's arguments, the text's row among them, and it."""
@@ -81,10 +88,12 @@ class PipelineReader:
 
         The call is that of a copy of the pipeline with the same modules, which may be drawing an image meanwhile.
         """
-        pipe = copy.copy(self.pipe)
+        pipe, denoiser = copy.copy(self.pipe), denoiser_of(self.pipe)
         pipe.set_progress_bar_config(disable=True)
         vars(pipe)["scheduler"] = copy.deepcopy(pipe.scheduler)
-        adapter, options = adapter_of(pipe), _plain(pipe) | self.options
+        # the copy of a module is not compiled, so that it hears what comes
+        vars(pipe).update({name: copy.copy(module) for name, module in vars(pipe).items() if module is denoiser})
+        adapter, options = adapter_of(pipe, inside=False), _plain(pipe) | self.options
         handles = adapter.texts.listen()
         try:
             called = arguments_of(adapter.module, lambda: pipe(prompt=text, generator=seed(0), **options))
