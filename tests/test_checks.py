@@ -122,12 +122,18 @@ def test_a_negative_prompt_is_refused_where_there_is_none():
         generation_arguments(pipe, SAID, negative=OTHER)
 
 
-@pytest.mark.parametrize("family", sorted(JOINT))
-def test_other_texts_are_refused_before_any_work_where_image_and_text_meet(family):
+@pytest.mark.parametrize("family", sorted(JOINT - {"lumina_next"}))
+def test_texts_that_do_not_fit_are_refused_before_any_work_where_image_and_text_meet(family):
     pipe, _ = SMALL[family]()
-    pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the denoiser ran"))
-    said = r"text: image and text attend to .* record_again\(pipe, recording, text='a red"
-    with pytest.raises(ValueError, match=said):
+    pipe.transformer.register_forward_hook(lambda *_: pytest.fail("the denoiser ran"))
+    check_generation(pipe, SAID, texts=[OTHER])
+    with pytest.raises(ValueError, match="text: the model reads no word from 'tree' on"):
+        check_generation(pipe, SAID, texts=[OTHER, "tree " * 600])
+
+
+def test_other_texts_are_refused_of_a_model_that_reads_none():
+    pipe, _ = SMALL["lumina_next"]()
+    with pytest.raises(TypeError, match="no other text fits an image"):
         check_generation(pipe, SAID, texts=[OTHER])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .adapters import adapter_of
 from .adapters.families import denoiser_of
 from .layers import as_list
+from .pinned import PinnedImage
 from .texts import TextEncoder
 from .words import Query, find
 
@@ -48,7 +49,7 @@ def check_generation(
     ValueError
         With everything that is wrong, and what is right instead.
     TypeError
-        For a pipeline that cannot be recorded.
+        For a pipeline that cannot be recorded, or reads no other texts beside an image.
     """
     own, least = own_size(pipe), side_multiple(pipe)
     fits = _is_whole(size, 0) and size % least == 0 and size <= LARGEST * own
@@ -160,9 +161,13 @@ def _wrong_texts(pipe, prompt, words, texts):
             find(known, word)
         except (KeyError, IndexError, TypeError) as error:
             yield f"word: {error.args[0]}"
+    read, adapter = encoder, adapter_of(pipe)
+    if adapter.joint and texts:
+        PinnedImage(adapter)  # TypeError where no other text fits an image
+        read = encoder.reader.beside
     for text in texts:
         try:
-            encoder(text)
+            read(text)
         except ValueError as error:
             yield f"text: {error}"
 
