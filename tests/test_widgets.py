@@ -384,6 +384,40 @@ def test_what_joint_attention_does_not_tell_is_hidden_or_said(small):
         widgets.paint_token(explorer.image, explorer.recording)
 
 
+def test_texts_beside_an_image_and_tokens_of_its_outputs_are_shown(small):
+    """As they are of single steps, for which the denoiser is asked with the same texts."""
+    explorer = small("flux")
+    recording = al.record_again(explorer.pipe, explorer.recording, texts=["a red tree", "snow"], outputs=True)
+    linear = al.linear_daam(recording)
+    glow = al.fit_token(linear, [linear["snow"] > np.median(linear["snow"])], init="snow", name="glow")
+    explorer = widgets.explore(explorer.pipe, tokens=[glow], image=explorer.image, recording=recording)
+    maps = explorer.maps
+    assert maps.method.options == views.MAP_METHODS
+    explorer.more.value = "a red tree"
+    found = al.ovam(recording, "a red tree")["a red tree"]
+    assert maps.method.value == "OVAM" and f"max {found.max():.2g}" in titles(explorer)["a red tree"]
+    maps.ranges["steps"].value = (1, 1)
+    step = al.record_again(explorer.pipe, recording, steps=1, texts="a red tree")
+    found = al.ovam(step, "a red tree")["a red tree"]
+    assert f"max {found.max():.2g}" in titles(explorer)["a red tree"]
+    maps.ranges["steps"].value = (0, 2)
+    assert "car: the model has read &#x27;a red tree&#x27;, &#x27;snow&#x27; beside" in explorer.report.value
+    explorer.words.chips["car"][1].value = False
+    assert not explorer.report.failed
+    maps.method.value = "linear"
+    explorer.words.chips["glow"][1].value = True
+    assert list(shown(explorer))[1:] == ["glow", "a red tree"] and not explorer.report.failed, explorer.report.value
+    assert f"max {linear[glow].max():.2g}" in titles(explorer)["glow"]
+    painter = widgets.paint_token(explorer.image, recording, word="snow")
+    painter.canvas.painted = np.arange(32)[:, None] + np.zeros(32) < 9
+    painter.learn()
+    assert painter.token.space == "output"
+    calls = al.record_again(explorer.pipe, recording, texts="snow", keep="calls")
+    explorer = widgets.explore(explorer.pipe, words=["snow"], image=explorer.image, recording=calls)
+    assert explorer.maps.method.options == ("OVAM",) and list(shown(explorer)) == ["image", "snow"]
+    assert not explorer.report.failed, explorer.report.value
+
+
 def test_any_word_can_be_asked_of_a_transformer_with_cross_attention(small):
     explorer = small("pixart_sigma")
     explorer.more.value = "a red tree"

@@ -77,7 +77,8 @@ class Explorer(Panel):
             if self.recording is None:
                 raise ValueError("generate an image first, then ask for words")
             if not views.is_said(self.recording, text):
-                self.recording.encode(text)  # says what is wrong with it
+                if text not in self.recording.trace.beside:
+                    self.recording.encode(text)  # says what is wrong with it
                 if self.maps.method.value == "DAAM":
                     self.maps.method.value = "OVAM"
             self.more.value = ""
@@ -90,7 +91,7 @@ class Explorer(Panel):
         with self.report.saying():
             chosen, method = list(self.words.chosen.values()), self.maps.method.value
             recording, over = self._chosen()
-            words = [word for word in chosen if method != "DAAM" or views.is_said(recording, word)]
+            words = [word for word in chosen if views.is_mapped(recording, word, method)]
             maps = views.word_maps(recording, words, method, **over)
             large = enlarged(np.asarray(self.image))
             look = {name: getattr(self.maps, name).value for name in ("opacity", "colormap", "scale")}
@@ -101,6 +102,7 @@ class Explorer(Panel):
             self.report.forget()
             if method == "DAAM":
                 views.check_said(recording, chosen)
+            views.check_beside(recording, chosen, method)
 
     def _chosen(self):
         """Return the recording of the chosen steps, and what else is chosen, as the map functions take it."""
@@ -157,8 +159,8 @@ def explore(
     """Make a widget that generates images and shows the maps of any words.
 
     A pixel that is clicked, or reached by arrow keys, tells its words, strongest first. Of models with joint attention
-    (FLUX, Stable Diffusion 3, ...) the words are those of the prompt, and the denoiser is asked once more for single
-    steps: a call for each.
+    (FLUX, Stable Diffusion 3, ...) the words are those of the prompt, and texts that `recording` has beside it; and the
+    denoiser is asked once more for single steps: a call for each.
 
     Parameters
     ----------

@@ -26,9 +26,9 @@ from ..recording.words import Query, matches
 from ..tokens import Token
 
 __all__ = [
-    "COLORMAPS", "MAP_METHODS", "SCALES", "Stopped", "check_said", "choices_of", "curves_at", "generate", "is_said",
-    "methods_of", "pixel_figure", "rank_words", "record_steps", "side_by_side", "spelled", "strongest", "word_maps",
-    "words_of",
+    "COLORMAPS", "MAP_METHODS", "SCALES", "Stopped", "check_beside", "check_said", "choices_of", "curves_at",
+    "generate", "is_mapped", "is_said", "methods_of", "pixel_figure", "rank_words", "record_steps", "side_by_side",
+    "spelled", "strongest", "word_maps", "words_of",
 ]  # fmt: skip
 
 MAP_METHODS = ("DAAM", "OVAM", "linear")
@@ -85,7 +85,8 @@ def methods_of(trace: Trace) -> tuple[str, ...]:
     """Return those of `MAP_METHODS` for which a recording has kept what they need."""
     if trace.queries:
         return MAP_METHODS
-    return tuple(name for name, kept in (("DAAM", None in trace.streamed), ("linear", trace.sums)) if kept)
+    kept = {"DAAM": None in trace.streamed, "OVAM": trace.beside, "linear": trace.sums or trace.outputs}
+    return tuple(name for name in MAP_METHODS if kept[name])
 
 
 def choices_of(trace: Trace) -> dict[str, list]:
@@ -99,7 +100,8 @@ def record_steps(pipe, recording: Recording, steps: Sequence[int]) -> Recording:
     """Return a recording that tells of some steps: itself, or what the kept calls of the denoiser say of them."""
     trace = recording.trace
     whole = trace.queries or list(steps) == trace.steps
-    return recording if whole else record_again(pipe, recording, steps=list(steps))
+    beside = {"texts": list(trace.beside), "outputs": bool(trace.outputs)}
+    return recording if whole else record_again(pipe, recording, steps=list(steps), **beside)
 
 
 def word_maps(
@@ -126,6 +128,25 @@ def word_maps(
 def is_said(recording: Recording, word: Query | Token) -> bool:
     """Return whether a word or phrase is one of the prompt's."""
     return not isinstance(word, Token) and bool(matches(recording.words, word))
+
+
+def is_mapped(recording: Recording, word: Query | Token, method: str) -> bool:
+    """Return whether a recording has the map of a word, phrase or token by a method."""
+    if method == "DAAM":
+        return is_said(recording, word)
+    if not recording.trace.joint:
+        return True
+    return method == "linear" if isinstance(word, Token) else spelled(word) in recording.trace.beside
+
+
+def check_beside(recording: Recording, words: Sequence[Query | Token], method: str) -> None:
+    """Raise ValueError for words and tokens that a joint model has no map of, by another method than DAAM."""
+    if foreign := [spelled(word) for word in words if not is_mapped(recording, word, method)]:
+        known = ", ".join(map(repr, recording.trace.beside)) or "none"
+        raise ValueError(
+            f"{', '.join(foreign)}: the model has read {known} beside the image, and has {method} maps of no other "
+            "texts; choose DAAM for words of the prompt, and linear for tokens"
+        )
 
 
 def check_said(recording: Recording, words: Sequence[Query | Token]) -> None:
@@ -159,9 +180,15 @@ def side_by_side(
 
 
 def strongest(recording: Recording, method: str = "DAAM", **chosen) -> float:
-    """Return the largest value in the maps of all words of the prompt (DAAM's where the method is OVAM)."""
-    maps = word_maps(recording, [*words_of(recording).values()], "linear" if method == "linear" else "DAAM", **chosen)
-    return float(max(heat.max() for heat in maps.values()))
+    """Return the largest value in the maps of all words of the prompt (DAAM's where the method is OVAM).
+
+    Of joint attention, of the texts beside the image, where it has none of the prompt's words: in linear maps, for one.
+    """
+    trace = recording.trace
+    if method != "linear":
+        method = "DAAM" if "DAAM" in methods_of(trace) else "OVAM"
+    words = trace.beside if trace.joint and method != "DAAM" else words_of(recording).values()
+    return float(max((heat.max() for heat in word_maps(recording, [*words], method, **chosen).values()), default=0.0))
 
 
 def rank_words(recording: Recording, row: float, column: float) -> list[tuple[str, float]]:
