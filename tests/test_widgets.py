@@ -401,7 +401,7 @@ def test_texts_beside_an_image_and_tokens_of_its_outputs_are_shown(small):
     found = al.ovam(step, "a red tree")["a red tree"]
     assert f"max {found.max():.2g}" in titles(explorer)["a red tree"]
     maps.ranges["steps"].value = (0, 2)
-    assert "car: the model has read &#x27;a red tree&#x27;, &#x27;snow&#x27; beside" in explorer.report.value
+    assert "car: not read beside the image; choose DAAM or linear" in explorer.report.value
     explorer.words.chips["car"][1].value = False
     assert not explorer.report.failed
     maps.method.value = "linear"

@@ -4,9 +4,9 @@ import copy
 import inspect
 
 from ..pipelines import seed
-from .adapters import DenoiserCall, adapter_of
+from .adapters import DenoiserCall, TransformerAdapter
 from .adapters.base import arguments_of
-from .adapters.families import denoiser_of
+from .adapters.families import denoiser_of, family_of
 from .clip import Text
 from .encoded import EncodedTexts
 from .frames import given
@@ -25,7 +25,7 @@ class PipelineReader:
     def __init__(self, pipe, options: dict | None = None):
         self.pipe = pipe
         self.options = options or {}  # arguments with which it is called, of those that matter
-        self.joint = adapter_of(pipe, inside=False).joint
+        self.joint = _adapter(pipe).joint
 
     @property
     def tokenizer(self):
@@ -93,7 +93,7 @@ class PipelineReader:
         vars(pipe)["scheduler"] = copy.deepcopy(pipe.scheduler)
         # the copy of a module is not compiled, so that it hears what comes
         vars(pipe).update({name: copy.copy(module) for name, module in vars(pipe).items() if module is denoiser})
-        adapter, options = adapter_of(pipe, inside=False), _plain(pipe) | self.options
+        adapter, options = _adapter(pipe), _plain(pipe) | self.options
         handles = adapter.texts.listen()
         try:
             called = arguments_of(adapter.module, lambda: pipe(prompt=text, generator=seed(0), **options))
@@ -112,6 +112,11 @@ class PipelineReader:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
         given = inspect.signature(type(adapter.module).forward).bind(adapter.module, *called[0], **called[1]).arguments
         return call, row, found, ends, given
+
+
+def _adapter(pipe) -> TransformerAdapter:
+    """Return what hears a denoiser's calls, and nothing inside it, so that it may be compiled."""
+    return TransformerAdapter(pipe, denoiser_of(pipe), family_of(denoiser_of(pipe))[1])
 
 
 def _plain(pipe) -> dict:

@@ -100,9 +100,7 @@ class Explorer(Panel):
             titles = {"image": "", **{name: f"max {heat.max():.2g}" for name, heat in maps.items()}}
             self._draw({"image": large, **views.side_by_side(large, maps, **look)}, titles)
             self.report.forget()
-            if method == "DAAM":
-                views.check_said(recording, chosen)
-            views.check_beside(recording, chosen, method)
+            views.check_mapped(recording, chosen, method)
 
     def _chosen(self):
         """Return the recording of the chosen steps, and what else is chosen, as the map functions take it."""

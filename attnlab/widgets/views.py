@@ -26,7 +26,7 @@ from ..recording.words import Query, matches
 from ..tokens import Token
 
 __all__ = [
-    "COLORMAPS", "MAP_METHODS", "SCALES", "Stopped", "check_beside", "check_said", "choices_of", "curves_at",
+    "COLORMAPS", "MAP_METHODS", "SCALES", "Stopped", "check_mapped", "choices_of", "curves_at",
     "generate", "is_mapped", "is_said", "methods_of", "pixel_figure", "rank_words", "record_steps", "side_by_side",
     "spelled", "strongest", "word_maps", "words_of",
 ]  # fmt: skip
@@ -120,7 +120,7 @@ def word_maps(
         return {name: linear[text] for name, text in texts.items()}
     if method == "OVAM":
         return {name: ovam(recording, text, **chosen)[text] for name, text in texts.items()}
-    check_said(recording, words)
+    check_mapped(recording, words)
     maps = daam(recording, **chosen)
     return {spelled(word): maps[word] for word in words}
 
@@ -139,23 +139,14 @@ def is_mapped(recording: Recording, word: Query | Token, method: str) -> bool:
     return method == "linear" if isinstance(word, Token) else spelled(word) in recording.trace.beside
 
 
-def check_beside(recording: Recording, words: Sequence[Query | Token], method: str) -> None:
-    """Raise ValueError for words and tokens that a joint model has no map of, by another method than DAAM."""
-    if foreign := [spelled(word) for word in words if not is_mapped(recording, word, method)]:
-        known = ", ".join(map(repr, recording.trace.beside)) or "none"
-        raise ValueError(
-            f"{', '.join(foreign)}: the model has read {known} beside the image, and has {method} maps of no other "
-            "texts; choose DAAM for words of the prompt, and linear for tokens"
-        )
-
-
-def check_said(recording: Recording, words: Sequence[Query | Token]) -> None:
-    """Raise ValueError for words and tokens that are not in the prompt, and say what maps them instead."""
-    foreign = [spelled(word) for word in words if not is_said(recording, word)]
-    others = [name for name in methods_of(recording.trace) if name != "DAAM"]
+def check_mapped(recording: Recording, words: Sequence[Query | Token], method: str = "DAAM") -> None:
+    """Raise ValueError for words and tokens that have no map by a method, and say what maps them instead."""
+    foreign = [spelled(word) for word in words if not is_mapped(recording, word, method)]
+    others = [name for name in methods_of(recording.trace) if name != method]
     advice = f"; choose {' or '.join(others)}" if others else ", the only text whose maps this recording has"
     if foreign:
-        raise ValueError(f"{', '.join(foreign)}: not in the prompt{advice}")
+        where = "in the prompt" if method == "DAAM" else "read beside the image"
+        raise ValueError(f"{', '.join(foreign)}: not {where}{advice}")
 
 
 def side_by_side(

@@ -10,17 +10,11 @@ from .unet import SUPPORTED, UNetAdapter
 __all__ = ["Adapter", "AttentionCall", "DenoiserCall", "JointCall", "TransformerAdapter", "adapter_of"]
 
 
-def adapter_of(pipe, inside: bool = True) -> Adapter:
-    """Choose the adapter by the class of a pipeline's denoiser; TypeError where it is of another kind.
-
-    Or where it is compiled, and is to be heard `inside`, not by its calls alone.
-    """
+def adapter_of(pipe) -> Adapter:
+    """Choose the adapter by the class of a pipeline's denoiser; TypeError where it is compiled or of another kind."""
     denoiser = denoiser_of(pipe)
     name = "unet" if denoiser is getattr(pipe, "unet", None) else "transformer"
-    compiled = hasattr(denoiser, "_orig_mod") or any(
-        m._compiled_call_impl for m in getattr(denoiser, "modules", list)()
-    )
-    if inside and compiled:
+    if hasattr(denoiser, "_orig_mod") or any(m._compiled_call_impl for m in getattr(denoiser, "modules", list)()):
         raise TypeError(
             "the denoiser is compiled, and hooks that come later are not called inside it: record before compiling it, "
             f"or compile it inside the record() block, pipe.{name}.compile()"
