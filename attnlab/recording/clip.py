@@ -74,13 +74,14 @@ class ClipReader:
         """Return how the pipeline was called: texts are read in one way."""
         return {}
 
-    def check_reading(self, ids: list[int], second: list[int] | None = None) -> None:
+    def check_reading(self, found: list[Word], ids: list[int], second: list[int] | None = None) -> None:
         """Warn where a model read less than a prompt, or another text beside it, by the token ids of its encoders.
+
+        `found` are the words that the first encoder's `ids` spell.
 
         Less, where the window is full, so that more may have been cut off. Another text, where the second encoder had
         one of its own (`prompt_2`): its words stand at the same places, so that each map is of both.
         """
-        found = split(self.tokenizer, ids)
         _check_vectors(self.tokenizer, found)
         if found and len(ids) == self.window and found[-1].tokens[-1] == self.window - 2:
             end = f"the prompt fills the model's window of {self.window} tokens: it was read up to {found[-1].text!r}"

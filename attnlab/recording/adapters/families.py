@@ -95,8 +95,10 @@ def family_of(denoiser) -> tuple[str, Family | None]:
     """Return the name of a denoiser's kind, and its row of the table; None where it has none."""
     kinds = [kind.__name__ for kind in type(denoiser).__mro__]
     if "UNet2DConditionModel" in kinds:
-        added = any(getattr(module, "added_kv_proj_dim", None) is not None for module in denoiser.modules())
-        projected = denoiser.config.encoder_hid_dim_type == "text_proj"
+        config = denoiser.config
+        blocks = *config.down_block_types, config.mid_block_type, *config.up_block_types
+        added = any("SimpleCrossAttn" in block for block in blocks if block)  # text is put behind the image's own keys
+        projected = config.encoder_hid_dim_type == "text_proj"
         kinds = ["UNet2DConditionModel" + (", added_kv" if added else ", text_proj" if projected else "")]
     name = next((kind for kind in kinds if kind in FAMILIES), kinds[0])
     return name, FAMILIES.get(name)

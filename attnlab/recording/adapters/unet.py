@@ -76,7 +76,7 @@ class UNetAdapter(Adapter):
         if ids is None:
             return None, True
         if found := split(encoder.tokenizer, ids):
-            encoder.reader.check_reading(ids, second)
+            encoder.reader.check_reading(found, ids, second)
         return found, True
 
     def tap(self, attention: Attention, receive: Callable[[AttentionCall], None]) -> list[RemovableHandle]:
