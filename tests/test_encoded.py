@@ -360,6 +360,17 @@ def test_hidden_states_with_and_without_the_last_norm(tuples):
         assert [word.tokens for word in texts.read([text[0]], [CAR]).words] == [(i,) for i in range(1, 9)]
 
 
+def test_token_ids_of_texts_that_differ_in_one_token():
+    tokenizer, model = encoders.clip_tokenizer(), clip(16, 0)
+    ids = tokenizer([CAR, CAR.rpartition(" ")[0] + " tree"], return_tensors="pt").input_ids
+    assert (ids[0] != ids[1]).sum() == 1
+    with listening(text_encoder=model, tokenizer=tokenizer) as texts, torch.no_grad():
+        made = model(ids).last_hidden_state
+    assert [texts.token_ids(text) for text in made] == ids.tolist()
+    rounded = made + 1e-6 * torch.randn(made.shape, generator=NOISE)  # as by another order of sums
+    assert [texts.token_ids(text) for text in rounded] == ids.tolist()
+
+
 def test_token_ids_of_two_encoders_side_by_side(stable_diffusion_3):
     parts, _ = stable_diffusion_3
     parts = {name: part for name, part in parts.items() if not name.endswith("_3")}
