@@ -216,6 +216,8 @@ def test_splits_leave_out_what_is_marked(marked, tmp_path):
     wanted = {"train": ["000000", "000004"], "val": ["000001"], "test": ["000005", "000006"]}
     paths = export_coco(marked, tmp_path / "a.json", splits=SPLITS)
     assert {name: path.name for name, path in paths.items()} == {n: f"a_{n}.json" for n in wanted}
+    with pytest.raises(ValueError, match=r"a: COCO is a file, whose name ends in \.json, such as a\.json"):
+        export_coco(marked, tmp_path / "a")
     ids = Counter()
     yolo, voc, hub = (export(marked, tmp_path / name, splits=SPLITS) for name, export in FOLDERS.items())
     for split, names in wanted.items():
@@ -234,6 +236,19 @@ def test_splits_leave_out_what_is_marked(marked, tmp_path):
     assert len(readers.yolo_objects(yolo)) == len(readers.voc_maps(voc)) == 7
     assert "# no split is called val: train stands for it" in (yolo / "data.yaml").read_text()
     assert readers.ultralytics_objects(yolo, "val").keys() == readers.ultralytics_objects(yolo).keys()
+
+
+def test_coco_replaces_its_own_files_alone(marked, tmp_path):
+    """Neither notes of others nor files of the data set itself are lost, with one split of two there least of all."""
+    export_coco(marked, tmp_path / "a.json", splits=SPLITS)
+    export_coco(marked, tmp_path / "a.json", splits=SPLITS, polygons=True)  # replaces them
+    before = (tmp_path / "a_train.json").read_bytes()
+    for there in ('{"info": {"description": "recipe of another"}}', "{}", ""):
+        (tmp_path / "a_val.json").write_text(there)
+        with pytest.raises(ValueError, match=r"a_val\.json is there, and is no COCO export of this data set"):
+            export_coco(marked, tmp_path / "a.json", splits=SPLITS)
+        assert (tmp_path / "a_val.json").read_text() == there
+    assert (tmp_path / "a_train.json").read_bytes() == before and len(list(tmp_path.glob("a*"))) == 3
 
 
 @pytest.mark.parametrize(

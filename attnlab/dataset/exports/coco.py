@@ -30,7 +30,8 @@ def export_coco(
     dataset : Dataset
         A finished data set.
     path : str or Path
-        The file to write.
+        The file to write, whose name ends in .json: a new one, or an older export of this data set, which is replaced.
+        ValueError for any other.
     polygons : bool
         Write polygons along the edges of pixels, which pycocotools fills to exactly these pixels; holes are cut open by
         bridges of no width. False: masks are run-length encoded.
@@ -44,7 +45,11 @@ def export_coco(
         The file; with splits, that of each.
     """
     path, parts = Path(path), check_splits(dataset, splits, empty=splits is None)
+    if path.suffix.lower() != ".json":
+        raise ValueError(f"{path}: COCO is a file, whose name ends in .json, such as {path.name or 'coco'}.json")
     paths = {name: path if splits is None else path.with_stem(f"{path.stem}_{name}") for name in parts}
+    for file in paths.values():
+        _refuse_other(file, _head(dataset))
     numbers = count(1), count(1)  # of images and annotations, in all files
     with ExitStack() as stack:
         files = {name: stack.enter_context(replacing(paths[name])) for name in parts}
@@ -54,10 +59,23 @@ def export_coco(
     return path if splits is None else paths
 
 
+def _head(dataset):
+    """Return how a file begins: it tells which data set it is of."""
+    return f'{{"info": {{"description": "recipe {dataset.recipe.digest}"}}, '
+
+
+def _refuse_other(path, head):
+    """Raise ValueError where a file is there, and is no export that begins so."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(len(head)) != head.encode():
+                raise ValueError(f"{path} is there, and is no COCO export of this data set: name a new file")
+
+
 def _pieces(records, dataset, polygons, image_ids, ids):
     """Yield the text of a file annotation by annotation: there may be too many to hold."""
     images, comma = [], ""
-    yield f'{{"info": {{"description": "recipe {dataset.recipe.digest}"}}, "annotations": ['
+    yield _head(dataset) + '"annotations": ['
     for one, number in zip(records, image_ids, strict=False):  # no number is lost at the end
         image = {"id": number, "file_name": one.metadata["file_name"], "width": one.size[1], "height": one.size[0]}
         images.append(json.dumps(image))
