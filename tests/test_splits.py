@@ -214,6 +214,13 @@ def test_what_cannot_be_split_says_what_to_do(tmp_path):
         ValueError, match=r"8 images are in groups .* largest of 8 images, in all 1, .* 3 splits: make more"
     ):
         split_dataset(same)
+    with pytest.raises(ValueError, match=r"^2 images, without those marked as bad, do not fill 3 splits: make more"):
+        split_dataset(made(tmp_path / "few", [0, 1]))
+    with pytest.warns(UserWarning) as told:
+        split_dataset(made(tmp_path / "five", range(5)), {"train": 0.8, "val": 0.1, "test": 0.1})
+    told = [str(one.message) for one in told if "and not" in str(one.message)]
+    assert told == ["train, val, test have 0.60, 0.20, 0.20 and not 0.80, 0.10, 0.10 of the images: they are 5 alone, "
+                    "make more"]  # fmt: skip
     most = made(tmp_path / "most", [0] * 9 + [1, 2])
     with pytest.warns(UserWarning) as told:
         assert sorted(map(len, split_dataset(most).values())) == [1, 1, 9]

@@ -185,13 +185,14 @@ def _fill(place, sizes, splits):
 
 def _too_few(sizes, fractions, by):
     """Say why there are fewer groups than splits, and what to do."""
-    hint = "make more images, of more prompts" + (', or split by="seed"' if by == "prompt" else "")
+    if sizes.sum() == len(sizes):  # each image is a group of its own
+        return f"{len(sizes)} images, without those marked as bad, do not fill {len(fractions)} splits: make more"
+    hint = "make more images, of more prompts" + (", or split by seed" if by == "prompt" else "")
     return f"{_largest(sizes)}, in all {len(sizes)}, and there are {len(fractions)} splits: {hint}, or lower `within`"
 
 
 def _largest(sizes):
-    largest = sizes.max() if len(sizes) else 0
-    return f"{sizes.sum()} images are in groups that must stay together, the largest of {largest} images"
+    return f"{sizes.sum()} images are in groups that must stay together, the largest of {sizes.max()} images"
 
 
 def _tell(split_of, has, classes, sizes, fractions, by):
@@ -203,7 +204,10 @@ def _tell(split_of, has, classes, sizes, fractions, by):
     shares, asked = np.bincount(split_of, minlength=len(fractions)) / len(has), list(fractions.values())
     if np.abs(shares - asked).max() > max(_TOLD, 1 / len(has)):
         parts = (", ".join(f"{part:.2f}" for part in of) for of in (shares, asked))
-        told = f"{', '.join(fractions)} have {' and not '.join(parts)} of the images: {_largest(sizes)}"
-        hint = "make more images, or lower `within`" + (', or split by="seed"' if by == "prompt" else "")
+        told = f"{', '.join(fractions)} have {' and not '.join(parts)} of the images"
+        if sizes.max() == 1:
+            warnings.warn(f"{told}: they are {len(has)} alone, make more", stacklevel=3)
+            return
+        hint = "make more images, or lower `within`" + (", or split by seed" if by == "prompt" else "")
         joined = "near duplicates" + " and equal prompts" * (by == "prompt")
-        warnings.warn(f"{told}, joined by {joined}; {hint}", stacklevel=3)
+        warnings.warn(f"{told}: {_largest(sizes)}, joined by {joined}; {hint}", stacklevel=3)
