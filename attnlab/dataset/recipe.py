@@ -11,7 +11,6 @@ import math
 import re
 import reprlib
 import string
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cached_property
@@ -223,7 +222,8 @@ def _fields_in(path):
         node = loader.get_single_node()
         values = None if node is None or _count(node, {}) > _MAX_VALUES else loader.construct_document(node)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"it is not YAML: {error}") from None
+        hint = "write text with {, }, :, #, quotes or tabs in it between quotation marks"
+        raise ValueError(f"it is not YAML: {error}\n{hint}") from None
     if not isinstance(values, dict):
         raise ValueError("it is no recipe: write `prompts: [...]`, `classes: {fire: fire}`, ...")
     version = values.pop("format", RECIPE_FORMAT)
@@ -247,9 +247,14 @@ def _count(node, known):
         below = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             below = itertools.chain(*node.value)
-            names = Counter(name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode))
-            if twice := [name for name, times in names.items() if times > 1]:
-                raise ValueError(f"{twice[0]!r} is there twice{node.start_mark}: the first would be lost")
+            lines: dict[str, list[int]] = {}
+            for name, _ in node.value:
+                if isinstance(name, yaml.ScalarNode):
+                    lines.setdefault(name.value, []).append(name.start_mark.line + 1)
+            if twice := [(name, where) for name, where in lines.items() if len(where) > 1]:
+                (name, where), *_ = twice
+                said = f"{name!r} is there twice, in lines {where[0]} and {where[1]}"
+                raise ValueError(f"{said}: the first would be lost, leave one of them out")
         known[id(node)] = 1 + sum(_count(one, known) for one in below)
     return known[id(node)]
 
@@ -394,7 +399,7 @@ def _wrong_kept(r):
 def _wrong_prompts(r):
     texts = r.prompts if isinstance(r.prompts, tuple) else ()
     if not texts or not all(map(_is_text, texts)):
-        yield f"prompts is {_SHORT.repr(r.prompts)}: it is a list of one or more, each {_TEXT}"
+        yield f"prompts is {_SHORT.repr(r.prompts)}: it is a list of one or more, such as [a fire], each {_TEXT}"
         return
     lists, used = r.lists if isinstance(r.lists, Mapping) else {}, set()
     if not isinstance(r.lists, Mapping):
@@ -419,12 +424,14 @@ def _wrong_prompts(r):
 
 def _wrong_classes(r):
     if not isinstance(r.classes, Mapping) or not 0 < len(r.classes) <= MAX_CLASSES:
-        yield f"classes is {_SHORT.repr(r.classes)}: it maps names, 1 to {MAX_CLASSES}, to words"
+        yield f"classes is {_SHORT.repr(r.classes)}: it maps 1 to {MAX_CLASSES} names to words, such as {{fire: fire}}"
         return
     files = {}
     for name, word in r.classes.items():
         if not isinstance(name, str) or not re.fullmatch("[a-zA-Z0-9 _-]{1,100}", name):
-            yield f"class {name!r}: a name has 1 to 100 letters, digits, spaces, - and _, as files are named after it"
+            hint = "" if isinstance(name, str) else "; YAML wants quotation marks around yes, no, on, off and numbers"
+            right = "a name has 1 to 100 letters a to z, digits, spaces, - and _, as files are named after it"
+            yield f"class {name!r}: {right}{hint}"
         elif r.labels is False and (other := files.setdefault(mask_name(name).lower(), name)) != name:
             yield f"classes {other!r} and {name!r}: their masks' files would have one name where case does not count"
         if not _is_text(word):

@@ -36,9 +36,11 @@ def find_recipe(name: str | Path) -> Path:
     if path.is_file():
         return path
     near = difflib.get_close_matches(path.stem, known, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f" (did you mean {near[0]}?)" if near else ""
     listed = "".join(f"\n  {name:14} {_purpose(file)}" for name, file in known.items())
-    raise FileNotFoundError(f"no recipe {str(name)!r}, and no such file{hint} There is{listed or ' none'}")
+    raise FileNotFoundError(
+        f"no recipe {str(name)!r}, and no such file{hint}; recipes that come with attnlab:{listed or ' none'}"
+    )
 
 
 def _purpose(path):
