@@ -100,6 +100,9 @@ def test_photos_are_previewed_and_estimated(here, capsys):
     (here / "look.yaml").write_text("{photos: photos, prompts: [a house], classes: {house: house}, threads: 1}")
     status, out, _ = run(capsys, "make", "look.yaml", "--dry-run")
     assert status == 0 and "images: 3 at most" in out and "measured on 2 images" in out
+    one = ["-p", "photos", "{where: photos/*2.png, looks: 2}"]
+    status, out, _ = run(capsys, "make", "look.yaml", "--dry-run", *one)
+    assert status == 0 and "images: 1 at most" in out
     status, out, _ = run(capsys, "preview", "look.yaml", "--images", 2)
     assert re.match(r"\d kept, \d rejected\n", out) and (status == 0) == ("\nlook_preview.png\n" in out)
 
@@ -117,6 +120,7 @@ def test_splits_are_exported_and_leak_nothing(scenes, here, capsys):
     status, out, err = run(capsys, "export", scenes, "yolo", "out", "--split", "0.7", "0.3", "--seed", "2")
     assert (status, err) == (0, "") and re.search(r"train +3[01] .*\nval +1[34] ", out), out
     assert "next: yolo segment train data=out/data.yaml" in out
+    assert "data='my out/data.yaml'" in run(capsys, "export", scenes, "yolo", "my out")[1]  # as shells take it
     folders = sorted(str(path) for path in (here / "out/images").iterdir())
     assert run(capsys, "leaks", *folders)[:2] == (0, f"{', '.join(folders)}: 0 near duplicates\n")
     status, out, _ = run(capsys, "leaks", scenes)
@@ -154,7 +158,10 @@ def test_other_formats_are_exported_whole(scenes, here, capsys, form):
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        (["make", "flod-tiny", "made"], "did you mean flood-tiny?"),
+        (
+            ["make", "flod-tiny", "made"],
+            "no such file (did you mean flood-tiny?); recipes that come with attnlab:\n  flood",
+        ),
         (["make", "few.yaml", "made", "-p", "step", "3"], "a recipe has no 'step'; did you mean steps?"),
         (["make", "few.yaml", "made", "-p", "steps", "many"], "steps is 'many': it is a whole number"),
         (["make", "few.yaml", "made", "-p", "steps", "[1"], "-p steps '[1' is not YAML"),

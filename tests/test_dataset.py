@@ -230,6 +230,17 @@ def test_a_worker_that_is_killed_is_replaced(fires, tmp_path, monkeypatch):
     assert contents(generate_dataset(FIRES, tmp_path / "fires", workers=2).folder) == contents(fires.folder)
 
 
+def test_workers_that_die_at_once_say_what_to_write(tmp_path, monkeypatch):
+    """As they do in a script whose call they read again."""
+
+    def die(*_):
+        raise making.BrokenProcessPool
+
+    monkeypatch.setattr(making._Plan, "run", die)
+    with pytest.raises(RuntimeError, match=r"died 4 times .*: out of memory\? .* write `if __name__ == \"__main__\":`"):
+        generate_dataset(FIRES, tmp_path / "fires", workers=2)
+
+
 def test_two_makers_of_one_folder(fires, tmp_path):
     """The second one is refused and does no harm, and a killed one holds nothing."""
     out = tmp_path / "fires"
@@ -350,8 +361,10 @@ def test_a_full_disk_leaves_nothing_corrupt(fires, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="the disk is full; what is finished is kept"):
             generate_dataset(FIRES, tmp_path / "fires")
     assert len(list((tmp_path / "fires" / making.SHARDS).glob("?????"))) == 1
-    with pytest.raises(FileNotFoundError, match="it is not finished: generate_dataset goes on"):
+    with pytest.raises(FileNotFoundError, match=r"it is not finished: `attnlab dataset make .* goes on, or generate"):
         Dataset(tmp_path / "fires")
+    (said,) = verify_dataset(tmp_path / "fires")
+    assert said.startswith(f"it is not finished: `attnlab dataset make {tmp_path / 'fires'}` goes on")
     assert contents(generate_dataset(FIRES, tmp_path / "fires").folder) == contents(fires.folder)
 
 

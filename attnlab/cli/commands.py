@@ -149,5 +149,5 @@ def main(argv: list[str] | None = None) -> int:
         print(f"attnlab: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nattnlab: {stop}", file=sys.stderr)
+        print(f"\nattnlab: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130

@@ -25,7 +25,7 @@ __all__ = ["add_dataset_command", "run_dataset"]
 
 FORMATS = {  # what is exported, and the next command
     "coco": "pycocotools.coco.COCO reads the JSON; images lie in the data set's folder",
-    "yolo": "yolo segment train data={}/data.yaml",
+    "yolo": "yolo segment train data={}",
     "voc": "what trains on VOC 2012 takes the folder",
     "segformer": "datasets.load_dataset({!r}) and transformers read the folder",
 }
@@ -158,8 +158,8 @@ def _recipe(args):
             typed[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"-p {name} {shlex.quote(text)} is not YAML: {error}") from None
-    if "kept" in typed:
-        typed.setdefault("images", None)  # as many as that takes
+    if {"kept", "photos"} & set(typed):
+        typed.setdefault("images", None)  # as many as that takes, or as there are photos
     return replace(recipe, **typed), folder if is_folder else path
 
 
@@ -184,7 +184,8 @@ def _evenly(things, count):
 
 def _estimate(recipe, folder):
     """Print what a recipe would make, its time and its size, by two images of it."""
-    from ..dataset.making import SHARDS, make_shard
+    from ..dataset.making import make_shard
+    from ..dataset.records import SHARDS
     from ..pipelines import load_parts
 
     recipe.check(load_parts(recipe.model, ["tokenizer"])["tokenizer"])
@@ -309,7 +310,8 @@ def _export(args):
     for name, positions in (splits or {}).items():
         print(f"{name:5} {len(positions):5}  {_classes_in(dataset, positions)}")
     print(*(made.values() if isinstance(made, dict) else [made]), sep="\n")
-    print("next:", FORMATS[args.format].format(str(args.out)))
+    shown = shlex.quote(f"{args.out}/data.yaml") if args.format == "yolo" else str(args.out)
+    print("next:", FORMATS[args.format].format(shown))
     return 0
 
 

@@ -35,6 +35,7 @@ from .looking import label_photo, look
 from .photos import changed_photos, check_photos, read_photo
 from .recipe import Recipe
 from .records import (
+    SHARDS,
     SUMS_FILE,
     Dataset,
     as_lines,
@@ -48,9 +49,8 @@ from .records import (
 from .similarity import Similarity
 from .workers import begin_worker, patient_threads, visible_gpus
 
-__all__ = ["SHARDS", "generate_dataset", "make_shard"]
+__all__ = ["generate_dataset", "make_shard"]
 
-SHARDS = ".parts"  # folder of the finished shards, until all of them are there
 _ENOUGH = "enough"  # file there that tells workers that no more shards are wanted
 _LOCK = ".lock"  # of the maker at work, however it ends; the file is gone from a finished data set
 _MAX_DEATHS = 3  # times that workers may die with no shard finished between
@@ -406,7 +406,8 @@ def _with_processes(workers, plan):
                 raise
         deaths = deaths + 1 if len(plan.missing) == before else 0
         if deaths > _MAX_DEATHS:
-            raise RuntimeError(f"workers died {deaths} times without finishing a shard: out of memory? try fewer")
+            hint = 'out of memory? try fewer; called in a script? write `if __name__ == "__main__":` above the call'
+            raise RuntimeError(f"workers died {deaths} times without finishing a shard: {hint}")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ recipe.yaml, and in rejected.jsonl and rejected/ what the filters refused and wh
 
 import hashlib
 import json
+import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,11 +25,12 @@ from .labeling import Labeling
 from .recipe import Recipe, mask_name
 
 __all__ = [
-    "SUMS_FILE", "Dataset", "Pair", "RecordFile", "as_lines", "difference_hash", "file_inside", "open_image",
+    "SHARDS", "SUMS_FILE", "Dataset", "Pair", "RecordFile", "as_lines", "difference_hash", "file_inside", "open_image",
     "read_lines", "record_files", "record_folders", "sha256", "verify_dataset", "write_record", "wrong_line",
 ]  # fmt: skip
 
 _BAD_FILE = "bad.json"  # file names of images that people marked as bad
+SHARDS = ".parts"  # folder of the finished shards, until all of them are there
 SUMS_FILE = "SHA256SUMS"  # of files that no line of metadata.jsonl has the hash of, as `sha256sum --check` reads it
 _MAX_SHARED = 10_000  # texts of a file that are held once: its first ones, since file names and hashes never return
 _KINDS = {"index": int, "prompt": str, "seed": int, "areas": dict, "scores": dict}  # in every line of both files
@@ -72,7 +74,7 @@ class Dataset(Sequence):
         self.folder = Path(folder)
         if not (self.folder / "metadata.jsonl").exists():
             begun = (self.folder / "recipe.yaml").exists()
-            hint = "it is not finished: generate_dataset goes on" if begun else "it holds no data set"
+            hint = _unfinished(self.folder) if begun else "it holds no data set"
             raise FileNotFoundError(f"{self.folder} has no metadata.jsonl: {hint}")
         self.recipe = Recipe.load(self.folder / "recipe.yaml")
         self.records = read_lines(self.folder / "metadata.jsonl", _ACCEPTED)
@@ -136,6 +138,8 @@ def verify_dataset(folder: str | Path) -> list[str]:
         recipe = Recipe.load(folder / "recipe.yaml")
     except (OSError, ValueError) as error:
         return [str(error)]
+    if (folder / SHARDS).is_dir() and not (folder / "metadata.jsonl").exists():
+        return [_unfinished(folder)]
     records, rejected = (
         _parse(folder / f"{name}.jsonl", kinds, problems)
         for name, kinds in (("metadata", _ACCEPTED), ("rejected", _REJECTED))
@@ -154,6 +158,10 @@ def verify_dataset(folder: str | Path) -> list[str]:
     sums = (folder / SUMS_FILE).read_text("utf-8", "replace") if (folder / SUMS_FILE).is_file() else ""
     problems += [said for line in sums.split("\n")[:-1] for said in _attempt(_check_sum, folder, line)]
     return list(dict.fromkeys(problems))
+
+
+def _unfinished(folder):
+    return f"it is not finished: `attnlab dataset make {shlex.quote(str(folder))}` goes on, or generate_dataset"
 
 
 def record_files(recipe: Recipe, index: int) -> list[RecordFile]:
