@@ -287,6 +287,13 @@ def test_a_folder_is_replaced_if_it_is_an_export_of_this_data_set(marked, tmp_pa
     ):
         with pytest.raises(ValueError, match=said):
             form(dataset, out)
+    below = next(path for path in out.iterdir() if path.is_dir())
+    (below / "train.cache").write_text("by Ultralytics")  # nobody misses it
+    assert contents(export(marked, out)) == before
+    (below / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=rf"holds {below.name}/notes\.txt, which no export wrote"):
+        export(marked, out)
+    (below / "notes.txt").unlink()
     (out / "runs").mkdir()
     with pytest.raises(ValueError, match="holds runs, which no export wrote: move that, or name another folder"):
         export(marked, out)

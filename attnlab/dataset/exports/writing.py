@@ -23,6 +23,7 @@ Splits = Mapping[str, Sequence[int]] | None
 """Positions in `Dataset.records` of the records of each split, as `split_dataset` gives them; None: no splits."""
 
 _MARK = "export.json"  # tells which data set an exported folder is of, and what belongs to it
+_OWN = re.compile(r"\d{6,}\.\w+|.*\.cache")  # names that it does not: files of records, what Ultralytics adds
 
 
 def check_splits(dataset: Dataset, splits: Splits, *, empty: bool = False) -> dict[str, list[int]]:
@@ -74,7 +75,7 @@ def export_folder(dataset: Dataset, folder: str | Path, kind: str) -> Iterator[P
         part, old = Path(work, "new"), Path(work, "old")
         part.mkdir()
         yield part
-        mark["files"] = sorted(path.name for path in part.iterdir())
+        mark["files"] = sorted(name for name in _files(part) if not _OWN.fullmatch(Path(name).name))
         write_text(part / _MARK, json.dumps(mark) + "\n")
         if folder.exists():
             _refuse_others(folder, mark)  # what came meanwhile, too
@@ -93,10 +94,11 @@ def _refuse_others(folder, mark):
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a new folder")
-    present = {path.name for path in folder.iterdir()}
+    present = set(_files(folder))
     try:
         found = json.loads((folder / _MARK).read_text("utf-8")) if present else {**mark, "files": []}
         own, others = {key: found[key] for key in ("export", "recipe")}, present - {_MARK, *found["files"]}
+        others = {name for name in others if not _OWN.fullmatch(Path(name).name)}
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{folder} has other files: name a new or empty folder") from None
     if own != {key: mark[key] for key in own}:
@@ -104,6 +106,12 @@ def _refuse_others(folder, mark):
         raise ValueError(f"{folder} holds the {said}, not the {mark['export']} one of {mark['recipe']}: name another")
     if others:
         raise ValueError(f"{folder} holds {min(others)}, which no export wrote: move that, or name another folder")
+
+
+def _files(folder):
+    """List the files in a folder, and in those below it, by their names within it; of folders those without any."""
+    found = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
+    return [name for path, name in found if not path.is_dir() or not any(path.iterdir())]
 
 
 class Labeled(NamedTuple):
