@@ -12,6 +12,7 @@ from PIL import Image
 
 from attnlab.dataset import Dataset, Recipe, find_leaks, split_dataset
 from attnlab.dataset.labeling import Labeling
+from attnlab.dataset.leaks import find_images
 from attnlab.dataset.records import as_lines, write_record
 from attnlab.dataset.thumbnails import TURNS, near_pairs, thumbnail
 from attnlab.scenes import street
@@ -148,6 +149,19 @@ def test_duplicates_inside_are_listed_once_each_without_the_first(tmp_path):
     assert [(one.first.name, one.second.name) for one in find_leaks(tmp_path)] == [
         ("0.png", "1.png"), ("0.png", "2.png"), ("3.png", "4.png"),
     ]  # fmt: skip
+
+
+def test_linked_folders_are_looked_into(tmp_path):
+    """A link to a folder hides no leak; one that leads back is not followed for ever."""
+    for name in ("far", "near"):
+        (tmp_path / name).mkdir()
+        picture(3).save(tmp_path / name / "a.png")
+    (tmp_path / "near/link").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "near/back").symlink_to(tmp_path / "near", target_is_directory=True)
+    names = [path.relative_to(tmp_path / "near").as_posix() for path in find_images(tmp_path / "near")]
+    assert names == ["a.png", "link/a.png"]
+    (leak,) = find_leaks(tmp_path / "near")
+    assert leak.same and leak.second == tmp_path / "near/link/a.png"
 
 
 def test_folders_without_images_are_refused(tmp_path):

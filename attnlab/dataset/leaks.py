@@ -103,10 +103,18 @@ def find_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: name one of images" + (", not a file" if folder.exists() else ""))
-    found = [path for path in sorted(folder.rglob("*")) if _is_image(path, path.relative_to(folder).parts)]
+    found = [path for path in sorted(_walk(folder)) if _is_image(path, path.relative_to(folder).parts)]
     if not found:
         raise ValueError(f"no images in {folder}, folders of masks and labels left out: name the folder they are in")
     return found
+
+
+def _walk(folder) -> Iterator[Path]:
+    """Yield all files below a folder, in linked folders too, unless they lead back to one that they are in."""
+    for here, folders, files in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(one) for one in (here, *Path(here).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(Path(here, name)) not in above]
+        yield from (Path(here, name) for name in files)
 
 
 def _is_image(path, parts):
