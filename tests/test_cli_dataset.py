@@ -125,6 +125,10 @@ def test_splits_are_exported_and_leak_nothing(scenes, here, capsys):
     assert run(capsys, "leaks", *folders)[:2] == (0, f"{', '.join(folders)}: 0 near duplicates\n")
     status, out, _ = run(capsys, "leaks", scenes)
     assert status == 1 and f"{scenes}: 4 near duplicates, 4 with the same pixels" in out
+    (here / "empty").mkdir()
+    status, out, err = run(capsys, "leaks", scenes, scenes, here / "empty")
+    assert (status, out) == (2, "") and f"no images in {here / 'empty'}" in err
+    status, out, _ = run(capsys, "leaks", scenes)
     assert f"{scenes}/images/000040.png is {scenes}/images/000036.png (same pixels)" in out
     status, out, _ = run(capsys, "export", scenes, "coco", "coco.json", "--by", "prompt", "--split", "0.5", "0.5")
     prompts = [{r["prompt"] for r in Dataset(scenes).records if r["file_name"] in names} for names in coco_files(out)]

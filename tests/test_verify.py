@@ -143,6 +143,7 @@ def bomb(path, side):
     [
         (lambda x: (x / "metadata.jsonl").unlink(), "metadata.jsonl cannot be read"),
         (lambda x: (x / "rejected.jsonl").unlink(), "rejected.jsonl cannot be read"),
+        (lambda x: (x / "rejected/mine.png").write_bytes(b""), "rejected/mine.png is in no line of rejected.jsonl"),
         (lambda x: (x / "recipe.yaml").unlink(), "no recipe "),
         (lambda x: (x / "recipe.yaml").write_bytes(b"\xff"), "it is not YAML"),
         (lambda x: (x / "recipe.yaml").open("a").write("# mine\n"), "recipe.yaml was altered"),

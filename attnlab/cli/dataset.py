@@ -323,8 +323,11 @@ def _classes_in(dataset, positions):
 
 def _leaks(args):
     from ..dataset import find_leaks
+    from ..dataset.leaks import find_images
     from ..dataset.thumbnails import WITHIN
 
+    for folder in args.folders:
+        find_images(folder)  # one without any is refused before others are read
     within, found = WITHIN if args.within is None else args.within, 0
     pairs = list(itertools.combinations(args.folders, 2)) or [(args.folders[0], None)]
     for first, second in pairs:
@@ -364,7 +367,7 @@ _WITHIN_HELP = "gray levels, 0..255, by which near duplicates differ at most (6)
 _ACTIONS = {
     "make": (_make, "Make a recipe's data set. Killed at any moment, the same line goes on to the same bytes."),
     "recipes": (_recipes, "List the recipes that come with attnlab."),
-    "verify": (_verify, "Verify every file of data sets. Exit status 1 where one is missing, cut short or altered."),
+    "verify": (_verify, "Verify every image, mask and line of data sets. Exit status 1 where one is missing or altered."),
     "preview": (_preview, "Draw a contact sheet: of a data set, or of a few images that a recipe makes."),
     "stats": (_stats, "Count classes, pixels, regions, prompts, and what was rejected and why."),
     "export": (_export, "Export a data set, split without near duplicates across splits if --split is given."),

@@ -150,9 +150,11 @@ def verify_dataset(folder: str | Path) -> list[str]:
         problems += _wrong_record(folder, recipe, line)
     for line in rejected:
         problems += [*wrong_line(recipe, line), *_attempt(open_image, folder, line["file"])]
-    paths = [path for name in ("images", "masks", "instances") for path in folder.glob(f"{name}/*")]
-    others = {path.relative_to(folder).as_posix() for path in paths} - expected
-    problems += [f"{name} is in no line of metadata.jsonl" for name in sorted(others)]
+        expected.add(line["file"])
+    paths = [path for name in ("images", "masks", "instances", "rejected") for path in folder.glob(f"{name}/*")]
+    for name in sorted({path.relative_to(folder).as_posix() for path in paths} - expected):
+        lines = "rejected" if name.startswith("rejected/") else "metadata"
+        problems.append(f"{name} is in no line of {lines}.jsonl")
     problems += _wrong_run(recipe, sorted([*records, *rejected], key=lambda line: line["index"]))
     problems += _attempt(_read_marks, folder, {line["file_name"] for line in records})
     sums = (folder / SUMS_FILE).read_text("utf-8", "replace") if (folder / SUMS_FILE).is_file() else ""
