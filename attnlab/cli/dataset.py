@@ -367,7 +367,7 @@ _WITHIN_HELP = "gray levels, 0..255, by which near duplicates differ at most (6)
 _ACTIONS = {
     "make": (_make, "Make a recipe's data set. Killed at any moment, the same line goes on to the same bytes."),
     "recipes": (_recipes, "List the recipes that come with attnlab."),
-    "verify": (_verify, "Verify every image, mask and line of data sets. Exit status 1 where one is missing or altered."),
+    "verify": (_verify, "Verify images, masks and lines of data sets. Exit status 1 where one is missing or altered."),
     "preview": (_preview, "Draw a contact sheet: of a data set, or of a few images that a recipe makes."),
     "stats": (_stats, "Count classes, pixels, regions, prompts, and what was rejected and why."),
     "export": (_export, "Export a data set, split without near duplicates across splits if --split is given."),
