@@ -326,8 +326,8 @@ def _leaks(args):
     from ..dataset.leaks import find_images
     from ..dataset.thumbnails import WITHIN
 
-    for folder in args.folders:
-        find_images(folder)  # one without any is refused before others are read
+    for folder in args.folders[2:]:
+        find_images(folder)  # one without any is refused before others are read; of two, find_leaks does so
     within, found = WITHIN if args.within is None else args.within, 0
     pairs = list(itertools.combinations(args.folders, 2)) or [(args.folders[0], None)]
     for first, second in pairs:
