@@ -194,14 +194,14 @@ def test_an_existing_image():
     close(al.ovam(recording[0], PROMPT, mode="bicubic").values, al.daam(recording[0]).values)
 
 
-def failing(at):
+def failing(at, error=RuntimeError):
     """Return a hook that fails when it is called for the n-th time."""
     calls = []
 
     def fail(*_):
         calls.append(len(calls))
         if len(calls) == at:
-            raise RuntimeError("no more")
+            raise error("no more")
 
     return fail
 
@@ -241,6 +241,38 @@ def test_a_call_that_is_not_recorded_is_not_taken_for_one_that_failed():
     handle = family.denoiser.transformer_blocks[0].register_forward_hook(failing(2))
     with al.record(family.pipe, texts="fox", branch="negative"):
         with pytest.raises(RuntimeError, match="no more"):
+            family.generate(**ONE_STEP)
+        with Counted(family.pipe) as counted:
+            family.generate(**ONE_STEP)
+    handle.remove()
+    assert counted.rows == [1, 1, 1]
+
+
+@pytest.mark.parametrize("at", [1, 2])  # the call of the prompt, and that of the text
+def test_an_interrupt_inside_an_attention_leaves_nothing_behind(at):
+    """After Ctrl-C PyTorch calls no hooks; the block may go on with another generation, or end."""
+    family = family_of("flux")
+    expected, layer = family.record(ONE_STEP, texts="fox")[0], family.denoiser.transformer_blocks[0].attn.to_q
+    before = checks.count_hooks(family.pipe)
+    handle = layer.register_forward_hook(failing(at, KeyboardInterrupt))
+    with al.record(family.pipe, texts="fox") as recording:
+        with pytest.raises(KeyboardInterrupt):
+            family.generate(**ONE_STEP)
+        family.generate(**ONE_STEP)
+    handle.remove()
+    np.testing.assert_array_equal(al.ovam(recording[-1], "fox").values, al.ovam(expected, "fox").values)
+    handle = layer.register_forward_hook(failing(at, KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), al.record(family.pipe, texts="fox"):
+        family.generate(**ONE_STEP)
+    handle.remove()
+    assert checks.count_hooks(family.pipe) == before and not checks.function_modes()
+
+
+def test_a_call_that_is_not_recorded_is_not_taken_for_one_that_was_interrupted():
+    family = family_of("flux")
+    handle = family.denoiser.transformer_blocks[0].register_forward_hook(failing(2, KeyboardInterrupt))
+    with al.record(family.pipe, texts="fox", branch="negative"):
+        with pytest.raises(KeyboardInterrupt):
             family.generate(**ONE_STEP)
         with Counted(family.pipe) as counted:
             family.generate(**ONE_STEP)

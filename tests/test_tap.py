@@ -197,6 +197,19 @@ def test_nothing_listens_on_after_an_error(where):
     assert not function_modes()
 
 
+def test_what_was_interrupted_ends_with_its_handles():
+    """Ctrl-C, after which PyTorch calls no hooks."""
+    attention, found = Attention(), []
+    handles = listen(attention, found.append)
+    handle = attention.register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), prepend=True)
+    with pytest.raises(KeyboardInterrupt):
+        attention(*tokens())
+    assert len(found) == function_modes() == 1
+    for each in (handle, *handles):
+        each.remove()
+    assert not function_modes()
+
+
 def test_threads_do_not_hear_each_other():
     """Two threads that are inside at once: each call is heard once."""
     attention, found, both = Attention(), [], Barrier(2, timeout=10)

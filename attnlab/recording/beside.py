@@ -5,7 +5,6 @@ and with the image's tokens of the real call (`PinnedImage`). What comes of that
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -19,13 +18,6 @@ from .trace import TextBeside, Trace
 __all__ = ["TextsBeside"]
 
 _AT_ONCE = 4  # texts in one call, which needs memory for a batch of so many images
-
-
-class _Batch(NamedTuple):
-    """Texts that the denoiser reads in one call."""
-
-    texts: list[Text]
-    given: dict  # its arguments that hold them, for every image
 
 
 class TextsBeside:
@@ -43,7 +35,8 @@ class TextsBeside:
         self.asking = False  # whether a call is of these texts
         self._pin = PinnedImage(adapter) if texts else None
         self._rows: list[int] = []  # of the batch, those of images to record; none where a call is not recorded
-        self._batches: list[_Batch] = []  # of this generation, known once it has begun
+        # of this generation, known once it has begun: texts of one call, and its arguments that hold them
+        self._batches: list[tuple[list[Text], dict]] = []
         self._heard: list[tuple[Text, int]] = []  # in a call of these texts, the text and the image of each row
         self._real: dict[str, list[torch.Tensor]] = {}  # by layer: the pixels' outputs (pixel, channel) of each image
         # of the latest step, by the text's and the image's number and the layer: maps, and outputs and products
@@ -62,12 +55,14 @@ class TextsBeside:
     def begin(self, active: bool, rows: list[int]) -> None:
         """Begin a step: whether it is recorded, and which rows of the batch."""
         self._rows, self._real, self._taken = rows if active else [], {}, {}
+        if self._pin is not None:
+            self._pin.forget()
 
     def put(self, trace: Trace, i: int) -> None:
         """Add what was found in a whole step to the trace of image i."""
         for name in trace.sizes if self.outputs else ():
             _add(trace.outputs, name, self._real[name][i].float())
-        for text in [text for batch in self._batches for text in batch.texts]:
+        for text in [text for texts, _ in self._batches for text in texts]:
             beside = trace.beside.setdefault(text.text, TextBeside(text.words, text.ends))
             sums = trace.streamed.setdefault(text.text, {}), beside.outputs, beside.products
             taken = self._taken[text.text, i]
@@ -81,8 +76,6 @@ class TextsBeside:
         """Drop what belongs to one generation alone."""
         self.begin(False, [])
         self._batches = []
-        if self._pin is not None:
-            self._pin.forget()
 
     @torch.compiler.disable
     def _before(self, module, args):
@@ -108,7 +101,7 @@ class TextsBeside:
             if self._pin is not None:
                 self._pin.forget()
 
-    def _read(self, images) -> list[_Batch]:
+    def _read(self, images) -> list[tuple[list[Text], dict]]:
         """Read the texts as the prompt is read, and join those of one length, for so many images."""
         kept, alike, family = self.adapter.texts.calls, {}, self.adapter.family
         for text in self.texts:
@@ -118,9 +111,7 @@ class TextsBeside:
             alike.setdefault(str((shapes, lengths)), []).append((given, row, found))
         self.adapter.texts.calls = kept  # by which the prompt is told, not by these
         parts = [found[i : i + _AT_ONCE] for found in alike.values() for i in range(0, len(found), _AT_ONCE)]
-        return [
-            _Batch([text for *_, text in part], joined_texts([read[:2] for read in part], images)) for part in parts
-        ]
+        return [([text for *_, text in part], joined_texts([read[:2] for read in part], images)) for part in parts]
 
     def _receiver(self, name) -> Callable[[JointCall], None]:
         @exact()

@@ -61,19 +61,13 @@ class PipelineReader:
         return words_in(text)
 
     def lost(self, text: str) -> list[str]:
-        """List the words of a text that would fall outside the window, in order."""
-        return self._lost(text, self._read(text)[2])
+        """List the words of a text of which all, or the end, would fall outside the window, in order."""
+        return _lost(self.words_of(text), self._read(text)[2])
 
     def _check_whole(self, text, found) -> None:
         """Raise ValueError where not all of a text's words were read, each to its end."""
-        if lost := self._lost(text, found):
+        if lost := _lost(self.words_of(text), found):
             raise ValueError(f"the model reads no word from {lost[0]!r} on: {len(lost)} of this text are lost")
-
-    def _lost(self, text, found) -> list[str]:
-        """List the words of a text of which the end, or all, is not among those that were found."""
-        words = [word.text for word in self.words_of(text)]
-        cut = [word for word, read in zip(words, found, strict=False) if read.text.endswith(CUT) and read.text != word]
-        return cut + words[len(found) :]
 
     def beside(self, text: str) -> tuple[dict, int, Text]:
         """Read a text that is to be beside an image: the denoiser's arguments, the text's row among them, and it."""
@@ -112,6 +106,11 @@ class PipelineReader:
             raise ValueError(f"text={text!r}: the tokenizer finds no word in it")
         given = inspect.signature(type(adapter.module).forward).bind(adapter.module, *called[0], **called[1]).arguments
         return call, row, found, ends, given
+
+
+def _lost(words, found) -> list[str]:
+    cut = [word for word, read in zip(words, found, strict=False) if read.text.endswith(CUT) and read.text != word.text]
+    return [word.text for word in cut + words[len(found) :]]
 
 
 def _adapter(pipe) -> TransformerAdapter:

@@ -185,7 +185,7 @@ class Recorder:
         rows = [] if call is None else self._batch.rows(call)
         self.skips = call is None or (self.adapter.alternates and not rows)  # another call is this step's
         if self.skips:
-            return
+            return self._stores.begin(False, [], (1, 1))  # nor is it of a step that was interrupted
         own = self._batch.named is None
         if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, rows, own):
             self._begin(call, rows)

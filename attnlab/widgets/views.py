@@ -134,9 +134,8 @@ def is_mapped(recording: Recording, word: Query | Token, method: str) -> bool:
     """Return whether a recording has the map of a word, phrase or token by a method."""
     if method == "DAAM":
         return is_said(recording, word)
-    if not recording.trace.joint:
-        return True
-    return method == "linear" if isinstance(word, Token) else spelled(word) in recording.trace.beside
+    known = method == "linear" if isinstance(word, Token) else spelled(word) in recording.trace.beside
+    return known or not recording.trace.joint
 
 
 def check_mapped(recording: Recording, words: Sequence[Query | Token], method: str = "DAAM") -> None:
@@ -171,10 +170,7 @@ def side_by_side(
 
 
 def strongest(recording: Recording, method: str = "DAAM", **chosen) -> float:
-    """Return the largest value in the maps of all words of the prompt (DAAM's where the method is OVAM).
-
-    Of joint attention, of the texts beside the image, where it has none of the prompt's words: in linear maps, for one.
-    """
+    """Return the largest value in the maps of the words of the prompt, or of texts beside the image; DAAM's for OVAM."""
     trace = recording.trace
     if method != "linear":
         method = "DAAM" if "DAAM" in methods_of(trace) else "OVAM"

@@ -7,15 +7,15 @@ concatenation. Nothing is replaced, and the function gives the same result to th
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
-__all__ = ["HOW_SEEN", "Attended", "listen"]
+__all__ = ["HOW_SEEN", "Attended", "end_interrupted", "listen"]
 
 HOW_SEEN = (
     "record with PyTorch's own attention, pipe.transformer.set_attention_backend('native'), in place of flex, flash, "
@@ -36,7 +36,14 @@ class Attended(NamedTuple):
     output: torch.Tensor  # (batch, head, token, width), what came of it
 
 
-_receiving = threading.local()  # what a receiver computes by the function itself is nobody's to hear
+class _Here(threading.local):
+    """What goes on in a thread: a module may be called by several, each of which has its own modes."""
+
+    open: tuple["_Listening", ...] = ()  # those of attentions that run, or were interrupted
+    receiving = False
+
+
+_here = _Here()
 
 
 class _Listening(TorchFunctionMode):
@@ -48,30 +55,38 @@ class _Listening(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
-        if func is F.scaled_dot_product_attention and not getattr(_receiving, "now", False):
+        if func is F.scaled_dot_product_attention and not _here.receiving:
             given = {**dict(zip(_NAMES, args, strict=False)), **(kwargs or {})}
             query, scale = given["query"], given.get("scale")
             scale = query.shape[-1] ** -0.5 if scale is None else scale
-            _receiving.now = True
+            _here.receiving = True  # what a receiver computes by the function itself is nobody's to hear
             try:
                 self.receive(Attended(query, given["key"], given["value"], given.get("attn_mask"), scale, output))
             finally:
-                _receiving.now = False
+                _here.receiving = False
         return output
 
 
-def listen(attention: nn.Module, receive: Callable[[Attended], None]) -> list[RemovableHandle]:
+def end_interrupted() -> None:
+    """End what Ctrl-C did not let end in this thread: PyTorch calls no hook behind what is no `Exception`."""
+    for mode in _here.open:
+        mode.__exit__(None, None, None)
+    _here.open = ()
+
+
+def listen(attention: nn.Module, receive: Callable[[Attended], None]) -> list:
     """Hand each attention that a module computes to `receive`; return the handles to remove that by."""
-    here = threading.local()  # a module may be called by several threads, each of which has its own modes
 
     def begin(module, args):
-        here.modes = [*getattr(here, "modes", ()), _Listening(receive).__enter__()]
+        _here.open = (*_here.open, _Listening(receive).__enter__())
 
     def end(module, args, output):
-        if modes := getattr(here, "modes", None):
-            modes.pop().__exit__(None, None, None)
+        if own := [mode for mode in _here.open if mode.receive is receive]:
+            _here.open = tuple(mode for mode in _here.open if mode is not own[-1])
+            own[-1].__exit__(None, None, None)
 
     return [
         attention.register_forward_pre_hook(begin),
         attention.register_forward_hook(end, always_call=True),  # also where the forward raises
+        SimpleNamespace(remove=end_interrupted),
     ]

@@ -18,7 +18,7 @@ from ..pieces import words_in
 from ..words import Word
 from .base import Adapter, AttentionCall, DenoiserCall, JointCall, Timesteps, arguments_of
 from .families import Family
-from .tap import HOW_SEEN, Attended, listen
+from .tap import HOW_SEEN, Attended, end_interrupted, listen
 
 __all__ = ["TransformerAdapter"]
 
@@ -57,6 +57,7 @@ class TransformerAdapter(Adapter):
 
     def read(self, args: tuple, kwargs: dict) -> DenoiserCall | None:
         """Read a call of the denoiser from its arguments; None for one of skip-layer guidance, which is no step."""
+        end_interrupted()  # a call before this one
         given = inspect.signature(type(self.module).forward).bind(self.module, *args, **kwargs).arguments
         if given.get("skip_layers") is not None:
             return None
