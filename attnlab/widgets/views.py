@@ -170,7 +170,7 @@ def side_by_side(
 
 
 def strongest(recording: Recording, method: str = "DAAM", **chosen) -> float:
-    """Return the largest value in the maps of the words of the prompt, or of texts beside the image; DAAM's for OVAM."""
+    """Return the largest value in the maps of the prompt's words, or of texts beside the image; DAAM's for OVAM."""
     trace = recording.trace
     if method != "linear":
         method = "DAAM" if "DAAM" in methods_of(trace) else "OVAM"
