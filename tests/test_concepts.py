@@ -141,6 +141,29 @@ def test_outputs_are_the_same_where_shares_of_all_attention_are_counted(name):
         close(al.concept_maps(found, softmax=False).values, al.concept_maps(plain, softmax=False).values)
 
 
+@pytest.mark.parametrize("name", ["sd3", "z_image"])  # whose prompt is behind what guides, and before it
+def test_a_prompt_that_changes_on_the_way_changes_no_other_text(name):
+    """Sums are of all steps and of the conditional part, in a recording that is asked again, too."""
+    family = family_of(name)
+
+    def change(pipe, number, time, tensors):
+        found = tensors["prompt_embeds"]
+        return {"prompt_embeds": [0.9 * x for x in found] if isinstance(found, list) else 0.9 * found}
+
+    report = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    recording = family.record(report, texts=CONCEPTS, outputs=True)[0]
+    assert recording.trace.steps == [0, 1] and recording.trace.generation.changed == 1
+    whole = al.record_again(family.pipe, recording, texts=CONCEPTS, outputs=True)
+    close(al.concept_maps(whole, softmax=False).values, al.concept_maps(recording, softmax=False).values)
+    steps = [al.record_again(family.pipe, recording, steps=i, texts=CONCEPTS, outputs=True) for i in range(2)]
+    maps = [al.concept_maps(one, softmax=False).values for one in steps]
+    close(np.mean(maps, 0), al.concept_maps(recording, softmax=False).values)
+    other = al.record_again(family.pipe, recording, text="fox", share="joint")
+    beside = al.record_again(family.pipe, recording, texts="fox", share="joint")
+    found = al.ovam(beside, "fox", mode="bicubic").values
+    close(al.daam(other).values[: len(found)], found)
+
+
 # Tokens
 
 
@@ -220,8 +243,9 @@ def test_maps_without_outputs_or_texts():
     again = al.record_again(family.pipe, recording, texts="fox", outputs=True)
     with pytest.raises(ValueError, match=r"has not read \['tree'\] beside the image, only 'fox'"):
         al.concept_maps(again, ["fox", "tree"])
-    with pytest.raises(ValueError, match="1 concepts: give two or more"):
-        al.concept_maps(again)
+    for asked in (None, ["fox", "fox"]):
+        with pytest.raises(ValueError, match="1 concepts: give two or more"):
+            al.concept_maps(again, asked)
     linear = al.linear_daam(again)
     with pytest.raises(ValueError, match=r"it has read 'fox', and not 'tree': record_again"):
         _ = linear["tree"]

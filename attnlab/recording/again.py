@@ -106,7 +106,8 @@ def record_again(
             adapter.module(*args, **kwargs)
     recorder.check()
     found = recorder.recording.traces[trace.row]
-    found.steps, found.generation = sorted(chosen), replace(trace.generation, share=share)
+    changed = trace.generation.changed if text is None else None
+    found.steps, found.generation = sorted(chosen), replace(trace.generation, share=share, changed=changed)
     found.timesteps = [trace.timesteps[trace.steps.index(step)] for step in found.steps]
     return Recording(recorder.recording.encoder, [found])
 

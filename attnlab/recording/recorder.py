@@ -186,7 +186,7 @@ class Recorder:
         self.skips = call is None or (self.adapter.alternates and not rows)  # another call is this step's
         if self.skips:
             return self._stores.begin(False, [], (1, 1))  # nor is it of a step that was interrupted
-        own = self._batch.named is None
+        own = self._batch.named is None or self.known is not None  # calls that are asked again are of one generation
         if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, rows, own):
             self._begin(call, rows)
         generation = self._generation

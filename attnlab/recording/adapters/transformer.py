@@ -194,12 +194,13 @@ class _Guidance:
         self.adapter = adapter
         self._schedule: torch.Tensor | None = None  # timesteps of this generation
         self._prompt: list[tuple[torch.Tensor, ...]] = []  # its prompt, in rows
+        self._ahead: bool | None = None  # whether that is the first half of a batch, once this is known
         self._found: list[tuple] = []  # (rows of text, size of the batch, parts) of the latest calls in it
 
     def parts(self, call: DenoiserCall) -> tuple[str, ...]:
         """Name the parts of a call's batch in order."""
         if (schedule := self.adapter.pipe.scheduler.timesteps) is not self._schedule:
-            self._schedule, self._prompt, self._found = schedule, [], []
+            self._schedule, self._prompt, self._ahead, self._found = schedule, [], None, []
         batch = len(call.latents)
         for encoded, size, parts in self._found:
             if encoded is call.encoded and size == batch:
@@ -210,7 +211,8 @@ class _Guidance:
 
     def _parts(self, call, half):
         if len(call.latents) == 2 * half and torch.equal(call.latents[:half], call.latents[half:]):
-            ahead = self._is_ahead(call, half)
+            # a prompt may be another one from some step on, at the same place
+            self._ahead = ahead = self._is_ahead(call, half) if self._ahead is None else self._ahead
             self._prompt = self._prompt or (call.encoded[:half] if ahead else call.encoded[half:])
             return ("conditional", "negative") if ahead else ("negative", "conditional")
         self._prompt = self._prompt or call.encoded
