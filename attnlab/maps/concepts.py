@@ -51,7 +51,7 @@ def concept_maps(
         softmax, an unknown layer or `mode`, or outputs that hold NaN or infinity.
     """
     trace = recording.trace
-    wanted = list(trace.beside) if concepts is None else as_list(concepts)
+    wanted = list(dict.fromkeys(trace.beside if concepts is None else as_list(concepts)))  # each once
     _check(trace, wanted, softmax)
     names = recording.choose_layers(layers)
     largest = max((trace.sizes[name] for name in names), key=math.prod)
