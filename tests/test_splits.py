@@ -164,6 +164,20 @@ def test_linked_folders_are_looked_into(tmp_path):
     assert leak.same and leak.second == tmp_path / "near/link/a.png"
 
 
+def test_the_best_of_several_copies_is_named_and_hidden_files_are_not(tmp_path, monkeypatch):
+    """Equal pixels go before equal thumbnails, however a path is written; a file is no copy of itself."""
+    for name in ("a", "b", "a/.cache"):
+        (tmp_path / name).mkdir()
+    picture(3).save(tmp_path / "a/.cache/hidden.png")
+    picture(3).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "a/1.png")
+    picture(3).save(tmp_path / "a/2.png")
+    picture(3).save(tmp_path / "b/1.png")
+    (leak,) = find_leaks(tmp_path / "a", tmp_path / "b")
+    assert leak.first == tmp_path / "a/2.png" and leak.same and leak.turn == ""
+    monkeypatch.chdir(tmp_path)
+    assert find_leaks("b", tmp_path / "b") == []
+
+
 def test_folders_without_images_are_refused(tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/0.png").write_bytes(b"")
@@ -220,6 +234,17 @@ def test_prompts_that_say_the_same_stay_together(tmp_path):
     assert [len(own) for own in splits.values()] == [60, 40]
     dataset.mark("images/000000.png")
     assert 0 not in itertools.chain(*split_dataset(dataset).values())
+
+
+def test_images_of_one_seed_stay_together_and_wide_letters_are_letters(tmp_path):
+    dataset = made(tmp_path / "set", range(12), ["a fire", "\uff46\uff49\uff52\uff45", "water"])  # fire, twice as wide
+    for record in dataset.records:
+        record["seed"] //= 2
+    of = {i: name for name, own in split_dataset(dataset, {"a": 0.5, "b": 0.5}).items() for i in own}
+    seeds = {record["seed"] for record in dataset.records}
+    assert len(seeds) < 12 and len({(record["seed"], of[i]) for i, record in enumerate(dataset.records)}) == len(seeds)
+    with pytest.raises(ValueError, match="in all 2, and there are 3 splits"):
+        split_dataset(Dataset(dataset.folder), by="prompt")
 
 
 def test_what_cannot_be_split_says_what_to_do(tmp_path):
