@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,6 +45,27 @@ def test_a_data_set_is_made_and_watched(tmp_path):
     assert made["killed after shards"] is None and verify_dataset(tmp_path / "made") == []
     generate_dataset(recipe, tmp_path / "again")
     assert dataset_scale.hash_files(tmp_path / "again")["sha256 of all"] == made["sha256 of all"]
+
+
+def test_rate_of_drawing_plainly_and_as_a_data_set(tmp_path, monkeypatch):
+    """By a clock that a plain image moves by 1 and a shard by 5."""
+    now, making, seed = [0], dataset_scale.make_shard, dataset_scale.seed
+
+    def make_shard(*given):
+        now[0] += 5
+        return making(*given)
+
+    def seed_of(number):
+        now[0] += 1
+        return seed(number)
+
+    monkeypatch.setattr(dataset_scale, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(dataset_scale, "make_shard", make_shard)
+    monkeypatch.setattr(dataset_scale, "seed", seed_of)
+    recipe = replace(dataset_scale.recipe_of(40), batch=2, shard=2, steps=1)
+    found = dataset_scale.measure_rate(recipe, 2, tmp_path / "rate")
+    assert found == {"images": 4, "rounds": 2, "seconds": {"plain": 4, "data set": 5}, "rate": [0.8, 0.8, 0.8]}
+    assert len((tmp_path / "rate/.parts/00000/records.jsonl").read_text().splitlines()) == 4
 
 
 def test_memory_that_grows_has_a_slope():

@@ -3,7 +3,7 @@
 Pairs of `tiny` are made by one process, by two of which one is killed, and by two workers of a Dask cluster, with two
 threads each, of which one is killed. All files of all folders are compared. Then a data set of many records, whose
 files are links to a few small ones, is read, searched for near duplicates, split and exported, each in a process of its
-own.
+own. And images are drawn plainly and as a data set in turn, by one process that has the model already.
 
     python -m experiments.studies.dataset_scale                            # on 2 idle cores: some 20 minutes
     python -m experiments.studies.dataset_scale --pairs 100 --records 1000
@@ -21,9 +21,11 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import psutil
+import torch
 from PIL import Image
 from scipy.stats import linregress
 from tqdm import tqdm
@@ -31,12 +33,13 @@ from tqdm import tqdm
 from attnlab.dataset import Dataset, Filters, Recipe, export_coco, export_yolo, generate_dataset, split_dataset
 from attnlab.dataset.keeping import Selection
 from attnlab.dataset.labeling import Labeling
-from attnlab.dataset.making import SHARDS
+from attnlab.dataset.making import SHARDS, make_shard
 from attnlab.dataset.records import as_lines, write_record
+from attnlab.pipelines import load_pipeline, seed
 from attnlab.storage import write_text
 
-__all__ = ["RUNS", "STAGES", "fit_memory", "hash_files", "main", "make_index", "measure_making", "measure_stage"]
-__all__ += ["recipe_of"]
+__all__ = ["RUNS", "STAGES", "fit_memory", "hash_files", "main", "make_index", "measure_making", "measure_rate"]
+__all__ += ["measure_stage", "recipe_of"]
 
 RUNS = ("processes", "dask", "one")  # two processes, one killed; two workers of a cluster, one killed; one, left alone
 _KILLED_AT = 0.25  # of the shards
@@ -141,6 +144,45 @@ def _thinned(trace):
     return [[trace[i][0], round(trace[i][1])] for i in kept]
 
 
+def measure_rate(recipe: Recipe, rounds: int, folder: Path) -> dict:
+    """Draw the first shard of a recipe plainly and as a data set, in turn: seconds of each, and the rate of the second.
+
+    The rate is that of images a second, over plain drawing: median of the rounds, least and most.
+    """
+    pipe, threads = load_pipeline(recipe.model), torch.get_num_threads()
+    pipe.set_progress_bar_config(disable=True)
+
+    def plain():
+        for batch in recipe.batches(0):
+            noise = [seed(recipe.seed_of(i)) for i in batch]
+            pipe(
+                [recipe.prompt(i) for i in batch],
+                generator=noise,
+                num_inference_steps=recipe.steps,
+                guidance_scale=recipe.guidance,
+            )
+
+    def whole():
+        rmtree(folder, ignore_errors=True)
+        (folder / SHARDS).mkdir(parents=True)
+        make_shard(recipe, folder, 0)
+
+    ways, spent = {"plain": plain, "data set": whole}, {"plain": [], "data set": []}
+    torch.set_num_threads(recipe.threads)
+    for turn in tqdm(range(rounds + 1), "rate", unit="round"):
+        for name in sorted(ways, reverse=turn % 2 == 0):
+            begun = time.perf_counter()
+            ways[name]()
+            spent[name] += [time.perf_counter() - begun] if turn else []  # the first round loads and warms up
+    torch.set_num_threads(threads)
+    rates = np.divide(spent["plain"], spent["data set"])
+    seconds = {name: round(float(np.median(values)), 3) for name, values in spent.items()}
+    images = sum(map(len, recipe.batches(0)))
+    return {"images": images, "rounds": rounds, "seconds": seconds} | {
+        "rate": [round(float(found), 4) for found in (np.median(rates), rates.min(), rates.max())]
+    }
+
+
 def hash_files(folder: Path) -> dict:
     """Return how many files a folder has, and one hash of the names and contents of all."""
     whole, names = hashlib.sha256(), sorted(path for path in folder.rglob("*") if path.is_file())
@@ -237,6 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=2000, help="pairs of each run (2000; steps of 40)")
     parser.add_argument("--runs", nargs="*", choices=RUNS, default=RUNS, help=f"({' '.join(RUNS)})")
     parser.add_argument("--records", type=int, default=100_000, help="records of the index; 0: none (100000)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of plain drawing and data set; 0: none (9)")
     parser.add_argument("--work", type=Path, default=Path("runs/dataset_scale"), help="folder of what is made")
     parser.add_argument("--out", type=Path, default=_RESULTS, help="the file of results")
     args = parser.parse_args(argv)
@@ -256,6 +299,10 @@ def main(argv: list[str] | None = None) -> None:
     for name in STAGES if args.records else ():
         result["stages"][name] = measure_stage(name, index, args.work)
         print(name, result["stages"][name], flush=True)
+    if args.rounds:
+        drawn = replace(recipe_of(40), steps=20, threads=torch.get_num_threads(), shard=4)
+        result["rate"] = measure_rate(drawn, args.rounds, args.work / "rate")
+        print("rate", result["rate"])
     write_text(args.out, json.dumps(result, indent=1, default=str) + "\n")
 
 
