@@ -221,8 +221,10 @@ def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], 
     work.mkdir()  # not the folder above: it is gone once the data set is finished, and stays so
     for folder in record_folders(recipe):
         (work / folder).mkdir()
-    # while the model draws the next batch, a thread labels and writes the one before: no more are held than two
-    with _MODEL, _threads(recipe.threads), ThreadPoolExecutor(1) as thread:
+    # while the model draws the next batch, a thread labels and writes the one before: no more are held than two. Torch
+    # would give that thread helpers of its own, which wait by spinning and take the cores from those that draw.
+    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with _MODEL, _threads(recipe.threads), ThreadPoolExecutor(1, **alone) as thread:
         written = None
         for batch in recipe.batches(number):
             if enough.exists():
