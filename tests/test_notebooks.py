@@ -232,7 +232,7 @@ def test_runs_on_a_model_that_is_not_bundled(name, size, stem, foreign, tmp_path
 
 def test_other_words_of_joint_attention_are_refused_in_the_first_cells(foreign, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="text: image and text attend to one another in FluxPipeline"):
+    with pytest.raises(ValueError, match="image and text attend to one another in FluxPipeline"):
         run_first_cells(FOLDER / "02_open_vocabulary_maps.ipynb", {"model": foreign["flux"], "size": 32})
 
 
