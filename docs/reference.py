@@ -114,7 +114,7 @@ def _module_page(module):
     """Return the reST of a module's page: what it is for, its names, the pages of its inner modules."""
     value, document = modules()[module], f"api/{module}"
     inner = sorted({page.removeprefix("api/") for page in homes().values() if page.startswith(f"{document}.")})
-    inner = [page for page in inner if page.count(".") == module.count(".") + 1]
+    inner = [page for page in inner if not any(page.startswith(f"{other}.") for other in inner)]
     own = [name for name in value.__all__ if homes()[module, name] == document]
     elsewhere = [homes()[module, name].removeprefix("api/") for name in value.__all__ if name not in own]
     elsewhere = [name for name in elsewhere if name not in modules()]

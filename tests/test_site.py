@@ -40,6 +40,13 @@ def test_every_public_name_has_a_page():
             assert re.search(described, page, re.MULTILINE), f"{module}.{name}"
 
 
+def test_every_page_of_the_reference_is_listed_on_one_other():
+    pages = reference.pages()
+    trees = [part for text in pages.values() for part in re.findall(r"toctree::\n.*\n\n((?: +\S.*\n)*)", text)]
+    listed = [line.split("<")[-1].strip(" >") for tree in trees for line in tree.splitlines()]
+    assert sorted(listed) == sorted(path[4:-4] for path in pages if path != "api/index.rst")
+
+
 def test_names_of_attnlab_have_pages_of_their_own():
     stub = ast.parse((ROOT / "attnlab/__init__.pyi").read_text("utf-8"))
     names = [n.name for node in stub.body if isinstance(node, ast.ImportFrom) and node.module for n in node.names]

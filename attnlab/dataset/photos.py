@@ -31,7 +31,7 @@ class Photos:
     Attributes
     ----------
     where : str
-        A photo, a folder of photos, or a pattern such as "holiday/**/*.jpg", which finds those in folders below, too.
+        A photo, a folder of photos, or a pattern such as ``holiday/**/*.jpg``, which finds those in folders below, too.
     files : dict of str to str, optional
         SHA-256 of each photo by its name below the folder. Default: those that are there when the recipe is made.
     tiles : int
