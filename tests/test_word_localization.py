@@ -15,7 +15,7 @@ import attnlab as al
 from attnlab import training
 from attnlab.scenes import street
 from experiments.bundled import denoiser_training
-from experiments.bundled.denoiser_training import DenoiserTraining, tokenize
+from experiments.bundled.denoiser_training import DenoiserTraining, Examples, tokenize
 from experiments.bundled.localize import TIMESTEPS
 from experiments.bundled.text_to_image import TextToLatent
 from experiments.studies import word_localization
@@ -110,7 +110,8 @@ def start(study, variant, batch=4, steps=4, path=None):
     tokenizer, scenes = study.tokenizer(variant), study.captioned(0, study.scenes)
     path = path or study.work / "none.checkpoint"
     schedule = training.Schedule(steps, lr=1e-3, ema=0.9, warmup=2, seed=3)
-    return start_training(variant, schedule, scenes["latents"], scenes[variant.captions], tokenizer, path, CPU, batch)
+    examples = Examples.of(scenes["latents"], scenes[variant.captions], tokenizer, keywords=bool(variant.keywords))
+    return start_training(variant, schedule, examples, tokenizer, path, CPU, batch)
 
 
 def test_the_loop_is_that_of_training(study, tmp_path):

@@ -51,6 +51,7 @@ _PLACES = {
 }
 _WHERE = {"road": ("on a road", "on a street"), "sidewalk": ("on a sidewalk",), "water": ("in water",)}
 _OPENINGS = ("a photo of", "a picture of", "an image of", "a view of")
+_NEAR = "near view of"
 NEARBY = ("near", "next to", "beside")
 _SYNONYMS = {"rider": "cyclist", "bicycle": "bike"}
 _DRESSED = ("person", "rider")  # their color is that of their clothes
@@ -105,19 +106,22 @@ def count_visible(ids: np.ndarray, things) -> dict[str, tuple[int, ...]]:
 
 
 def write_caption(
-    rng, world: World, seen: dict[str, tuple[int, ...]], dense: bool = True
+    rng, world: World, seen: dict[str, tuple[int, ...]], dense: bool = True, near: bool = False
 ) -> tuple[str, dict[str, str]]:
     """Write a caption that names only what is in `seen`; return it and {word: class} of its words for classes.
 
     Dense: most captions name all objects with their colors and what is behind them, as far as `MAX_TOKENS` words and
     commas go; the others one to three things, or a single bare noun. Not dense: one to five things, half without color.
+    Near: it begins with "near view of".
     """
     style = str(rng.choice(("full", "short", "bare"), p=(0.7, 0.22, 0.08))) if dense else "sparse"
     *chances, lengths = _STYLES[style]
     burning = {fire.on for fire in world.fires if fire.instance in seen.get("fire", ())}
     phrases = _phrases(_Facts(rng, world, seen, burning, *chances))[: rng.choice(lengths)]
     caption = _join(rng, _fitting(phrases))
-    if rng.uniform() < 0.12:
+    if near:
+        caption = f"{_NEAR} {caption}"
+    elif rng.uniform() < 0.12:
         caption = f"{rng.choice(_OPENINGS)} {caption}"
     if world.theme in _PLACES and rng.uniform() < 0.4:
         caption += f" {rng.choice(_PLACES[world.theme])}"
@@ -163,7 +167,14 @@ def _phrases(facts):
     phrases = [phrase.text for phrase in solid] + flames + _backdrop(facts)
     if facts.by(0.6):
         rng.shuffle(phrases)
-    return list(dict.fromkeys(phrases)) or [_PHRASES_OF_HOUR[facts.world.time][0]]
+    return list(dict.fromkeys(phrases)) or [_fallback(facts)]
+
+
+def _fallback(facts):
+    """Name something that is seen where chance left out everything."""
+    if "sky" in facts.seen:
+        return _PHRASES_OF_HOUR[facts.world.time][0]
+    return facts.world.ground if "ground" in facts.seen else WORDS_OF[next(iter(facts.seen))][0]
 
 
 def _fitting(phrases):

@@ -84,7 +84,7 @@ _TEXTURE = {  # of a class: strength of coarse noise, of fine noise and of waves
 }  # fmt: skip
 
 
-def render(seed: int, size: int = 64, dense: bool = True) -> Scene:
+def render(seed: int, size: int = 64, dense: bool = True, near: bool = False) -> Scene:
     """Render a street scene, which depends on the arguments alone.
 
     Parameters
@@ -96,6 +96,9 @@ def render(seed: int, size: int = 64, dense: bool = True) -> Scene:
         size; the caption may differ, for it names only what covers enough pixels.
     dense : bool
         Whether most captions name all that can be seen, with colors, and not just one to five things.
+    near : bool
+        Whether only a part of the scene is seen, from half the distance, and the caption begins with "near view of".
+        Many of these show no sky or no ground, which all other scenes have.
 
     Returns
     -------
@@ -107,7 +110,7 @@ def render(seed: int, size: int = 64, dense: bool = True) -> Scene:
     ValueError
         If `seed` is below 0 or `size` below 32.
     """
-    return _caption(*_picture(seed, size), dense)
+    return _caption(*_picture(seed, size, near), dense, near)
 
 
 def render_both(seed: int, size: int = 64) -> tuple[Scene, Scene]:
@@ -123,12 +126,12 @@ def render_both(seed: int, size: int = 64) -> tuple[Scene, Scene]:
     return _caption(told, *arrays, dense=False), _caption(again, *arrays, dense=True)
 
 
-def _picture(seed, size):
+def _picture(seed, size, near=False):
     """Draw a scene: what its caption is written from (random state, world, visible objects), and its arrays."""
     if seed < 0 or size < 32:
         raise ValueError(f"street.render wants seed >= 0 and size >= 32, not seed={seed}, size={size}")
     rng = np.random.default_rng([seed, 0x57])
-    canvas, here = Canvas(size), _new_world(rng)
+    canvas, here = Canvas(2 * size if near else size), _new_world(rng)
     burns = _backdrop(canvas, rng, here)
     _objects(canvas, rng, here, burns)
     rgb, ids = canvas.arrays()
@@ -139,6 +142,12 @@ def _picture(seed, size):
     if here.time == "snow":
         rgb = world.snowfall(rng, rgb)
     image, ids = downsample(rgb, ids)
+    if near:
+        where = np.random.default_rng([seed, 0x4E])
+        left, top = where.integers(size + 1, size=2)
+        top = size if where.uniform() < 0.5 else top  # the lower half, where there is no sky
+        window = np.s_[top : top + size, left : left + size]
+        image, ids = image[window], ids[window]
     lookup = np.array([(CLASSES.index(t.name), PARTS.index(t.part)) for t in canvas.things], dtype=np.uint8)
     labels, parts = lookup[ids, 0], lookup[ids, 1]
     instances = number_things(ids, canvas.things, _is_counted)
@@ -149,8 +158,8 @@ def _is_counted(thing):
     return thing.name in THINGS and thing.instance != captions.SKYLINE
 
 
-def _caption(told, image, labels, parts, instances, dense):
-    caption, words = captions.write_caption(*told, dense)
+def _caption(told, image, labels, parts, instances, dense, near=False):
+    caption, words = captions.write_caption(*told, dense, near)
     return Scene(image, caption, labels, parts, words, CLASSES, PARTS, instances)
 
 

@@ -24,7 +24,7 @@ from attnlab import training
 from attnlab.pipelines import mixed_precision
 from attnlab.scenes import street
 
-from .text_to_image import TextToLatent, attention_scores, grounding_loss, new_scheduler
+from .text_to_image import TextToLatent, attention_scores, grounding_loss, new_scheduler, off_start
 
 __all__ = ["DenoiserTraining", "Examples", "TextToImageSettings", "tokenize", "train_together"]
 
@@ -45,6 +45,7 @@ class TextToImageSettings:
     keywords: float = 0.0  # fraction of captions that are cut down to one to three of their class words
     hidden: float = 0.0  # fraction of samples in which the end token and the padding are hidden from the denoiser
     contextless: float = 0.5  # fraction of samples whose text bypasses the text encoder's layers (see `draw`)
+    price: float = 0.0  # weight of the attention that is not on the start token (see `_losses`)
 
 
 @dataclass(frozen=True)
@@ -250,22 +251,29 @@ class DenoiserTraining:
         return (chance * steps).long().clamp(max=steps - 1)
 
     def _losses(self, drawn):
-        """Return named terms, of which "loss" is minimized."""
+        """Return named terms, of which "loss" is minimized.
+
+        The start token is the same in every text, so a pixel that looks there learns nothing from words. Where looking
+        anywhere else has a price, a pixel looks at a word because it uses it, mostly where the word's thing is.
+        """
         settings = self.settings
         latents, noise, timestep, mask = (drawn.get(k) for k in ("latents", "noise", "timestep", "attention_mask"))
         contextless = drawn.get("contextless")
         noisy = self.scheduler.add_noise(latents, noise, timestep).contiguous(memory_format=torch.channels_last)
-        with attention_scores(self.model.unet) if "labels" in drawn else nullcontext() as scores:
+        watched = "labels" in drawn or settings.price
+        with attention_scores(self.model.unet) if watched else nullcontext() as scores:
             predicted = self.model(noisy, timestep, drawn["ids"], mask, contextless)
         loss = F.mse_loss(predicted.float(), self.scheduler.get_velocity(latents, noise, timestep))
-        terms = {"loss": loss}
+        terms, total = {"diffusion": loss}, loss
         if "labels" in drawn:
             words = drawn["labels"], mask, drawn["positions"], drawn["classes"]
             with torch.set_grad_enabled(settings.grounding > 0):
-                grounding = grounding_loss(scores, *words, self.signal[timestep])
-            total = loss + settings.grounding * grounding if settings.grounding else loss
-            terms = {"loss": total, "diffusion": loss, "grounding": grounding}
-        return terms
+                terms["grounding"] = grounding_loss(scores, *words, self.signal[timestep])
+            total = total + settings.grounding * terms["grounding"] if settings.grounding else total
+        if settings.price:
+            terms["off start"] = off_start(scores, mask)
+            total = total + settings.price * terms["off start"]
+        return {"loss": total, **terms} if len(terms) > 1 else {"loss": loss}
 
     def _update(self):
         with mixed_precision(self.device, cache_enabled=False):  # a cache would outlive its graph

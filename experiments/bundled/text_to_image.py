@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .text_encoder import new_text_encoder, without_context
 
-__all__ = ["TextToLatent", "attention_scores", "grounding_loss", "new_scheduler"]
+__all__ = ["TextToLatent", "attention_scores", "grounding_loss", "new_scheduler", "off_start"]
 
 _CHANNELS = (64, 96, 160)  # of the denoiser's levels
 
@@ -151,3 +151,16 @@ def grounding_loss(scores, labels, attention_mask, positions, classes, weight):
         total = total + (goal * ((goal + 1e-6).log() - (maps + 1e-6).log())).sum(-1)
     weights = counts * weight[:, None]
     return (total / len(scores) * weights).sum() / counts.sum().clamp(min=1)
+
+
+def off_start(scores, attention_mask=None):
+    """Return the share of attention that is not on the start token: the mean over layers, images, heads and pixels.
+
+    `scores` of each layer are (image, head, pixel, token), `attention_mask` (image, token) or None.
+    """
+    total = 0.0
+    for score in scores.values():
+        if attention_mask is not None:
+            score = score.masked_fill(~attention_mask[:, None, None, :], -torch.inf)
+        total = total + 1 - score.float().softmax(-1)[..., 0].mean()
+    return total / len(scores)

@@ -49,6 +49,7 @@ class StreetPreset:
     vae_batch: int
     denoiser: training.Schedule
     segmenter: training.Schedule
+    near: int = 0  # near views beside the scenes, for the denoisers
 
 
 STREET_PRESETS = {
@@ -90,11 +91,17 @@ class StreetTraining:
     device: torch.device
     start: Path | None = None  # folder of exported models whose autoencoder is kept and whose denoisers go on
     text_layers: int = 1  # of the text encoders; a start of fewer gets those that it lacks
+    anew: bool = False  # whether denoisers begin from nothing all the same
 
     @property
     def scenes(self) -> data.Scenes:
-        """The training scenes."""
+        """The training scenes of the autoencoder and the segmenter."""
         return data.cached_scenes(self.work, 0, self.preset.scenes, SIZE)
+
+    @property
+    def all_scenes(self) -> data.Scenes:
+        """The training scenes of the denoisers: those, and near views."""
+        return data.training_scenes(self.work, self.preset.scenes, self.preset.near, SIZE)
 
     @property
     def autoencoder(self) -> AutoencoderKL:
@@ -112,13 +119,13 @@ class StreetTraining:
         """Encode the training scenes, or read what an earlier run left: (scene, channel, row, column)."""
         path, autoencoder = self.work / "latents.safetensors", self.autoencoder
         if not path.exists():
-            latents = vae.encode_images(autoencoder, self.scenes.images) * autoencoder.config.scaling_factor
+            latents = vae.encode_images(autoencoder, self.all_scenes.images) * autoencoder.config.scaling_factor
             write(path, "Latents", {"latents": latents}, {})
         return File(path, "Latents").read("latents")
 
     def train_denoisers(self, stages: Sequence[str], deadline: float = float("inf")) -> None:
         """Train denoisers and their text encoders; the plain one differs by the weight of grounding alone."""
-        scenes, preset = self.scenes, self.preset
+        scenes, preset = self.all_scenes, self.preset
         tokenizer = self._tokenizer(scenes.captions)
         captions = list(zip(scenes.captions, scenes.words, strict=True))
         examples = Examples.of(self.latents(), captions, tokenizer, scenes.labels).to(self.device)
@@ -126,7 +133,7 @@ class StreetTraining:
         for stage in stages:
             settings = preset.settings if stage == "denoiser" else replace(preset.settings, grounding=0.0)
             with training.seeded(preset.denoiser.seed):
-                model = self._exported(stage) if self.start else self._new(tokenizer)
+                model = self._exported(stage) if self.start and not self.anew else self._new(tokenizer)
             path = self.work / stage / "checkpoint.safetensors"
             path.parent.mkdir(exist_ok=True)
             runs.append(DenoiserTraining(model, examples, settings, preset.denoiser, path, self.device))
@@ -195,7 +202,7 @@ class StreetTraining:
         curves, own = [self.work / stage / "curve.csv"], self.work / "vae" / "curve.csv"
         if self.start:
             before = self.start / DENOISERS[stage]
-            curves, own = [before / "curve.csv", *curves], before / "vae" / "curve.csv"
+            curves, own = curves if self.anew else [before / "curve.csv", *curves], before / "vae" / "curve.csv"
         shipping.thin_curve(curves, folder / "curve.csv")
         shipping.thin_curve([own], folder / "vae" / "curve.csv")
 
@@ -213,6 +220,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--steps", type=int, help="of the denoisers, in place of the preset's")
     parser.add_argument("--seed", type=int, help="of the denoisers' batches and starts, in place of the preset's")
+    parser.add_argument("--anew", action="store_true", help="of --start keep the autoencoder and the tokenizer alone")
+    parser.add_argument("--near", type=int, default=0, help="near views to learn from beside the scenes, default 0")
+    parser.add_argument("--price", type=float, default=0.0, help="of attention that is not on the start token")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which the denoisers pause")
     start, given = time.time(), parser.parse_args(arguments)
@@ -221,7 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     places = work, given.out or work / "models", torch.device(given.device), given.start, given.text_layers
     changed = {name: value for name in ("steps", "seed") if (value := getattr(given, name)) is not None}
     preset = STREET_PRESETS[given.preset]
-    run = StreetTraining(replace(preset, denoiser=replace(preset.denoiser, **changed)), *places)
+    parts = {"denoiser": replace(preset.denoiser, **changed), "settings": replace(preset.settings, price=given.price)}
+    run = StreetTraining(replace(preset, near=given.near, **parts), *places, anew=given.anew)
     for stage in ("vae", "denoisers", "segmenter", "export"):
         if stage == "denoisers" and (stages := [one for one in DENOISERS if one in given.stages]):
             run.train_denoisers(stages, start + 60 * given.minutes)

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedT
 
 from attnlab import load_pipeline
 from attnlab.cli.hardware import XL
+from attnlab.pipelines import best_device
 from attnlab.training import seeded
 
 from ..bundled.text_encoder import new_text_encoder
@@ -70,7 +71,7 @@ def stable_diffusion_xl(dtype: torch.dtype = torch.float32, narrow: int = 1) -> 
     with seeded(0), torch.device("meta"):
         unet = UNet2DConditionModel(**{**XL, **norm, "block_out_channels": channels}, sample_size=128)
     parts = _parts({"width": 768, "layers": 12, "heads": 12}, dtype)
-    with seeded(1):
+    with seeded(1), torch.device(best_device()):
         second = new_text_encoder(parts["tokenizer"], width=1280, layers=32, heads=20).config
         second.projection_dim = 1280
         second = CLIPTextModelWithProjection(second).to(dtype).eval()
@@ -150,8 +151,9 @@ def _parts(text, dtype):
 
 def _random(unet, dtype):
     """Draw weights of the usual size for a model without memory yet: quicker than the library's own start."""
-    unet = nn.Module.to(unet, dtype).to_empty(device="cpu").eval()  # not its own `to`, which warns of other types
-    generator = torch.Generator().manual_seed(0)
+    device = best_device()  # a GPU draws billions of numbers in a second
+    unet = nn.Module.to(unet, dtype).to_empty(device=device).eval()  # not its own `to`, which warns of other types
+    generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
             if parameter.ndim > 1:

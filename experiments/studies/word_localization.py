@@ -19,7 +19,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from attnlab.segmentation import Segmenter
 from attnlab.storage import File, claim_folder, write, write_text
 
 from ..bundled.colors import color_rates
-from ..bundled.denoiser_training import tokenize, train_together
+from ..bundled.denoiser_training import Examples, tokenize, train_together
 from ..bundled.likeness import image_quality
 from ..bundled.localize import TIMESTEPS, WordCase, summarize_cases
 from ..bundled.seen import Seen, restore_seen
@@ -82,16 +83,23 @@ class WordLocalizationStudy:
         Returns {"latents": (scene, channel, row, column), "labels": (scene, row, column), "sparse", "dense": [(caption,
         its words), ...]}.
         """
-        path = self.work / f"scenes-{first}-{count}.safetensors"
+        path, render = self.work / f"scenes-{first}-{count}.safetensors", partial(street.render_both, size=_SIDE)
+        return self._captioned(path, range(first, first + count), render, ("sparse", "dense"), pool)
+
+    def near(self, pool: ProcessPoolExecutor | None = None) -> dict:
+        """Render near views of a third of the training scenes, as `captioned`, with dense captions alone."""
+        count = self.scenes // 3
+        return self._captioned(self.work / f"near-0-{count}.safetensors", range(count), _near_view, ("dense",), pool)
+
+    def _captioned(self, path, seeds, render, kinds, pool):
         if not path.exists():
-            seeds, render = range(first, first + count), partial(street.render_both, size=_SIDE)
             pairs = list(pool.map(render, seeds, chunksize=50) if pool else map(render, seeds))
             images, labels = (np.stack([getattr(pair[0], name) for pair in pairs]) for name in ("image", "labels"))
             vae = self.autoencoder()
             made = {"latents": encode_images(vae, images) * vae.config.scaling_factor, "labels": torch.tensor(labels)}
             captions = {
                 kind: [(scene.caption, scene.words) for scene in scenes]
-                for kind, scenes in zip(("sparse", "dense"), zip(*pairs, strict=True), strict=True)
+                for kind, scenes in zip(kinds, zip(*pairs, strict=True), strict=True)
             }
             write(path, "Scenes", made, captions)
         file = File(path, "Scenes")
@@ -137,6 +145,8 @@ class WordLocalizationStudy:
         with ProcessPoolExecutor() as pool:  # its processes start before a GPU is used
             for first, count in ((0, self.scenes), *self.ranges):
                 self.captioned(first, count, pool)
+            if any(variant.near for variant, _ in jobs):
+                self.near(pool)
         self.tokenizer(jobs[0][0])
         missing = [job for job in jobs if not any(found["steps"] == self.steps for found in self.results([job]))]
         groups = [missing[i : i + together] for i in range(0, len(missing), together)]
@@ -157,8 +167,8 @@ class WordLocalizationStudy:
         """Train some jobs, a step of each in turn, and measure them; write checkpoints every `interval` seconds."""
         if deadline - time.time() < 20:
             return
-        scenes = self.captioned(0, self.scenes)
-        runs, on_gpu = [self._start(scenes, *job) for job in jobs], self.device.type == "cuda"
+        examples = cache(self._examples)  # read once for all runs that learn from the same
+        runs, on_gpu = [self._start(examples, *job) for job in jobs], self.device.type == "cuda"
         if deadline < float("inf"):  # a measurement of each is to be done by then, so one is timed
             for _ in range(1 + on_gpu):  # the first one on a GPU takes longer
                 start = time.time()
@@ -175,10 +185,22 @@ class WordLocalizationStudy:
             if run.done == self.steps:
                 run.path.unlink()
 
-    def _start(self, scenes, variant, number):
+    def _examples(self, kind, near, keywords, window):
+        parts = [self.captioned(0, self.scenes), *([self.near()] if near else ())]
+        captions = list(chain(*(part[kind] for part in parts)))
+        tokenizer = self.tokenizer(Variant(kind, 0, "visible", window=window))
+        latents = torch.cat([part["latents"] for part in parts])
+        return Examples.of(latents, captions, tokenizer, keywords=keywords).to(self.device)
+
+    def _start(self, examples, variant, number):
         schedule, path = training.Schedule(self.steps, lr=1e-3, ema=0.997, seed=number), self.file(variant, number)
-        given = (scenes["latents"], scenes[variant.captions], self.tokenizer(variant), path.with_suffix(".checkpoint"))
+        learned = examples(variant.captions, variant.near, bool(variant.keywords), variant.window)
+        given = learned, self.tokenizer(variant), path.with_suffix(".checkpoint")
         return start_training(variant, schedule, *given, self.device, self.batch)
+
+
+def _near_view(number):
+    return (street.render(number, _SIDE, near=True),)
 
 
 @torch.no_grad()

@@ -30,6 +30,8 @@ class Variant:
     keywords: float = 0.0  # fraction of captions that are cut down to one to three of their class words
     window: int = 48  # tokens per prompt
     contextless: float = 0.0  # fraction of samples whose text bypasses the text encoder's layers
+    near: bool = False  # whether near views are learned from, too, a third as many (see `street.render`)
+    price: float = 0.0  # of attention that is not on the start token
 
     @property
     def name(self) -> str:
@@ -37,7 +39,8 @@ class Variant:
         only = f"-only{self.heights[0]}" if len(self.heights) == 1 else ""
         places = f"-places{self.places}" if self.places < 1 else ""
         context = f"-contextless{self.contextless}" if self.contextless else ""
-        return f"{self.captions}-{self.text_layers}-{self.padding}{only}{places}{context}"
+        levers = "-near" * self.near + (f"-price{self.price}" if self.price else "")
+        return f"{self.captions}-{self.text_layers}-{self.padding}{only}{places}{context}{levers}"
 
 
 _TEXTS = (0, "hidden"), (0, "visible"), (0, "registers"), (1, "visible"), (2, "visible"), (2, "hidden")
@@ -47,7 +50,11 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         *(Variant("dense", *given) for given in (*_TEXTS, *_PARTS)),
-        Variant("dense", 1, "visible", (16,), 0.2, contextless=0.5),  # the recipe of the bundled models
+        *(
+            Variant("dense", 1, "visible", (16,), 0.2, contextless=0.5, near=near, price=price)
+            for near in (False, True)
+            for price in (0.0, 0.003, 0.01, 0.03)
+        ),
         *(Variant("sparse", *given, keywords=0.15, window=32) for given in _SPARSE),
     )
 }
@@ -56,8 +63,7 @@ VARIANTS = {
 def start_training(
     variant: Variant,
     schedule: training.Schedule,
-    latents: torch.Tensor,
-    captions: list[tuple[str, dict[str, str]]],
+    examples: Examples,
     tokenizer: CLIPTokenizer,
     path: Path,
     device: torch.device,
@@ -69,8 +75,8 @@ def start_training(
     ----------
     variant, schedule : Variant, training.Schedule
         What is trained; the seed draws the starting weights and the batches.
-    latents, captions : tensor, list of (str, dict from str to str)
-        Of the training scenes; each caption has its words for classes.
+    examples : Examples
+        The training scenes, with captions that are cut to keywords where the variant wants these.
     tokenizer : CLIPTokenizer
         With the variant's window.
     path : Path
@@ -79,8 +85,8 @@ def start_training(
         Where, and how many scenes per step.
     """
     parts = {"keywords": variant.keywords, "hidden": _HIDDEN[variant.padding], "contextless": variant.contextless}
+    parts["price"] = variant.price
     settings = TextToImageSettings(batch, grounding=0.0, **parts)
-    examples = Examples.of(latents, captions, tokenizer, keywords=bool(variant.keywords))
     return DenoiserTraining(new_model(variant, tokenizer, schedule.seed), examples, settings, schedule, path, device)
 
 
