@@ -52,6 +52,7 @@ QUICK = {
         "compared": 20,
     },
     "12_own_photos": {"scenes": 3, "looks": 3},
+    "14_published_protocols": {"scenes": 6},
 }
 # The same for models that attnlab does not bundle, of random weights: Stable Diffusion 1.5, and others in OTHERS
 FOREIGN = {
@@ -61,12 +62,14 @@ FOREIGN = {
     "04_dbscan_masks": {"steps": 2},
     "05_disaster_dataset": {"steps": 1, "images": 1},
     "12_own_photos": {"photos": str(FOLDER.parent / "figures/04_image.png"), "looks": 2},
+    "14_published_protocols": {"images": str(FOLDER.parent / "tests/data/two_scenes")},
 }
 OTHERS = [
     ("sdxl", 64, "01_generate_and_record"),
     ("flux", 32, "01_generate_and_record"),
     ("pixart_sigma", 32, "01_generate_and_record"),
     ("pixart_sigma", 32, "02_open_vocabulary_maps"),
+    ("flux", 32, "14_published_protocols"),
 ]
 # What cannot be done, by notebook: what is typed, and what is said before any work
 REFUSED = [
@@ -88,6 +91,10 @@ REFUSED = [
     ("12", {"photos": "nosuch"}, "name a photo, a folder"),
     ("12", {"words": {"zebra": "zebra"}}, "scenes are rendered for bundled models alone, and show sky"),
     ("12", {"model": "nosuch"}, "no model 'nosuch'"),
+    ("14", {"images": "nosuch"}, "nosuch has neither classes.csv"),
+    ("14", {"model": "nosuch/nosuch"}, "scenes are rendered for bundled models alone"),
+    ("14", {"model": "nosuch", **FOREIGN["14_published_protocols"]}, "no model 'nosuch'"),
+    ("14", {"cut": "most"}, "cut is 'most'"),
 ]
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
