@@ -32,6 +32,7 @@ from .maps import (
     concept_maps as concept_maps,
     contributions as contributions,
     daam as daam,
+    goca as goca,
     linear_daam as linear_daam,
     ovam as ovam,
     propagate as propagate,

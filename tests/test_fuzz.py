@@ -82,6 +82,7 @@ def _odd(draw, name):
 
 def test_parameters_of_recording(pipe, generate):
     names = ["layers", "steps", "branch", "keep", "texts", "self_attention", "dtype", "device", "generator", "parts"]
+    names += ["agreement"]
 
     def case(draw):
         options = odd_call(draw, {}, names)
@@ -99,13 +100,16 @@ def test_parameters_of_recording(pipe, generate):
     assert 0 < every("record", case) < CASES["record"]
 
 
-def test_parameters_of_maps(pipe, recording):
+def test_parameters_of_maps(pipe, generate, recording):
     maps = al.daam(recording)
+    with al.record(pipe, agreement=8) as agreeing:
+        generate(steps=1)
     common = ["layers", "steps", "heads", "mode"]
     functions = [
         (al.daam, {"recording": recording}, [*common, "per"]),
         (al.ovam, {"recording": recording, "text": "a tree"}, [*common, "text", "context", "padded", "per"]),
         (al.linear_daam, {"recording": recording}, [*common, "scaled"]),
+        (al.goca, {"recording": agreeing}, ["text", "words", "layers", "mode"]),
         (maps.upscale, {"size": 8}, ["size", "mode"]),
         (al.seed, {"number": 7}, ["number"]),
         (maps.__getitem__, {"query": 1}, ["query"]),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..recording import Recording, words
-from ..recording.layers import Layers, attention, choose_heads, contributed, exact
+from ..recording.layers import Layers, attention, choose_heads, contributed, exact, heads_agreed
 from ..recording.pieces import split, words_in
 from ..recording.trace import Trace
 from ..tokens import Token
@@ -230,7 +230,8 @@ def heat_maps(
 ) -> HeatMaps | dict[object, HeatMaps]:
     """Return the heat maps of a text: the mean over everything but tokens and what `per` names.
 
-    Of attention, or of contributions of some `kind`, which are summed over heads. Errors are those of `daam`.
+    Of attention, or of contributions of some `kind`, which are summed over heads; kind="agreement" is attention again,
+    of all heads by their weights (`goca`), which may be negative. Errors are those of `daam`.
     """
     trace = recording.trace
     known = trace.streamed if trace.contributed == (kind is not None) else {}
@@ -305,7 +306,8 @@ def _mean_over_steps(trace: Trace, name: str, steps, text: _Text, kind: str | No
         queries = torch.stack(queries) if len(queries) > 1 else queries[0][None]  # one step needs no copy
         found = attention(layer.queries(queries), keys, mask)  # (step, head, token, pixel)
         if kind:
-            found = contributed(found, outputs, kind, groups)
+            by_heads = kind == "agreement"
+            found = heads_agreed(found, outputs) if by_heads else contributed(found, outputs, kind, groups)
         summed = found.sum(0) if len(found) > 1 else found[0]
         total = summed if total is None else total.add_(summed)
     chosen = total if kind else total[[head for (head,) in groups]]  # maps of attention are of one head each

@@ -29,6 +29,7 @@ def record_again(
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
     outputs: bool = False,
+    agreement: int | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> Recording:
@@ -52,7 +53,7 @@ def record_again(
         Recorded steps, by their number in the generation; all unless given.
     layers, share
         As for `record`; the recording's own unless given.
-    keep, texts, self_attention, outputs, dtype, device
+    keep, texts, self_attention, outputs, agreement, dtype, device
         As for `record`. In joint attention each of `texts` takes as long again; `ovam` gives their maps.
 
     Returns
@@ -86,7 +87,8 @@ def record_again(
     branch = trace.generation.branch
     share = trace.generation.share if share is None else share
     kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention, "outputs": outputs}
-    recorder = Recorder(pipe, layers, None, branch, None, calls[0].parts, **kept, dtype=dtype, device=device)
+    kept |= {"agreement": agreement, "dtype": dtype, "device": device}
+    recorder = Recorder(pipe, layers, None, branch, None, calls[0].parts, **kept)
     adapter, recorder.known, beside = recorder.adapter, (trace.text, trace.words, trace.ends), None
     if adapter.joint and recorder.recording.encoder is not None:
         recorder.recording.encoder.reader.options = trace.generation.options  # as the prompt was read

@@ -13,7 +13,7 @@ from .clip import Text
 from .layers import exact
 from .pinned import PinnedImage, joined_texts, with_text
 from .texts import TextEncoder
-from .trace import TextBeside, Trace
+from .trace import TextBeside, Trace, add_to
 
 __all__ = ["TextsBeside"]
 
@@ -61,7 +61,7 @@ class TextsBeside:
     def put(self, trace: Trace, i: int) -> None:
         """Add what was found in a whole step to the trace of image i."""
         for name in trace.sizes if self.outputs else ():
-            _add(trace.outputs, name, self._real[name][i].float())
+            add_to(trace.outputs, name, self._real[name][i].float())
         for text in [text for texts, _ in self._batches for text in texts]:
             beside = trace.beside.setdefault(text.text, TextBeside(text.words, text.ends))
             sums = trace.streamed.setdefault(text.text, {}), beside.outputs, beside.products
@@ -70,7 +70,7 @@ class TextsBeside:
                 raise RuntimeError(f"{len(lost)} attentions did not meet {text.text!r}; {self.adapter.how_seen}")
             for name in trace.sizes:
                 for total, found in zip(sums, taken[name], strict=False):  # outputs only where they are asked for
-                    _add(total, name, found)
+                    add_to(total, name, found)
 
     def forget(self) -> None:
         """Drop what belongs to one generation alone."""
@@ -153,8 +153,3 @@ def _shape(value, row):
     """Return the shape of one row of an argument; the type of what has none."""
     value = value[row] if isinstance(value, list) else value
     return tuple(value.shape[-2:]) if torch.is_tensor(value) else type(value).__name__
-
-
-def _add(sums, name, found):
-    """Add a tensor to the sum of a layer."""
-    sums[name] = sums[name].add_(found) if name in sums else found

@@ -32,6 +32,7 @@ def record_image(
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
     outputs: bool = False,
+    agreement: int | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     generator: torch.Generator | None = None,
@@ -50,7 +51,7 @@ def record_image(
     timesteps : int or several
         Noise levels, 0..999 for the usual 1000 training steps; the higher, the more noise. Of flow matching it is
         t / 1000 of noise and 1 - t / 1000 of the image.
-    layers, keep, share, texts, self_attention, outputs, dtype, device
+    layers, keep, share, texts, self_attention, outputs, agreement, dtype, device
         As for `record`.
     generator : torch.Generator, optional
         Draws the noise, image by image; give one for a result that repeats.
@@ -77,8 +78,9 @@ def record_image(
         raise ValueError(f"{len(images)} images but {len(prompts)} prompts: give one prompt per image, as text")
     if not isinstance(generator, torch.Generator | None):
         raise ValueError(f"generator={generator!r}: give a torch.Generator, for example attnlab.seed(7)")
-    kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "dtype": dtype, "device": device}
-    recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), share=share, outputs=outputs, **kept)
+    kept = {"keep": keep, "texts": texts, "self_attention": self_attention, "outputs": outputs, "agreement": agreement}
+    kept |= {"share": share, "dtype": dtype, "device": device}
+    recorder = Recorder(pipe, layers, None, "conditional", parts=("conditional",), **kept)
     flow = FlowCalls(pipe, recorder.adapter) if recorder.adapter.alternates else None
     if flow is None:
         _check_denoiser(pipe)

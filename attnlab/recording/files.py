@@ -19,6 +19,7 @@ from .words import Word
 __all__ = ["pack", "unpack"]
 
 _NORMS = ("norm_q", "norm_k")  # parts of a layer that are themselves made of parts
+_SUMS = ("outputs", "agreement", "agreed")  # by layer, and in files by the names of their attributes
 _BESIDE = {"outputs": "text outputs", "products": "products"}  # sums of texts beside the image, as files name them
 
 
@@ -38,7 +39,8 @@ def pack(trace: Trace, prefix: str, tensors: dict[str, torch.Tensor], keys: dict
         tensors[f"{prefix}queries.{name}"] = torch.stack(list(queries)).cpu()
     for name, total in trace.sums.items():
         tensors[f"{prefix}sum.{name}"] = total
-    tensors |= {f"{prefix}outputs.{name}": total for name, total in trace.outputs.items()}
+    for kind in _SUMS:
+        tensors |= {f"{prefix}{kind}.{name}": total for name, total in getattr(trace, kind).items()}
     for i, text in enumerate(trace.beside.values()):
         for part, named in _BESIDE.items():
             tensors |= {f"{prefix}{named}.{i}.{name}": total for name, total in getattr(text, part).items()}
@@ -132,7 +134,7 @@ def unpack(entry: dict, prefix: str, file: storage.File, keys: dict[int, Layer])
         ends=entry.get("ends", True),
         row=entry.get("row", 0),
         beside={text: beside(i, *known) for i, (text, *known) in enumerate(entry.get("beside", []))},
-        outputs={name: file.read(tensor) for name, tensor in tensors_of("outputs").items()},
+        **{kind: {name: file.read(tensor) for name, tensor in tensors_of(kind).items()} for kind in _SUMS},
         calls=[KeptCall(*unpacked(call, read)) for call in entry.get("calls", [])],
     )
     _check(trace)
@@ -166,6 +168,9 @@ def _check(trace: Trace) -> None:
         "sums": all(x.shape == (pixels[name], channels[name]) for name, x in trace.sums.items()),
         "maps": all(x[:, 0].shape == (layers[name].heads + trace.contributed, pixels[name]) for name, x in maps),
         "outputs": all(x.shape == (pixels[name], wide) for name, x in trace.outputs.items()),
+        "agreement": set(trace.agreement) in (set(), set(trace.sizes))
+        and all(x.shape == () for x in trace.agreement.values())
+        and all(x.shape == (trace.length, pixels[name]) for name, x in trace.agreed.items()),
         "texts beside": all(_beside_fits(trace, text, pixels, wide) for text in trace.beside),
         "self-attention": all(x.total.shape == (n, n) for n, x in sums),
     }

@@ -15,7 +15,7 @@ from .norms import Norm
 
 __all__ = [
     "KINDS", "Layer", "Layers", "alike", "as_list", "attention", "check_choice", "choose_heads", "choose_layers",
-    "contributed", "exact", "split_heads",
+    "contributed", "exact", "head_weights", "heads_agreed", "linear_map", "mean_attention", "split_heads",
 ]  # fmt: skip
 
 Layers = str | int | Collection[str | int] | None
@@ -53,10 +53,10 @@ class Layer:
 
         `dtype` is of its queries, which are recorded as they meet the keys where they are `normalized`.
         """
-        weight, bias = _linear_map(attention.to_k, dtype)
+        weight, bias = linear_map(attention.to_k, dtype)
         width = len(weight) // attention.heads
         norms = None if normalized else Norm.of(attention.norm_q, width), Norm.of(attention.norm_k, width)
-        added = (*_linear_map(attention.to_v, dtype), _linear_map(attention.to_out[0], dtype)[0]) if values else ()
+        added = (*linear_map(attention.to_v, dtype), linear_map(attention.to_out[0], dtype)[0]) if values else ()
         return cls(name, attention.heads, attention.scale, weight, bias, *norms, *added)
 
     @property
@@ -153,6 +153,17 @@ def attention(queries: torch.Tensor, keys: torch.Tensor, attention_mask: torch.T
     return scores.softmax(-2)
 
 
+def mean_attention(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Compute attention probabilities, mean over heads: float32 (pixel, token), whose rows add up to 1.
+
+    Of queries (head, pixel, width) and scaled keys (head, token, width).
+    """
+    total = 0
+    for q, k in zip(queries, keys, strict=True):  # one head at a time: these are the largest tensors of all
+        total = total + (q @ k.mT).softmax(-1)
+    return total / len(queries)
+
+
 def contributed(
     probabilities: torch.Tensor, outputs: torch.Tensor, kind: str, groups: Collection[list[int]]
 ) -> torch.Tensor:
@@ -170,6 +181,25 @@ def contributed(
         along = (outputs.flatten(0, 1) @ (total / length)).view_as(probabilities) * probabilities
         found = [along[..., heads, :, :].sum(-3) for heads in groups]
     return torch.stack(found, -3) / length.mean(-1, keepdim=True).unsqueeze(-3)
+
+
+def heads_agreed(probabilities: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """Average attention over heads by `head_weights`: float32 (..., 1, token, pixel).
+
+    Of `probabilities` (..., head, token, pixel) and a layer's `outputs` (head, token, channel).
+    """
+    total = outputs.flatten(0, 1).T @ probabilities.flatten(-3, -2)  # (..., channel, pixel)
+    along = (outputs.flatten(0, 1) @ total).view_as(probabilities) * probabilities
+    return (probabilities * head_weights(along.sum(-2)).unsqueeze(-2)).sum(-3, keepdim=True)
+
+
+def head_weights(along: torch.Tensor) -> torch.Tensor:
+    """Weigh heads at each pixel by the product of what each adds to it and what all add: float32 (..., head, pixel).
+
+    The products are (..., head, pixel), as the weights. These add up to 1 over heads, or are 0 where nothing is added;
+    that of a head which works against the others is negative.
+    """
+    return along / along.sum(-2, keepdim=True).clamp_min_(torch.finfo(along.dtype).tiny)
 
 
 def _span(heads):
@@ -235,7 +265,7 @@ def _product(x, weight, bias):
     return nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
-def _linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+def linear_map(module, dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Copy the weight and bias of anything that acts as a linear layer: LoRA, offloaded or quantized ones too.
 
     `dtype` is what quantized weights work in.

@@ -45,6 +45,7 @@ def record(
     texts: str | Sequence[str] = (),
     self_attention: int | Collection[int] = (),
     outputs: bool = False,
+    agreement: int | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -89,6 +90,8 @@ def record(
     outputs : bool
         In joint attention, whether sums over steps of what attention gives are kept, for `concept_maps` of the texts,
         and for `linear_daam`: of each layer 4 bytes for each pixel and channel, so choose `layers`.
+    agreement : int, optional
+        Height of the grid on which the layers' self-attention is compared, for `goca`: 16, or 32, which takes longer.
     dtype : torch.dtype, optional
         Floating-point type of kept queries; the pipeline's own unless given. Sums are float32.
     device : str or torch.device
@@ -120,7 +123,8 @@ def record(
         text; where not all vectors of a learned token were read.
     """
     kept = {"keep": keep, "share": share, "texts": texts, "self_attention": self_attention, "outputs": outputs}
-    recorder = Recorder(pipe, layers, steps, branch, generator, parts, **kept, dtype=dtype, device=device)
+    kept |= {"agreement": agreement, "dtype": dtype, "device": device}
+    recorder = Recorder(pipe, layers, steps, branch, generator, parts, **kept)
     with recorder:
         yield recorder.recording
     recorder.check()

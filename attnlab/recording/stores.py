@@ -15,14 +15,14 @@ from torch import nn
 
 from ..pipelines import as_device
 from .adapters import Adapter, AttentionCall, JointCall
+from .agreement import AgreementStore
 from .beside import TextsBeside
 from .clip import Text
 from .host_copy import HostCopy
 from .kept import CallStore, KeptCall
-from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact, split_heads
-from .norms import Norm
+from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact
 from .texts import TextEncoder
-from .trace import SelfAttentionSum, Trace
+from .trace import SelfAttentionSum, Trace, add_to
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 
@@ -95,8 +95,7 @@ class MapStore:
         """Add a step's maps, by layer, to a trace."""
         for name, maps in taken.items():
             for text, found in maps:
-                sums = trace.streamed.setdefault(text, {})
-                sums[name] = sums[name].add_(found) if name in sums else found
+                add_to(trace.streamed.setdefault(text, {}), name, found)
 
     def forget(self) -> None:
         """Drop the keys of an earlier generation: layers and traces may come to lie at the same address."""
@@ -174,29 +173,21 @@ class SelfAttentionStore:
             self._met[size[0]] += 1
             if not self._active or size[0] not in self.heights:
                 return
-            found = [self._probability(module, call.query[row], call.key[row]) for row in self._rows]
+            found = [call.self_attention(row, module) for row in self._rows]
             before = self._step.get(size)
             self._step[size] = found if before is None else [a.add_(b) for a, b in zip(before, found, strict=True)]
             self._layers[size] += 1
 
         return receive
 
-    def _probability(self, module, queries, keys):
-        width = queries.shape[-1] // module.heads
-        queries = split_heads(queries.detach(), module.heads, Norm.of(module.norm_q, width))
-        keys = split_heads(keys.detach(), module.heads, Norm.of(module.norm_k, width)) * module.scale
-        total = 0
-        for q, k in zip(queries, keys, strict=True):  # one head at a time: these are the largest tensors of all
-            total = total + (q @ k.mT).softmax(-1)
-        return total / module.heads
-
 
 class Stores:
     """All that a recording keeps: chosen by what `record` was asked for, see there."""
 
     def __init__(
-        self, adapter: Adapter, encoder: TextEncoder | None, keep, share, texts, self_attention, dtype, device, outputs
-    ):
+        self, adapter: Adapter, encoder: TextEncoder | None, keep, share, texts, self_attention, dtype, device, outputs,
+        agreement,
+    ):  # fmt: skip
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype={dtype}: queries are kept in a floating-point type, for example torch.float16")
         device = as_device(device)
@@ -226,6 +217,10 @@ class Stores:
             self._stores.insert(0, QuerySum())
         if queries := keep == "queries" or (keep is None and not texts):
             self._stores.insert(0, QueryStore(dtype, self.host_copy))
+        if agreement is not None and not (joint or queries):
+            raise ValueError("with agreement= the queries of all steps are needed: add keep='queries'")
+        self._agreement = None if agreement is None else AgreementStore(adapter, agreement, share)
+        self._stores += [] if agreement is None else [self._agreement]
         self.values = queries or keep == "contributions"  # whether layers are kept with their values
 
     def take(self, trace: Trace, layer: Layer, call: AttentionCall | JointCall, row: int) -> list:
@@ -248,7 +243,7 @@ class Stores:
 
     def listen(self) -> list:
         """Listen to what is not the image's own attention to its text; return the handles to remove that by."""
-        return [] if self.beside is None else self.beside.listen()
+        return [handle for one in (self.beside, self._agreement) if one is not None for handle in one.listen()]
 
     @property
     def asking(self) -> bool:

@@ -10,7 +10,7 @@ from .kept import KeptCall, tensors_in
 from .layers import Layer
 from .words import Word
 
-__all__ = ["Generation", "SelfAttentionSum", "TextBeside", "Trace", "length_of"]
+__all__ = ["Generation", "SelfAttentionSum", "TextBeside", "Trace", "add_to", "length_of"]
 
 
 @dataclass
@@ -42,6 +42,11 @@ class SelfAttentionSum(NamedTuple):
 def length_of(words: Iterable[Word], ends: bool) -> int:
     """Return the number of a text's tokens up to the first end token, which is included if one `ends` the text."""
     return max((p for word in words for p in word.tokens), default=0) + 1 + ends
+
+
+def add_to(sums: dict, key, found: torch.Tensor) -> None:
+    """Add a tensor to the sum of a layer, or whatever `key` names."""
+    sums[key] = sums[key].add_(found) if key in sums else found
 
 
 @dataclass
@@ -92,6 +97,10 @@ class Trace:
     beside: dict[str, TextBeside] = field(default_factory=dict)  # by the text; maps of its words are in `streamed`
     # per layer, the sum of the steps' outputs of joint attention, float32 (pixel, channel)
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    # per layer, the sum of the steps' agreement of self-attention with the reference, float32 ()
+    agreement: dict[str, torch.Tensor] = field(default_factory=dict)
+    # per layer of joint attention, the sum of the steps' maps by the heads' agreement, float32 (token, pixel)
+    agreed: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def length(self) -> int | None:
@@ -124,7 +133,7 @@ class Trace:
     def totals(self) -> list[dict[str, torch.Tensor]]:
         """List the sums over steps of one tensor per layer."""
         beside = (sums for text in self.beside.values() for sums in (text.outputs, text.products))
-        return [self.sums, self.outputs, *self.streamed.values(), *beside]
+        return [self.sums, self.outputs, self.agreement, self.agreed, *self.streamed.values(), *beside]
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Give what is held in memory of this image; images that were generated together share their calls."""

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from attnlab import Recording, daam, metrics, record_image, seed
+from attnlab import Recording, daam, goca, metrics, record_image, seed
 from attnlab.maps.heatmaps import resize
 from attnlab.recording.checks import own_size
 from attnlab.scenes import street
 
-__all__ = ["TIMESTEPS", "TUNING", "WordCase", "caption_maps", "localization", "summarize_cases", "word_cases"]
+__all__ = ["TIMESTEPS", "TUNING", "WordCase", "agreeing_maps", "caption_maps", "localization", "summarize_cases"]
+__all__ += ["word_cases"]
 
 TIMESTEPS = (100, 300, 500)  # of 1000
 TUNING = street.HELD_OUT + 100_000  # first seed of the scenes on which the threshold is chosen
@@ -41,6 +42,13 @@ _Method = Callable[[Recording, list[str]], dict[str, np.ndarray]]
 def caption_maps(recording: Recording, words: list[str]) -> dict[str, np.ndarray]:
     """Return the DAAM map of each word, or of its first occurrence."""
     maps = daam(recording)
+    return {word: maps[word, 0] for word in words}
+
+
+def agreeing_maps(recording: Recording, words: list[str]) -> dict[str, np.ndarray]:
+    """Return GoCA's map of each word, or of its first occurrence; that of one word alone is not rescaled."""
+    several = len(words) > 1
+    maps = goca(recording, words=[(word, 0) for word in words] if several else None, rescaled=several)
     return {word: maps[word, 0] for word in words}
 
 

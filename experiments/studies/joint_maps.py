@@ -33,14 +33,15 @@ from attnlab.scenes import street
 from attnlab.storage import File, claim_folder, write, write_text
 
 from ..bundled.cards import markdown_table
-from ..bundled.localize import WordCase, summarize_cases
+from ..bundled.localize import WordCase, agreeing_maps, summarize_cases
 
-__all__ = ["FIRST_CHOSEN_ON", "FIRST_REPORTED", "MAP_KINDS", "JointMapsStudy", "Reading", "main", "maps_of_outputs"]
-__all__ += ["maps_of_share", "readings_table"]
+__all__ = ["FIRST_CHOSEN_ON", "FIRST_REPORTED", "MAP_KINDS", "JointMapsStudy", "Reading", "main"]
+__all__ += ["maps_of_agreement", "maps_of_outputs", "maps_of_share", "readings_table"]
 
 FIRST_CHOSEN_ON = street.HELD_OUT + 800_000  # first seed of the scenes on which readings and thresholds are chosen
 FIRST_REPORTED = street.HELD_OUT + 850_000
 _BLOCK = 10  # scenes per file
+_GRID = 16  # rows on which layers are compared
 _BESIDE = ("sky", "grass")
 _TIMESTEPS = (100, 300, 500, 700, 900)
 _RESULTS = Path(__file__).parents[1] / "results" / "joint_maps.json"
@@ -68,10 +69,17 @@ def maps_of_outputs(pipe, recording: al.Recording, words: Sequence[str]) -> _Map
     return {layer: {word: maps[word] for word in words} for layer, maps in layers.items()}
 
 
+def maps_of_agreement(pipe, recording: al.Recording, words: Sequence[str]) -> _Maps:
+    """Return GoCA's map of each word, which is of all layers, under the name of each."""
+    maps = agreeing_maps(al.record_again(pipe, recording, agreement=_GRID), list(words))
+    return dict.fromkeys(recording.trace.sizes, maps)
+
+
 MAP_KINDS: dict[str, Callable[..., _Maps]] = {
     "text": partial(maps_of_share, "text"),
     "joint": partial(maps_of_share, "joint"),
     "output": maps_of_outputs,
+    "agreement": maps_of_agreement,
 }
 """Kinds of maps: functions of a pipeline, a recording of one image and timestep with its calls, and words."""
 
@@ -150,8 +158,9 @@ class JointMapsStudy:
 
     def readings(self, layers: int) -> list[Reading]:
         """List every reading of a model of so many layers."""
-        runs = list(combinations_with_replacement(range(layers), 2))
-        return [Reading(kind, *run, t) for kind in MAP_KINDS for run in runs for t in (*self.timesteps, None)]
+        runs, whole = list(combinations_with_replacement(range(layers), 2)), [(0, layers - 1)]
+        of_kinds = [(kind, whole if kind == "agreement" else runs) for kind in MAP_KINDS]  # which weighs layers itself
+        return [Reading(kind, *run, t) for kind, some in of_kinds for run in some for t in (*self.timesteps, None)]
 
     def cases(self, found: _Found, reading: Reading) -> list[WordCase]:
         """Return the words of scenes with their maps by a reading, each resized to its mask."""

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..encoded import EncodedTexts
-from ..layers import Layer
+from ..layers import Layer, mean_attention, split_heads
+from ..norms import Norm
 from ..words import Word
 
 __all__ = ["Adapter", "AttentionCall", "DenoiserCall", "JointCall", "Timesteps", "arguments_of"]
@@ -46,6 +47,13 @@ class AttentionCall(NamedTuple):
         """Return the keys (token, head x width) of one image, which are those of its text."""
         return self.key[row].detach()
 
+    def self_attention(self, row: int, module: nn.Module) -> torch.Tensor:
+        """Compute one image's self-attention in a module, mean over heads: float32 (pixel, pixel)."""
+        norms = (Norm.of(norm, self.query.shape[-1] // module.heads) for norm in (module.norm_q, module.norm_k))
+        given = zip((self.query, self.key), norms, strict=True)
+        queries, keys = (split_heads(x[row].detach(), module.heads, norm) for x, norm in given)
+        return mean_attention(queries, keys * module.scale)
+
 
 class JointCall(NamedTuple):
     """One call of a joint attention, in which image and text attend to both: what one image's pixels give its text."""
@@ -72,21 +80,38 @@ class JointCall(NamedTuple):
         """Return what attention gives some tokens of one image, before its output projection: (token, head x width)."""
         return self.output[row, :, tokens].detach().transpose(0, 1).flatten(1)
 
-    def shares(self, row: int, share: str, count: int | None = None) -> torch.Tensor:
+    def shares(
+        self, row: int, share: str, count: int | None = None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Compute how one image's pixels share out their attention among its text, mean over heads.
 
         float32 (token, pixel), 0..1: of all attention (share="joint"), as the model does, or of what goes to the text
-        ("text"), which adds up to 1 over tokens. Of the first `count` tokens of the text, if it is given.
+        ("text"), which adds up to 1 over tokens. Of the first `count` tokens of the text, if it is given; heads count
+        by `weights` (head, pixel).
         """
         first = self.text[row].start or 0
         text = self.text[row] if count is None else slice(first, first + count)
-        query, key = self.query[row, :, self.pixels[row]].detach(), self.key[row].detach()
-        key = key.repeat_interleave(len(query) // len(key), 0) if len(key) != len(query) else key
+        query, key = self._met(row)
         mask = None if self.mask is None else self._mask(row)
         if share == "text":
             mask = None if mask is None else mask[..., text]
-            return _text_shares(query.float(), key[:, text].float() * self.scale, mask).mean(0)
-        return _joint_shares(query, key, mask, self.scale, text).float().mean(0).mT
+            found = _text_shares(query.float(), key[:, text].float() * self.scale, mask)
+        else:
+            found = _joint_shares(query, key, mask, self.scale, text).float().mT
+        return found.mean(0) if weights is None else (found * weights[:, None]).sum(0)
+
+    def self_attention(self, row: int) -> torch.Tensor:
+        """Compute how one image's pixels attend to one another, mean over heads: float32 (pixel, pixel).
+
+        Softmax over pixels alone, all of which take part, whatever the mask says of the text.
+        """
+        query, key = self._met(row)
+        return mean_attention(query.float(), key[:, self.pixels[row]].float() * self.scale)
+
+    def _met(self, row):
+        """Return the queries of an image's pixels and the keys of all tokens, as many heads of both."""
+        query, key = self.query[row, :, self.pixels[row]].detach(), self.key[row].detach()
+        return query, key.repeat_interleave(len(query) // len(key), 0) if len(key) != len(query) else key
 
     def _mask(self, row):
         """Return an image's own mask, (head or 1, pixel or 1, key)."""
@@ -227,6 +252,10 @@ class Adapter(ABC):
     @abstractmethod
     def self_attentions(self) -> list[nn.Module]:
         """List the attentions of the image to itself."""
+
+    @abstractmethod
+    def self_attention_of(self, name: str) -> nn.Module:
+        """Return the self-attention that belongs to an attention which reads text; TypeError where none is seen."""
 
     def layer(self, name: str, dtype: torch.dtype, values: bool) -> Layer:
         """Copy what makes a text's keys, and its `values`, in a layer where these depend on the text alone.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..encoded import EncodedTexts
-from ..layers import Layer, alike
+from ..layers import Layer, alike, linear_map
 from ..pieces import words_in
 from ..words import Word
 from .base import Adapter, AttentionCall, DenoiserCall, JointCall, Timesteps, arguments_of
@@ -108,6 +108,19 @@ class TransformerAdapter(Adapter):
     def self_attentions(self) -> list[nn.Module]:
         """Raise TypeError: self-attention of transformers is not recorded."""
         raise TypeError(f"self-attention of {type(self.module).__name__} is not recorded: leave self_attention= out")
+
+    def self_attention_of(self, name: str) -> nn.Module:
+        """Return the joint attention itself, in which pixels meet pixels, too; TypeError for cross-attention."""
+        if self.family.image not in ("first", "last"):
+            raise TypeError(f"self-attention of {type(self.module).__name__} is not recorded: leave agreement= out")
+        return self.attentions[name]
+
+    def output_weight(self, name: str, channels: int) -> torch.Tensor:
+        """Return the weights (channel, head x width) that follow so many channels of a joint attention."""
+        module, block = self.attentions[name], self.module.get_submodule(name.rpartition(".")[0])
+        found = getattr(module, "to_out", None)
+        found = block.proj_out if found is None else found[0] if isinstance(found, nn.ModuleList) else found
+        return linear_map(found, self.module.dtype)[0][:, :channels]  # what a block joins to them stands behind
 
     def layer(self, name: str, dtype: torch.dtype, values: bool) -> Layer:
         """Copy what makes a text's keys, and its `values`; in joint attention these do not depend on text alone."""

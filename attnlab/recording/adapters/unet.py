@@ -109,6 +109,13 @@ class UNetAdapter(Adapter):
         """List the attentions of the image to itself, in every block."""
         return [attention for _, attention in _attentions(self.module) if not attention.is_cross_attention]
 
+    def self_attention_of(self, name: str) -> Attention:
+        """Return the self-attention that runs before a cross-attention, in the same block."""
+        found = getattr(self.module.get_submodule(name.rpartition(".")[0]), "attn1", None)
+        if found is None or found.is_cross_attention:
+            raise TypeError(f"{name} has no self-attention before it: leave agreement= out")
+        return found
+
 
 def _attentions(unet):
     return [(name, module) for name, module in unet.named_modules() if isinstance(module, Attention)]
