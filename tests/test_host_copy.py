@@ -247,8 +247,7 @@ def test_a_watch_of_keys_ends_its_thread_after_an_error(monkeypatch):
 
     monkeypatch.setattr(host_copy, "link_between", lambda source, target: Broken())
     watch, before = KeyWatch(), set(threading.enumerate())
-    watch.meet("a layer", numbers(3, 4))
-    watch.end_step(0)
+    watch.compare({"a layer": numbers(3, 4)}, 0)
     [thread] = set(threading.enumerate()) - before
     with pytest.raises(RuntimeError, match="could not be brought to cpu"):
         watch.end()

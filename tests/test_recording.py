@@ -22,8 +22,10 @@ from diffusers import (
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnlab as al
+from attnlab.recording import current
 from attnlab.recording.adapters import Adapter
 from attnlab.recording.layers import Layer, choose_layers
 
@@ -202,8 +204,81 @@ def test_half_precision_queries(pipe, generate, recording):
 
 
 def test_only_the_kept_half_stays_in_memory(recording):
-    for queries in recording.trace.queries.values():
-        assert all(q.untyped_storage().nbytes() == q.numel() * q.element_size() for q in queries)
+    kept = [q for queries in recording.trace.queries.values() for q in queries]
+    storages = {q.untyped_storage().data_ptr(): q.untyped_storage().nbytes() for q in kept}
+    assert sum(storages.values()) == sum(q.nbytes for q in kept)
+
+
+@pytest.mark.parametrize("keep", ["queries", "sum", "maps", "contributions"])
+def test_layers_that_wait_for_one_another(pipe, generate, monkeypatch, keep):
+    """What is taken of all layers at once is what is taken of each."""
+    found = []
+    for room in (2**40, 0):
+        monkeypatch.setattr(current, "_WAITING", room)
+        with al.record(pipe, keep=keep, branch="both", texts="a tree" if keep == "maps" else ()) as recording:
+            generate()
+        found.append(recording)
+    for one, other in zip(*(both.traces for both in found), strict=True):
+        assert one.queries.keys() == other.queries.keys()
+        for name, queries in one.queries.items():
+            assert all(map(torch.equal, queries, other.queries[name]))
+        for sums, others in zip(one.totals(), other.totals(), strict=True):
+            assert sums.keys() == others.keys()
+            for name, total in sums.items():
+                torch.testing.assert_close(total, others[name], rtol=1e-5, atol=1e-6)
+
+
+def test_queries_that_change_in_place_are_refused(pipe, generate):
+    """A processor that scales its queries where they lie would change what was not yet taken."""
+    name = next(name for name, m in pipe.unet.named_modules() if name.endswith("attn2"))
+    attention = pipe.unet.get_submodule(name)
+    before = attention.processor
+
+    class Scaled:
+        def __call__(self, attn, hidden_states, encoder_hidden_states, **kwargs):
+            query, key, value = attn.to_q(hidden_states), *(m(encoder_hidden_states) for m in (attn.to_k, attn.to_v))
+            query *= 0.5
+            scores = attn.get_attention_scores(*(attn.head_to_batch_dim(x) for x in (query, key)))
+            return attn.to_out[0](attn.batch_to_head_dim(scores @ attn.head_to_batch_dim(value)))
+
+    attention.set_processor(Scaled())
+    try:
+        with pytest.raises(RuntimeError, match=f"{name} changes its queries in place"), al.record(pipe):
+            generate()
+    finally:
+        attention.set_processor(before)
+
+
+class Operations(TorchDispatchMode):
+    """Count operations that a GPU would have to start, so all but views."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aliases = [given.alias_info for given in function._schema.returns]
+        self.count += not any(alias is not None and not alias.is_write for alias in aliases)
+        return function(*args, **(kwargs or {}))
+
+
+def test_operations_of_a_step_do_not_grow_with_the_layers(pipe):
+    """Where a program waits for nothing, starting operations is what recording costs beside a GPU."""
+    unet = type(pipe.unet).from_config({**pipe.unet.config, "layers_per_block": 10})
+    deep = StableDiffusionPipeline(**{**pipe.components, "unet": unet.eval()}, requires_safety_checker=False)
+    deep.set_progress_bar_config(disable=True)
+    assert sum(m.is_cross_attention for m in unet.modules() if isinstance(m, Attention)) == 21
+
+    def operations(steps, **kept):
+        with Operations() as found, al.record(deep, **kept) if kept else contextlib.nullcontext():
+            deep("a house", num_inference_steps=steps, output_type="latent")
+        return found.count
+
+    def of_a_step(**kept):  # the first one has more
+        return operations(3, **kept) - operations(2, **kept)
+
+    plain = of_a_step()
+    assert all(0 < of_a_step(keep=keep) - plain <= 16 for keep in ("queries", "sum", "maps"))
 
 
 def test_seed_is_noted_only_where_given(pipe, generate):

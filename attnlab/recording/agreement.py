@@ -39,8 +39,11 @@ class AgreementStore:
         ends = [module.register_forward_hook(self._give) for module in self._modules.values()]
         return [*(handle for tap in taps for handle in tap), *ends]
 
-    def take(self, trace: Trace, layer: Layer, call: AttentionCall | JointCall, row: int) -> tuple:
-        """Compute of one image in a layer its maps, self-attention (cell, cell) and features (cell, channel)."""
+    def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall | JointCall]], row: int) -> list[tuple]:
+        """Compute of one image in each layer its maps, self-attention (cell, cell) and features (cell, channel)."""
+        return [self._taken(trace, layer, call, row) for layer, call in met]
+
+    def _taken(self, trace, layer, call, row):
         taken = self._of_joint if isinstance(call, JointCall) else self._of_cross
         maps, looks, features = taken(trace, layer.name, call, row)
         height, width = latent = trace.generation.latent_size

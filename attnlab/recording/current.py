@@ -14,6 +14,9 @@ from .trace import Trace
 __all__ = ["CurrentGeneration", "CurrentStep", "check_seen"]
 
 
+_WAITING = 64 * 2**20  # bytes of queries that wait for one another, at most
+
+
 @dataclass
 class CurrentStep:
     """One call of the denoiser: which rows of its batch are kept, and what has been taken of each layer and image."""
@@ -23,6 +26,9 @@ class CurrentStep:
     text: torch.Tensor  # (batch, token, text width)
     active: bool  # whether it is recorded
     taken: dict[str, list[list]] = field(default_factory=dict)
+    waiting: dict[str, tuple] = field(default_factory=dict)  # by layer, what met in it, until it is taken
+    bytes: int = 0  # of the queries that wait
+    keys: dict[str, torch.Tensor] = field(default_factory=dict)  # by layer, of the first image's text
     met: dict[str, Layer] = field(default_factory=dict)  # layers first seen in this call, on the model's device
     kept: KeptCall | None = None  # its arguments, where they are kept
 
@@ -87,21 +93,46 @@ class CurrentGeneration:
             self.schedule, self.text, self.step, self.traces, self.known = None, None, None, [], {}
         return self.layers
 
-    def meet(self, name, call, adapter, stores) -> Layer:
-        """Return a layer, which is copied when it is first met: only inside its forward does a LoRA have its scale."""
+    def meet(self, name, call, adapter, stores) -> None:
+        """Note what met in a layer, which is copied the first time: only inside its forward does a LoRA have its scale.
+
+        What is kept of it is taken together with that of other layers, as each operation costs a GPU's program time.
+        """
+        step = self.step
         if name not in self.layers:
-            self.step.met[name] = layer = adapter.layer(name, call.query.dtype, stores.values)
-            self.layers[name] = layer.moved(stores.host_copy.send)
+            with exact():
+                step.met[name] = layer = adapter.layer(name, call.query.dtype, stores.values)
+                self.layers[name] = layer.moved(stores.host_copy.send)
             self.sizes[name] = adapter.grid(call.count, self.traces[0].generation.latent_size)
-        if self.step.rows and self.traces[0].generation.changed is None:
-            keys = call.text_keys(self.step.rows[0][1])
+        if step.rows and self.traces[0].generation.changed is None:
+            keys = call.text_keys(step.rows[0][1])
             if keys is not None:
-                self.keys.meet(name, keys)
-        return self.step.met.get(name, self.layers[name])
+                step.keys[name] = keys
+        if not step.active:
+            step.taken[name] = []
+            return
+        step.waiting[name] = call.lasting(), _version(call.query)
+        step.bytes += call.query.nbytes
+        if stores.at_once or step.bytes > _WAITING:
+            self.take(stores)
+
+    @exact()
+    def take(self, stores):
+        """Take what is kept of the layers that wait for it."""
+        step = self.step
+        for name, (call, version) in step.waiting.items():
+            if _version(call.query) != version:
+                raise RuntimeError(f"the processor of {name} changes its queries in place: give it a copy of them")
+        met = [(step.met.get(name, self.layers[name]), call) for name, (call, _) in step.waiting.items()]
+        if met:
+            found = [stores.take(trace, met, row) for (_, row), trace in zip(step.rows, self.traces, strict=True)]
+            for k, name in enumerate(step.waiting):
+                step.taken[name] = [[store[k] for store in image] for image in found]
+        step.waiting, step.bytes = {}, 0
 
     def end_step(self, stores):
         """Put a step into the traces: it is whole only now, one that was interrupted half-way leaves nothing behind."""
-        self.keys.end_step(self.calls)
+        self.keys.compare(self.step.keys, self.calls)
         self._check_keys()
         for i, trace in enumerate(self.traces):
             trace.generation.ran = self.calls + 1
@@ -134,6 +165,11 @@ class CurrentGeneration:
             del self.layers[name]
         for trace in self.traces:
             trace.sizes = {name: sizes[name] for name in self.chosen}
+
+
+def _version(tensor):
+    """Return how often a tensor was changed in place; None where torch does not count that."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def check_seen(adapter, names, step):

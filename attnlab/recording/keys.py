@@ -18,23 +18,25 @@ class KeyWatch:
     def __init__(self):
         self._copy = HostCopy(torch.device("cpu"), _SLOT)
         self._first: dict[str, torch.Tensor] = {}  # keys of each layer
-        self._drift: dict[str, torch.Tensor] = {}  # of this step: above 0 where keys are others
+        self._limits: dict[str, torch.Tensor] = {}  # how far others may be from them
         self._sent: deque[tuple] = deque()  # (drift, its number among the copies, call, names), not looked at yet
 
-    def meet(self, name: str, key: torch.Tensor) -> None:
-        """Compare a layer's keys (token, head x width) with the first ones."""
-        first = self._first.setdefault(name, key.clone()).to(key)
-        alike = first.shape == key.shape
-        self._drift[name] = (first - key).norm() - _ALIKE * first.norm() if alike else torch.ones(())
-
-    def end_step(self, call: int) -> None:
-        """Send on what was found in a call of the denoiser."""
-        if self._drift:
-            device = next(iter(self._drift.values())).device
-            drift = [value.to(device, torch.float32, non_blocking=True) for value in self._drift.values()]
+    def compare(self, met: dict[str, torch.Tensor], call: int) -> None:
+        """Compare the keys (token, head x width) that layers had in a call of the denoiser with their first ones."""
+        for name, key in met.items():
+            if name not in self._first:
+                self._first[name] = key.clone()
+                self._limits[name] = _ALIKE * key.norm()
+        if others := [name for name, key in met.items() if self._first[name].shape != key.shape]:
+            self._sent.append((torch.ones(len(others)), 0, call, others))
+        elif met:  # all layers at once: on a GPU each operation costs the program time
+            keys = list(met.values())
+            firsts = [self._first[name].to(key) for name, key in met.items()]
+            drift = torch._foreach_norm(torch._foreach_sub(firsts, keys))
+            torch._foreach_sub_(drift, [self._limits[name] for name in met])
+            drift = [value.to(drift[0].device, torch.float32, non_blocking=True) for value in drift]
             arriving = self._copy.send([torch.stack(drift)])
-            self._sent.append((*arriving, self._copy.sent, call, list(self._drift)))
-            self._drift = {}
+            self._sent.append((*arriving, self._copy.sent, call, list(met)))
 
     def changed(self) -> tuple[str, int] | None:
         """Return the first layer, and call, that had other keys, as far as is known by now."""

@@ -21,6 +21,8 @@ __all__ = [
 Layers = str | int | Collection[str | int] | None
 """Layers by name, beginning of a name ("up_blocks.1") or map height (16), one or several; None for the usual ones."""
 
+_SCORES = 32 * 2**20  # bytes of attention between pixels that are computed at a time, at least one head's
+
 KINDS = ("projection", "norm")  # how what a token adds to a pixel is measured, see `contributions`
 
 
@@ -159,8 +161,9 @@ def mean_attention(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     Of queries (head, pixel, width) and scaled keys (head, token, width).
     """
     total = 0
-    for q, k in zip(queries, keys, strict=True):  # one head at a time: these are the largest tensors of all
-        total = total + (q @ k.mT).softmax(-1)
+    together = max(1, _SCORES // (4 * queries.shape[-2] * keys.shape[-2]))
+    for q, k in zip(queries.split(together), keys.split(together), strict=True):
+        total = total + (q @ k.mT).softmax(-1).sum(0)
     return total / len(queries)
 
 
@@ -179,6 +182,8 @@ def contributed(
         found = [_norms(probabilities[..., heads, :, :], outputs[heads]) for heads in groups]
     else:
         along = (outputs.flatten(0, 1) @ (total / length)).view_as(probabilities) * probabilities
+        if len(groups) == len(outputs) and groups == [_span([head]) for head in range(len(outputs))]:
+            return along / length.mean(-1, keepdim=True).unsqueeze(-3)
         found = [along[..., heads, :, :].sum(-3) for heads in groups]
     return torch.stack(found, -3) / length.mean(-1, keepdim=True).unsqueeze(-3)
 

@@ -251,7 +251,6 @@ class Recorder:
         generation.text = text
 
     def _receiver(self, name):
-        @exact()
         def receive(call: AttentionCall | JointCall) -> None:
             if self.skips or self._stores.asking:
                 return
@@ -259,11 +258,7 @@ class Recorder:
             wanted = generation.chosen is None or (step.active and name in generation.chosen)
             if not wanted or (self.adapter.sees_context and not alike(call.context, step.text)):
                 return
-            layer = generation.meet(name, call, self.adapter, self._stores)
-            step.taken[name] = [
-                self._stores.take(trace, layer, call, row)
-                for (_, row), trace in zip(step.rows if step.active else (), generation.traces, strict=step.active)
-            ]
+            generation.meet(name, call, self.adapter, self._stores)
 
         return receive
 
@@ -273,6 +268,7 @@ class Recorder:
         if self.skips:
             return
         generation, step = self._generation, self._generation.step
+        generation.take(self._stores)
         if generation.chosen is None or step.active:
             self._stores.self_attention.check()
         if generation.chosen is None:

@@ -6,7 +6,7 @@ asks that for no number, so that a GPU is never waited for: queries leave it by 
 once, at the end of a generation (`Stores.settle`). Axes: head, token, pixel (row-major).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from numbers import Integral
 
@@ -22,7 +22,7 @@ from .host_copy import HostCopy
 from .kept import CallStore, KeptCall
 from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact
 from .texts import TextEncoder
-from .trace import SelfAttentionSum, Trace, add_to
+from .trace import SelfAttentionSum, Trace, add_all
 
 __all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
 
@@ -40,11 +40,9 @@ class QueryStore:
     def __init__(self, dtype: torch.dtype | None, host_copy: HostCopy):
         self.dtype, self.host_copy = dtype, host_copy
 
-    def take(self, trace: Trace, layer: Layer, call: AttentionCall, row: int) -> torch.Tensor:
-        """Copy a layer's queries (pixel, head x width) of one image."""
-        queries = call.query[row].detach()
-        # a copy: a view would keep the whole batch, both halves of it, alive
-        return queries.to(self.dtype or queries.dtype, copy=True)
+    def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall]], row: int) -> list[torch.Tensor]:
+        """Copy the layers' queries (pixel, head x width) of one image."""
+        return _copied([call.query[row].detach() for _, call in met], self.dtype)
 
     def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
         """Append a step's queries, by layer, to a trace."""
@@ -55,17 +53,15 @@ class QueryStore:
 class QuerySum:
     """The sum of all steps' queries in float32, all that Linear DAAM needs."""
 
-    def take(self, trace: Trace, layer: Layer, call: AttentionCall, row: int) -> torch.Tensor:
-        """Copy a layer's queries (pixel, head x width) of one image."""
-        return call.query[row].detach().clone()
+    def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall]], row: int) -> list[torch.Tensor]:
+        """Copy the layers' queries (pixel, head x width) of one image, as they meet the keys."""
+        taken = _copied([call.query[row].detach() for _, call in met], torch.float32)
+        normalized = ((layer, queries) for (layer, _), queries in zip(met, taken, strict=True))
+        return [q if layer.norm_q is None else layer.queries(q).transpose(0, 1).flatten(1) for layer, q in normalized]
 
     def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
         """Add a step's queries, by layer, to a trace."""
-        for name, queries in taken.items():
-            layer = trace.layers[name]
-            if layer.norm_q is not None:  # the sum is of what meets the keys
-                queries = layer.queries(queries).transpose(0, 1).flatten(1)
-            trace.sums[name] = trace.sums[name].add_(queries) if name in trace.sums else queries.float()
+        add_all(trace.sums, taken)
 
 
 class MapStore:
@@ -81,46 +77,64 @@ class MapStore:
         self._keys: dict[tuple, list[torch.Tensor]] = {}  # of a text in a layer; behind them, its outputs
 
     def take(
-        self, trace: Trace, layer: Layer, call: AttentionCall | JointCall, row: int
-    ) -> list[tuple[str | None, torch.Tensor]]:
-        """Compute each text's maps (head, token, pixel) of one image in a layer."""
+        self, trace: Trace, met: list[tuple[Layer, AttentionCall | JointCall]], row: int
+    ) -> list[dict[str | None, torch.Tensor]]:
+        """Compute each text's maps (head, token, pixel) of one image in each layer."""
         # a negative prompt may be no text at all, and one that changes has no sum
         shown = [text for text in self.texts if text or (trace.length and trace.generation.changed is None)]
-        if isinstance(call, JointCall):  # of its own text alone, and the mean over heads
-            return [(None, call.shares(row, self.share)[None, : trace.length].contiguous()) for _ in shown]
-        heads = layer.queries(call.query[row].detach())
-        return [(text and text.text, self._map(trace, layer, heads, text)) for text in shown]
+        found = [{} for _ in met]
+        for some in _alike(met):
+            layers, calls = zip(*(met[k] for k in some), strict=True)
+            if isinstance(calls[0], JointCall):  # of its own text alone, and the mean over heads
+                maps = {None: [c.shares(row, self.share)[None, : trace.length].contiguous() for c in calls]}
+                maps = maps if shown else {}
+            else:
+                heads = layers[0].queries(torch.stack([call.query[row].detach() for call in calls]))
+                maps = {text and text.text: self._maps(trace, layers, heads, text) for text in shown}
+            for text, of_layers in maps.items():
+                for k, one in zip(some, of_layers, strict=True):
+                    found[k][text] = one
+        return found
 
-    def put(self, trace: Trace, taken: dict[str, list[tuple[str | None, torch.Tensor]]]) -> None:
+    def put(self, trace: Trace, taken: dict[str, dict[str | None, torch.Tensor]]) -> None:
         """Add a step's maps, by layer, to a trace."""
-        for name, maps in taken.items():
-            for text, found in maps:
-                add_to(trace.streamed.setdefault(text, {}), name, found)
+        for text in next(iter(taken.values()), ()):
+            add_all(trace.streamed.setdefault(text, {}), {name: maps[text] for name, maps in taken.items()})
 
     def forget(self) -> None:
         """Drop the keys of an earlier generation: layers and traces may come to lie at the same address."""
         self._keys.clear()
 
-    def _map(self, trace, layer, queries, text):
-        """Compute the maps of tokens up to the first end token; a prompt's padding takes part in the softmax."""
-        of = (id(trace) if text is None else id(text), layer.name)
-        if of not in self._keys:
-            if layer.weight.device != queries.device:  # of an earlier step, and perhaps still on its way
-                self.host_copy.wait()
-                layer = layer.to(queries.device)
-            embedding = trace.text if text is None else text.embedding[: text.length]
-            embedding = embedding.to(queries.device, non_blocking=True)
-            self._keys[of] = [layer.keys(embedding) * layer.scale]
-            self._keys[of] += [layer.outputs(embedding)] if self.contributions else []
+    def _maps(self, trace, layers, queries, text):
+        """Compute layers' maps of tokens up to the first end token; a prompt's padding takes part in the softmax.
+
+        Of queries (layer, head, pixel, width).
+        """
+        known = [self._known(trace, layer, text, queries.device) for layer in layers]
         mask = trace.attention_mask if text is None else None
         mask = None if mask is None else mask.to(queries.device, non_blocking=True)
         length = text.length if text else trace.length
-        found = attention(queries, self._keys[of][0], mask)
+        keys = torch.stack([one[0] for one in known])
+        found = attention(queries.flatten(0, 1), keys.flatten(0, 1), mask).unflatten(0, queries.shape[:2])
         if self.contributions:  # projections of each head, and behind them the norm of all heads together
-            every = list(range(layer.heads))
-            groups = zip(KINDS, ([[head] for head in every], [every]), strict=True)
-            found = torch.cat([contributed(found, self._keys[of][1], *group) for group in groups])
-        return found[:, :length].contiguous()
+            every = list(range(queries.shape[1]))
+            groups = list(zip(KINDS, ([[head] for head in every], [every]), strict=True))
+            given = zip(found, (one[1] for one in known), strict=True)
+            found = torch.stack([torch.cat([contributed(*one, *group) for group in groups]) for one in given])
+        return found[:, :, :length].contiguous().unbind()
+
+    def _known(self, trace, layer, text, device):
+        """Return a text's scaled keys in a layer and, for contributions, its outputs."""
+        of = (id(trace) if text is None else id(text), layer.name)
+        if of not in self._keys:
+            if layer.weight.device != device:  # of an earlier step, and perhaps still on its way
+                self.host_copy.wait()
+                layer = layer.to(device)
+            embedding = trace.text if text is None else text.embedding[: text.length]
+            embedding = embedding.to(device, non_blocking=True)
+            self._keys[of] = [layer.keys(embedding) * layer.scale]
+            self._keys[of] += [layer.outputs(embedding)] if self.contributions else []
+        return self._keys[of]
 
 
 class SelfAttentionStore:
@@ -222,10 +236,11 @@ class Stores:
         self._agreement = None if agreement is None else AgreementStore(adapter, agreement, share)
         self._stores += [] if agreement is None else [self._agreement]
         self.values = queries or keep == "contributions"  # whether layers are kept with their values
+        self.at_once = joint or agreement is not None  # whether what meets in a layer is gone once it has ended
 
-    def take(self, trace: Trace, layer: Layer, call: AttentionCall | JointCall, row: int) -> list:
-        """Take of one image in a layer, a row of the call's batch, what each store wants."""
-        return [store.take(trace, layer, call, row) for store in self._stores]
+    def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall | JointCall]], row: int) -> list[list]:
+        """Take of one image, a row of the calls' batch, what each store wants of each layer."""
+        return [store.take(trace, met, row) for store in self._stores]
 
     def put(self, trace: Trace, i: int, taken: dict[str, list]) -> None:
         """Put what was taken, by layer, into the trace of image i."""
@@ -270,6 +285,33 @@ class Stores:
         self.self_attention.begin(False, [], (1, 1))
         if self.beside is not None:
             self.beside.forget()
+
+
+def _copied(tensors, dtype=None):
+    """Copy tensors, those of a kind in one operation; a view would keep the whole batch alive."""
+    found = [None] * len(tensors)
+    for some in _grouped((tensor.device, tensor.dtype) for tensor in tensors):
+        flat = torch.cat([tensors[k].flatten() for k in some])
+        parts = flat.to(dtype or flat.dtype).split([tensors[k].numel() for k in some])
+        for k, part in zip(some, parts, strict=True):
+            found[k] = part.view(tensors[k].shape)
+    return found
+
+
+def _alike(met):
+    """Group the numbers of layers whose maps can be computed together; a norm has weights of its own layer."""
+    return _grouped(
+        (call.query.device, call.query.dtype, call.query.shape, layer.heads, layer.norm_q and layer.name)
+        for layer, call in met
+    )
+
+
+def _grouped(kinds):
+    """Group the numbers of those that are of one kind."""
+    found = defaultdict(list)
+    for k, kind in enumerate(kinds):
+        found[kind].append(k)
+    return found.values()
 
 
 def _check_joint(keep):

@@ -10,7 +10,7 @@ from .kept import KeptCall, tensors_in
 from .layers import Layer
 from .words import Word
 
-__all__ = ["Generation", "SelfAttentionSum", "TextBeside", "Trace", "add_to", "length_of"]
+__all__ = ["Generation", "SelfAttentionSum", "TextBeside", "Trace", "add_all", "add_to", "length_of"]
 
 
 @dataclass
@@ -47,6 +47,13 @@ def length_of(words: Iterable[Word], ends: bool) -> int:
 def add_to(sums: dict, key, found: torch.Tensor) -> None:
     """Add a tensor to the sum of a layer, or whatever `key` names."""
     sums[key] = sums[key].add_(found) if key in sums else found
+
+
+def add_all(sums: dict, found: dict) -> None:
+    """Add tensors to the sums of the same keys, in one operation on a GPU."""
+    if known := [key for key in found if key in sums]:
+        torch._foreach_add_([sums[key] for key in known], [found[key] for key in known])
+    sums.update((key, tensor) for key, tensor in found.items() if key not in sums)
 
 
 @dataclass

@@ -43,9 +43,13 @@ class AttentionCall(NamedTuple):
         """Number of pixels."""
         return self.query.shape[1]
 
+    def lasting(self) -> "AttentionCall":
+        """Return the call without what only it keeps in memory."""
+        return self._replace(hidden=None, context=None)
+
     def text_keys(self, row: int) -> torch.Tensor | None:
         """Return the keys (token, head x width) of one image, which are those of its text."""
-        return self.key[row].detach()
+        return self.key[row]
 
     def self_attention(self, row: int, module: nn.Module) -> torch.Tensor:
         """Compute one image's self-attention in a module, mean over heads: float32 (pixel, pixel)."""
@@ -71,6 +75,10 @@ class JointCall(NamedTuple):
     def count(self) -> int:
         """Number of pixels."""
         return self.query[0, 0, self.pixels[0]].shape[0]
+
+    def lasting(self) -> "JointCall":
+        """Return the call."""
+        return self
 
     def text_keys(self, row: int) -> torch.Tensor | None:
         """Return None: keys change from step to step, as they answer to the image."""
