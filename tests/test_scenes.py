@@ -282,6 +282,31 @@ def test_render_with():
         street.render_with("boat", 1)
 
 
+def test_near_views():
+    """A window of the scene at twice the size; what is named fills enough of it; half of them have no sky."""
+    skies, named = [], set()
+    for s in range(street.HELD_OUT, street.HELD_OUT + 40):
+        near, whole = street.render(s, 32, near=True), street.render(s, 64)
+        windows = np.lib.stride_tricks.sliding_window_view(whole.image, (32, 32, 3))[:, :, 0]
+        [at] = np.argwhere((windows == near.image).all((2, 3, 4)))[:1]
+        window = np.s_[at[0] : at[0] + 32, at[1] : at[1] + 32]
+        assert (near.labels == whole.labels[window]).all() and near.caption.startswith("near view of ")
+        assert (near.caption, near.words) == (street.render(s, 32, near=True).caption, near.words)
+        assert all(near.mask(word).mean() >= VISIBLE_AREA for word in near.words) and near.words
+        skies.append("sky" in {street.CLASSES[k] for k in np.unique(near.labels)})
+        named |= set(near.words.values())
+    assert 0.25 < np.mean(skies) < 0.75 and {"sky", "ground", "road"} <= named
+
+
+def test_something_is_named_in_every_near_view():
+    """Where chance leaves out sky and ground, and there is nothing else."""
+    for seen, word in (({"ground": (0,)}, "grass"), ({"sky": (0,)}, "sky"), ({"water": (0,)}, "water")):
+        for s in range(20):
+            rng = np.random.default_rng(s)
+            caption, words = write_caption(rng, World("day", "grass", "country", horizon=0.4), seen, near=True)
+            assert set(words.values()) == {street.WORDS[word]}, caption
+
+
 def test_wrong_input():
     with pytest.raises(ValueError, match="seed=-1"):
         street.render(-1)

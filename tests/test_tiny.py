@@ -32,7 +32,7 @@ from experiments.bundled import (
 from experiments.bundled.denoiser_training import DenoiserTraining, Examples, TextToImageSettings, tokenize
 from experiments.bundled.shipping import forget_origin
 from experiments.bundled.text_encoder import deepen, new_text_encoder, train_tokenizer
-from experiments.bundled.text_to_image import TextToLatent, grounding_loss, new_scheduler
+from experiments.bundled.text_to_image import TextToLatent, attention_scores, grounding_loss, new_scheduler, off_start
 
 
 def shortened(preset, **schedules):
@@ -97,6 +97,28 @@ def test_a_training_goes_on_from_exported_models(exported, tmp_path, monkeypatch
         ids = pipe.tokenizer(run.scenes.captions[:3], padding="max_length").input_ids
         assert one.examples.ids[:3].tolist() == ids
     assert begun[0].settings.grounding > begun[1].settings.grounding == 0
+
+
+def test_a_training_begins_anew_with_a_kept_autoencoder(exported, tmp_path, monkeypatch):
+    """On scenes and near views, at a price; of the exported models only what makes latents and tokens stays."""
+    models, begun = exported / "models", []
+    monkeypatch.setattr(train_street, "train_together", lambda runs, deadline: begun.extend(runs))
+    monkeypatch.setattr(train_street.DenoiserTraining, "write_curve", lambda *given: None)
+    monkeypatch.setitem(train_street.STREET_PRESETS, "finish", shortened("finish"))
+    options = ["--preset=finish", f"--start={models}", "--anew", "--near=6", "--price=0.25", "--device=cpu"]
+    train_street.main(["denoiser", "denoiser-plain", *options, f"--work={tmp_path}"])
+    near = [street.render(s, near=True) for s in range(6)]
+    pipe = al.load_pipeline(models / "tiny-plain", device="cpu")
+    for one in begun:
+        assert one.settings.price == 0.25 and len(one.examples.latents) == 26
+        ids = pipe.tokenizer([scene.caption for scene in near], padding="max_length").input_ids
+        assert one.examples.ids[20:26].tolist() == ids
+        pixels = torch.from_numpy(np.stack([scene.image for scene in near])).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+        torch.testing.assert_close(one.examples.latents[20:], latents, atol=1e-4, rtol=1e-4)
+        assert not torch.equal(one.model.unet.conv_in.weight, pipe.unet.conv_in.weight)
+    assert torch.equal(begun[0].model.unet.conv_in.weight, begun[1].model.unet.conv_in.weight)
 
 
 TABLE = (Path(cards.__file__).parents[1] / "README.md").read_text()
@@ -192,6 +214,33 @@ def test_batches_hold_what_settings_say(scenes, examples, tokenizer, tmp_path):
         assert all(scenes.words[i][word] == name for word, name in told)
         said = tokenizer.decode(row, skip_special_tokens=True).split()
         assert len(told) == sum(word in scenes.words[i] for word in said)
+
+
+def test_the_price_of_looking_off_the_start_token(examples, tokenizer, tmp_path):
+    """The mean of what is not on the first token, in float64 by hand; added to the loss; it is what falls."""
+    generator = al.seed(0)
+    scores = {name: torch.randn(2, 3, pixels, 5, generator=generator) for name, pixels in (("a", 4), ("b", 9))}
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    for shown in (None, mask):
+        expected = []
+        for score in scores.values():
+            score = score.double() if shown is None else score.double().masked_fill(~shown[:, None, None], -torch.inf)
+            share = score.exp()[..., 0] / score.exp().sum(-1)
+            expected.append(1 - share.mean())
+        assert float(off_start(scores, shown)) == pytest.approx(float(sum(expected) / 2), abs=1e-6)
+    shares = {}
+    for price in (0.0, 20.0):
+        run = begin(examples, tokenizer, tmp_path, steps=8, grounding=0.0, price=price)
+        for _ in range(8):
+            run.advance()
+        if price:
+            assert set(run.terms) == {"loss", "diffusion", "grounding", "off start"}
+            total = run.terms["diffusion"] + price * run.terms["off start"]
+            torch.testing.assert_close(run.terms["loss"], total)
+        with torch.no_grad(), attention_scores(run.model.unet) as scores:
+            run.model(torch.zeros(1, 4, 16, 16), torch.tensor([500]), examples.ids[:1])
+        shares[price] = float(off_start(scores))
+    assert shares[20.0] < shares[0.0] - 0.02
 
 
 def test_half_of_the_texts_bypass_the_text_encoders_layers(examples, tokenizer, tmp_path):

@@ -96,6 +96,19 @@ def test_keywords(study):
     assert (ids[-1, 1:] == tokenizer.eos_token_id).all()
 
 
+def test_near_views_are_learned_from_too(study, tmp_path):
+    """A third as many, behind the scenes; and the price goes to the loss."""
+    study = replace(study, work=tmp_path)
+    variant = Variant("dense", 1, "visible", near=True, price=0.5)
+    run = study._start(study._examples, variant, 0)
+    assert run.settings.price == 0.5 and (len(run.examples.latents), len(run.examples.ids)) == (53, 54)
+    tokenizer = study.tokenizer(variant)
+    for ids, s in ((run.examples.ids[12], 12), (run.examples.ids[45], 5)):
+        caption = street.render(s, near=s == 5).caption
+        assert ids.tolist() == tokenizer(caption, padding="max_length").input_ids
+    assert variant.name == "dense-1-visible-near-price0.5"
+
+
 def test_words_without_context(study):
     """A word's embedding depends on its place, not on its neighbors, unless the text encoder has layers."""
     for layers, alone in ((0, True), (1, False)):
