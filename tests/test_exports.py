@@ -340,15 +340,26 @@ def test_polygons_of_parts_and_holes():
     """By hand: a ring, whose hole is cut open in the middle of its first row."""
     ring = np.ones((3, 4), bool)
     ring[1, 1:3] = False
-    (polygon,) = trace_polygons(ring)
+    ((polygon,),) = trace_polygons(ring.astype(int))
     bridge = [[0, 1.5], [1, 1.5]]
     hole = [[1, 2], [3, 2], [3, 1], [1, 1]]
     assert polygon.tolist() == [[4, 0], [4, 3], [0, 3], *bridge, *hole, *bridge[::-1], [0, 0]]
-    assert [one.tolist() for one in trace_polygons(np.eye(2, dtype=bool)[:, :1], 0.25, 0.5)] == [
-        [[0.5, 0.25], [0.5, 0.5], [0.25, 0.5], [0.25, 0.25]]
+    assert [[one.tolist() for one in parts] for parts in trace_polygons(np.eye(2, dtype=int)[:, :1], 0.25, 0.5)] == [
+        [[[0.5, 0.25], [0.5, 0.5], [0.25, 0.5], [0.25, 0.25]]]
     ]
-    assert trace_polygons(np.zeros((3, 3), bool)) == []
+    assert trace_polygons(np.zeros((3, 3), int)) == []
     above = np.ones((5, 3), bool)
     above[[1, 3], 1] = False
-    (polygon,) = trace_polygons(above)
+    ((polygon,),) = trace_polygons(above.astype(int))
     assert [y for x, y in polygon.tolist() if x == 0] == [5, 3.5, 3.5, 1.5, 1.5, 0]  # up the left edge, and never back
+
+
+def test_polygons_of_regions_side_by_side():
+    """By hand: two regions cross at a corner, which each passes twice, with two points; one has a part elsewhere."""
+    regions, corner = np.array([[1, 2, 0, 0], [2, 1, 0, 2]]), [[1, 1], [1, 1]]
+    first, second = trace_polygons(regions)
+    assert [one.tolist() for one in first] == [[[1, 0], *corner, [2, 1], [2, 2], [1, 2], *corner, [0, 1], [0, 0]]]
+    assert [one.tolist() for one in second] == [
+        [[2, 0], [2, 1], *corner, [1, 2], [0, 2], [0, 1], *corner, [1, 0]],
+        [[4, 1], [4, 2], [3, 2], [3, 1]],
+    ]

@@ -196,6 +196,23 @@ def test_files_outside_are_not_read(made, tmp_path, name):
     assert dataset[0].image.size == (64, 64) and not (tmp_path / "coco.json").exists()
 
 
+def test_a_link_that_stays_inside_is_read_and_one_that_comes_later_is_seen(made, tmp_path):
+    folder = shutil.copytree(made.folder, tmp_path / "set")
+    (folder / "images/000000.png").rename(folder / "moved.png")
+    (folder / "images/000000.png").symlink_to("../moved.png")
+    (folder / "masks").rename(folder / "moved")
+    (folder / "masks").symlink_to("moved")
+    assert verify_dataset(folder) == [] and Dataset(folder)[1].labels.any()
+    (folder / "moved").rename(tmp_path / "moved")
+    (folder / "masks").unlink()
+    dataset = Dataset(folder)
+    with pytest.raises(FileNotFoundError, match=r"masks/000001.png is missing"):
+        dataset[1]
+    (folder / "masks").symlink_to(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"masks/000001.png lies outside the data set"):
+        dataset[1]
+
+
 def test_a_pipe_is_no_image(made, tmp_path):
     folder = shutil.copytree(made.folder, tmp_path / "set")
     (folder / "images/000000.png").unlink()

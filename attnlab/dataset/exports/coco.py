@@ -88,12 +88,14 @@ def _pieces(records, dataset, polygons, image_ids, ids):
 
 def _annotations(one, polygons):
     """Describe the objects of an image as COCO does."""
-    for shape in find_shapes(one.labels, one.instances):
-        whole = np.zeros(one.size, np.uint8, order="F")
-        whole[shape.place] = shape.mask
-        rle = coco.encode(whole)
-        segmentation = {**rle, "counts": rle["counts"].decode("ascii")}
-        if polygons:
-            segmentation = [polygon.ravel().tolist() for polygon in shape.polygons()]
-        found = {"category_id": shape.number, "iscrowd": 0, "area": int(coco.area(rle))}
-        yield found | {"bbox": coco.toBbox(rle).tolist(), "segmentation": segmentation}
+    for shape in find_shapes(one.labels, one.instances, (0.0, 1.0) if polygons else None):
+        segmentation = [polygon.ravel().tolist() for polygon in shape.polygons]
+        if not polygons:
+            whole = np.zeros(one.size, np.uint8, order="F")
+            whole[shape.place] = shape.mask
+            rle = coco.encode(whole)
+            segmentation = {**rle, "counts": rle["counts"].decode("ascii")}
+        rows, columns = shape.place
+        box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+        found = {"category_id": shape.number, "iscrowd": 0, "area": int(np.count_nonzero(shape.mask))}
+        yield found | {"bbox": list(map(float, box)), "segmentation": segmentation}

@@ -1,109 +1,150 @@
-"""Trace masks as polygons that others' readers fill to the same pixels."""
+"""Trace regions as polygons that others' readers fill to the same pixels."""
+
+from collections.abc import Iterator
 
 import numpy as np
-from scipy.ndimage import find_objects
-from skimage.measure import label
 
 __all__ = ["trace_polygons"]
 
-_RIGHT, _DOWN, _UP = 0, 1, 3  # directions, in the order of right turns; 2 is left
+_RIGHT, _DOWN, _LEFT, _UP = range(4)  # directions, in the order of right turns
 
 
-def trace_polygons(mask: np.ndarray, low: float = 0.0, high: float = 1.0) -> list[np.ndarray]:
-    """Trace a mask along the edges of its pixels: a polygon, float (corner, xy), of each connected part of it.
+def trace_polygons(regions: np.ndarray, low: float = 0.0, high: float = 1.0) -> list[list[np.ndarray]]:
+    """Trace regions along the edges of their pixels: of each, a polygon, float (corner, xy), per connected part.
 
     Holes are cut open: a bridge of no width, in the middle of a row of pixels, joins each to what lies left of it.
 
     Parameters
     ----------
-    mask : (row, column) array of bool
-        What to trace; pixels also connect by their corners.
+    regions : (row, column) array of int
+        What to trace: of each pixel the number of its region, 1, 2, ..., or 0; pixels also connect by their corners.
     low, high : float in 0..1
         Where a left or upper edge lies in its pixel, and a right or lower one: 0 and 1 for readers that fill what lies
         between the edges; both of them inside, at a distance, for readers that fill every pixel that an edge lies in.
     """
-    parts = label(mask, connectivity=2)
-    return [
-        np.add(_Outline(parts[place] == number, low, high).cut_open(), (place[1].start, place[0].start))
-        for number, place in enumerate(find_objects(parts), 1)
-    ]
+    parts = [[] for _ in range(regions.max(initial=0))]
+    for owner, corner, polygon in _Outlines(regions).cut_open(low, high) if parts else ():
+        parts[owner - 1].append((corner, polygon))
+    found = []
+    for one in parts:
+        box = np.array([min(xs) for xs in zip(*(corner for corner, _ in one), strict=True)])
+        # first within the region, then within the image: sums of floats depend on their order
+        found.append([polygon + (corner - box) + box for corner, polygon in one])
+    return found
 
 
-class _Outline:
-    """The edges of a connected part, each one pixel long and directed so that the part is at its right hand.
+class _Outlines:
+    """The outlines of regions: rings of runs, which are edges of a region in a line, with it at their right hand.
 
-    An edge is a direction and the corner where it begins, a number: row * stride + column.
+    A run begins and ends at a corner (x, y) of pixels, where an outline turns. Runs that go to the right are the first,
+    from row to row; then come those that go down, from column to column; those to the left; and those up.
     """
 
-    def __init__(self, part: np.ndarray, low: float, high: float):
-        wide = np.pad(part, 1)
-        (nw, ne), (sw, se) = ((rows[:, :-1], rows[:, 1:]) for rows in (wide[:-1], wide[1:]))  # pixels around a corner
-        self.part, self.stride = part, nw.shape[1]
-        self.edges = [begins.tobytes() for begins in (se & ~ne, sw & ~se, nw & ~sw, ne & ~nw)]  # [direction][corner]
-        self.steps = (1, self.stride, -1, -self.stride)
-        self.inset = (
-            (0, low),
-            (high - 1, 0),
-            (0, high - 1),
-            (low, 0),
-        )  # (x, y) of a direction's edges, from the corners
-        self.low, self.high = low, high
-        self.upward, self.downward = {}, set()  # edges seen: {corner: (ring, its points before this edge)}, corners
+    def __init__(self, regions: np.ndarray):
+        self.regions, (self.corners, leaving, arriving) = regions, _find_turns(regions)
+        order = np.array([np.arange(len(self.corners)), np.argsort(self.corners[:, 0], kind="stable")] * 2)
+        ways, changes = np.array([[_RIGHT], [_DOWN], [_LEFT], [_UP]]), leaving != arriving
+        self.way, begin = np.nonzero((changes & (leaving > 0))[ways, order])
+        way, end = np.nonzero((changes & (arriving > 0))[ways, order])  # as many, and in the same order
+        self.begin, self.end = order[self.way, begin], order[way, end]
+        self.owner = leaving[self.way, self.begin]
+        left, right = (way - 1, self.end), ((way + 1) % 4, self.end)
+        number = np.empty(leaving.shape, int)
+        number[self.way, self.begin] = np.arange(len(way))
+        # left first, to all of a part that holds together by a corner
+        is_left = leaving[left] == self.owner
+        self.follow, self.touch = (
+            np.where(is_left, number[left], number[right]),
+            is_left & (leaving[right] == self.owner),
+        )
+        rings = [*self._walk()]
+        self.order, lengths = np.concatenate(rings), [len(ring) for ring in rings]
+        self.firsts = np.cumsum(lengths) - lengths  # place in `order` where each ring begins
+        self.ring_of, self.before = np.empty((2, len(way)), int)  # of each run its ring, and the points before it
+        self.ring_of[self.order] = np.repeat(np.arange(len(rings)), lengths)
+        self.before[self.order] = np.cumsum(1 + self.touch[self.order]) - 1 - self.touch[self.order]
 
-    def cut_open(self) -> list[tuple[float, float]]:
-        """Return the corners (x, y) of the outer ring, and of every hole at its bridge."""
-        rings = [self._ring(0, self.edges[_RIGHT].index(1), _RIGHT)]
-        corners = np.flatnonzero(np.frombuffer(self.edges[_DOWN], bool))
-        starts = [None]
-        for corner in corners[np.argsort(corners % self.stride, kind="stable")].tolist():
-            if corner not in self.downward:  # the upper left corner of a hole, as the outer ring is seen
-                starts.append(corner)
-                rings.append(self._ring(len(rings), corner, _DOWN))
+    def _walk(self) -> Iterator[list[int]]:
+        """Yield rings from left to right, each from its highest run on that goes right, of a hole the first down."""
+        follow, seen = self.follow.tolist(), bytearray(len(self.way))
+        upright = np.flatnonzero(self.way % 2)
+        for start in upright[np.argsort(self.corners[self.begin[upright], 0], kind="stable")].tolist():
+            ring, run = [], start
+            while not seen[run]:
+                seen[run] = True
+                ring.append(run)
+                run = follow[run]
+            if ring:
+                first = ring.index(min(ring)) if self.way[start] == _UP else 0
+                yield ring[first:] + ring[:first]
+
+    def cut_open(self, low: float, high: float) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """List connected parts: region, corner (x, y) of its box, and points in it, with every hole at its bridge."""
+        starts = self.order[self.firsts]
+        bridges = self._bridges(starts)
+        left = np.minimum.reduceat(self.corners[self.begin[self.order], 0], self.firsts)
+        boxes = np.array([left, self.corners[self.begin[starts], 1]]).T
+        for number, (run, *_) in bridges.items():
+            boxes[number] = boxes[self.ring_of[run]]
+        rings = np.split(self._points(boxes, low, high), self.before[starts[1:]])
         bridged = [[] for _ in rings]
-        for number in range(len(rings) - 1, 0, -1):  # from right to left: bridges lead to the left
-            ring, before, row, points = self._bridge(starts[number], _joined(rings[number], bridged[number]))
-            bridged[ring].append((before, -row, points))
-        return _joined(rings[0], bridged[0])
+        for number in range(len(rings) - 1, -1, -1):  # bridges lead to the left
+            rings[number] = _joined(rings[number], bridged[number])
+            if number in bridges:
+                run, row, left, right = bridges[number]
+                (x, y), to = boxes[number], self.ring_of[run]
+                y = row - y + (low + high) / 2
+                ends = [(left - x + low, y), (right - x - 1 + high, y)]
+                place = self.before[run] - self.before[starts[to]]
+                bridged[to].append((place, -row, [ends, rings[number], ends[::-1]]))
+        outer = sorted({*range(len(rings))} - {*bridges}, key=starts.__getitem__)  # by the first pixels of parts
+        return [(self.owner[starts[n]], boxes[n], rings[n]) for n in outer]
 
-    def _ring(self, number, corner, way):
-        """Walk along edges until the first one; return the corners passed, and note the edges that go up and down."""
-        points, first = [], (corner, way)
-        while True:
-            if way == _UP:
-                self.upward[corner] = number, len(points)
-            elif way == _DOWN:
-                self.downward.add(corner)
-            corner += self.steps[way]
-            # left first, to all of a part that holds together by a corner
-            turn = -1 if self.edges[way - 1][corner] else 0 if self.edges[way][corner] else 1
-            if turn:
-                points += self._corner(corner, way, turn)
-            way = (way + turn) % 4
-            if (corner, way) == first:
-                return points
+    def _bridges(self, starts):
+        """Join holes to what lies left of them: {ring: (run there, row of pixels between, its first and its end)}."""
+        found, rows, first = {}, len(self.regions) + 1, np.searchsorted(self.way, _UP)
+        tops = self.corners[self.end[first:]] @ (rows, 1)
+        for ring in np.flatnonzero(self.way[starts] == _DOWN).tolist():
+            right, row = self.corners[self.begin[starts[ring]]].tolist()
+            gaps = np.flatnonzero(self.regions[row, :right] != self.owner[starts[ring]])
+            left = int(gaps[-1]) + 1 if gaps.size else 0
+            found[ring] = first + np.searchsorted(tops, left * rows + row, "right") - 1, row, left, right
+        return found
 
-    def _corner(self, corner, way, turn):
-        """List the points of a turn: two where pixels touch by a corner, so that each has its own."""
-        touch = turn < 0 and self.edges[way - 3][corner]  # as way + 1, a turn to the right
-        ways = [(way, way + 1), (way + turn - 1, way + turn)] if touch else [(way, way + turn)]
-        y, x = divmod(corner, self.stride)
-        insets = [(self.inset[a % 4], self.inset[b % 4]) for a, b in ways]
-        return [(x + a[0] + b[0], y + a[1] + b[1]) for a, b in insets]
+    def _points(self, boxes, low, high):
+        """List the points (x, y) at the ends of runs, ring by ring: two where pixels touch by a corner."""
+        inset = np.array([(0, low), (high - 1, 0), (0, high - 1), (low, 0)])  # of a direction's edges, from the corners
+        way, touch = self.way[self.order], self.touch[self.order]
+        local = self.corners[self.end[self.order]] - boxes[self.ring_of[self.order]]
+        after = np.where(touch, (way + 1) % 4, self.way[self.follow[self.order]])
+        points = np.repeat(local + inset[way] + inset[after], 1 + touch, axis=0)
+        points[self.before[self.order[touch]] + 1] = (local + inset[way - 2] + inset[way - 1])[touch]
+        return points
 
-    def _bridge(self, corner, points):
-        """Join a hole to the ring at its left: (that ring, its points before the bridge, row, points to insert)."""
-        row, right = divmod(corner, self.stride)
-        gaps = np.flatnonzero(~self.part[row, :right])
-        left = int(gaps[-1]) + 1 if gaps.size else 0
-        y = row + (self.low + self.high) / 2
-        there, here = (left + self.low, y), (right - 1 + self.high, y)
-        return *self.upward[(row + 1) * self.stride + left], row, [there, here, *points, here, there]
+
+def _find_turns(regions):
+    """Return corners (x, y) of pixels where outlines turn, and the regions of edges that leave and that arrive there.
+
+    Those are 0 where there is no edge, and have the shape (direction, corner).
+    """
+    wide = np.zeros(np.add(regions.shape, 2), regions.dtype)
+    wide[1:-1, 1:-1] = regions
+    upright, level = wide[:, 1:] != wide[:, :-1], wide[1:] != wide[:-1]
+    y, x = np.nonzero((upright[1:] | upright[:-1]) & (level[:, 1:] | level[:, :-1]))
+    nw, ne, sw, se = wide[y, x], wide[y, x + 1], wide[y + 1, x], wide[y + 1, x + 1]
+    around = np.array([nw, ne, se, sw])
+    leaving, arriving = around[[2, 3, 0, 1]], around[[3, 0, 1, 2]]  # at the right hand; at the left are the next ones
+    return (
+        np.array([x, y]).T,
+        np.where(leaving != around[[1, 2, 3, 0]], leaving, 0),
+        np.where(arriving != around, arriving, 0),
+    )
 
 
 def _joined(points, bridges):
     """Insert the points of bridges into a ring: each (points before it, place among those of one edge, points)."""
     found, last = [], 0
     for before, _, more in sorted(bridges):
-        found += [*points[last:before], *more]
+        found += [points[last:before], *more]
         last = before
-    return found + points[last:]
+    return np.concatenate([*found, points[last:]]) if found else points

@@ -1,6 +1,7 @@
 """Find the single objects of a labeled image."""
 
 from collections.abc import Mapping
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +20,14 @@ class Shape(NamedTuple):
     number: int  # of its class
     place: tuple[slice, slice]  # rows and columns of its box
     mask: np.ndarray  # bool (row, column), within its box
-
-    def polygons(self, low: float = 0.0, high: float = 1.0) -> list[np.ndarray]:
-        """Trace the object in its image, as `trace_polygons` does."""
-        corner = self.place[1].start, self.place[0].start
-        return [np.add(polygon, corner) for polygon in trace_polygons(self.mask, low, high)]
+    polygons: list[np.ndarray]  # as `trace_polygons` gives them, where they are wanted
 
 
-def find_shapes(labels: np.ndarray | Mapping[str, np.ndarray], instances: np.ndarray | None = None) -> list[Shape]:
+def find_shapes(
+    labels: np.ndarray | Mapping[str, np.ndarray],
+    instances: np.ndarray | None = None,
+    outline: tuple[float, float] | None = None,
+) -> list[Shape]:
     """Find the single objects of every class, in the order of the classes.
 
     They are the connected regions of a class, where pixels also connect by their corners; or what `instances` numbers.
@@ -39,27 +40,24 @@ def find_shapes(labels: np.ndarray | Mapping[str, np.ndarray], instances: np.nda
     instances : (row, column) array of int, optional
         As `Dataset.instances` gives them: 1, 2, ... where an object is, each of one class; an object may lie in several
         pieces, and pixels of a class may belong to none.
+    outline : tuple of float, optional
+        Trace polygons, with `low` and `high` of `trace_polygons`.
     """
     if instances is not None:
-        return _numbered(instances.astype(int), labels)
+        return _numbered(instances.astype(int), labels, outline)
     if isinstance(labels, Mapping):
         layers = [np.where(mask == 1, number, 0) for number, mask in enumerate(labels.values(), 1)]
     else:
         layers = [np.where(labels == IGNORE, 0, labels)]
-    return [shape for layer in layers for shape in _regions(layer)]
+    return [shape for layer in layers for shape in _numbered(label(layer, connectivity=2), layer, outline)]
 
 
-def _regions(layer):
-    """List the connected regions of equal numbers above 0, in the order of these."""
-    return _numbered(label(layer, connectivity=2), layer)
-
-
-def _numbered(regions, layer):
+def _numbered(regions, layer, outline):
     """List what has the numbers 1, 2, ... in `regions`, in the order of its numbers in `layer`."""
-    found = []
-    for region, place in enumerate(find_objects(regions), 1):
+    found, polygons = [], trace_polygons(regions, *outline) if outline else repeat([])
+    for region, (place, traced) in enumerate(zip(find_objects(regions), polygons, strict=False), 1):
         mask = regions[place] == region
-        found.append(Shape(int(layer[place][mask][0]), place, mask))
+        found.append(Shape(int(layer[place][mask][0]), place, mask, traced))
     return sorted(found, key=lambda shape: shape.number)
 
 

@@ -55,8 +55,8 @@ def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None, 
 def _lines(one: Labeled, high: float) -> str:
     """Return the lines of a label file."""
     (height, width), found = one.size, ""
-    for shape in find_shapes(one.labels, one.instances):
-        for polygon in shape.polygons(_LOW, high):
+    for shape in find_shapes(one.labels, one.instances, (_LOW, high)):
+        for polygon in shape.polygons:
             values = np.divide(polygon, (width, height)).ravel().tolist()
             found += f"{shape.number - 1} {' '.join(f'{value:.6f}' for value in values)}\n"
     return found
