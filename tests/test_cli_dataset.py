@@ -82,7 +82,7 @@ def test_a_dry_run_writes_nothing_and_values_can_be_typed(here, capsys):
     assert float(seconds) > 0 and 2 <= int(size) < 30  # an image of 64 x 64, its mask and its line
     assert (
         "classes: water; kept: {'water': 3}\n" in out
-        and "3 images, if all are kept: 0:00:" in out
+        and "3 images, if all are kept, of 50 in shards of 50: 0:00:" in out
         and "all 100 images: 0:" in out
     )
     assert [path.name for path in here.iterdir()] == ["few.yaml"]
@@ -105,6 +105,19 @@ def test_photos_are_previewed_and_estimated(here, capsys):
     assert status == 0 and "images: 1 at most" in out
     status, out, _ = run(capsys, "preview", "look.yaml", "--images", 2)
     assert re.match(r"\d kept, \d rejected\n", out) and (status == 0) == ("\nlook_preview.png\n" in out)
+
+
+def test_a_dry_run_opens_every_photo(here, capsys):
+    Path("photos").mkdir()
+    picture(0).save("photos/00.png")
+    for k in range(1, 13):
+        Path(f"photos/{k:02}.png").write_bytes(b"no image")
+    (here / "look.yaml").write_text("{photos: photos, prompts: [a house], classes: {house: house}}")
+    status, out, err = run(capsys, "make", "look.yaml", "--dry-run")
+    assert status and not out and "12 of 13 photos cannot be labeled, mend them or move them away:" in err
+    assert [f"photo {k:02}.png cannot be read: cannot identify" in err for k in range(13)] == [False] + [True] * 10 + [
+        False
+    ] * 2 and "and 2 more" in err
 
 
 def test_a_preview_of_a_recipe_draws_some_prompts_with_each_class(here, capsys):

@@ -30,6 +30,7 @@ from attnlab.dataset import (
     generate_dataset,
     label,
     making,
+    shards,
     verify_dataset,
     workers,
 )
@@ -349,7 +350,7 @@ def test_a_damaged_shard_is_made_again(fires, unfinished, tmp_path, damage):
 
 
 def test_a_full_disk_leaves_nothing_corrupt(fires, tmp_path, monkeypatch):
-    whole, calls = making.write_record, iter(range(100))
+    whole, calls = shards.write_record, iter(range(100))
 
     def full(*args):
         if next(calls) == 7:
@@ -357,7 +358,7 @@ def test_a_full_disk_leaves_nothing_corrupt(fires, tmp_path, monkeypatch):
         return whole(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(making, "write_record", full)
+        patch.setattr(shards, "write_record", full)
         with pytest.raises(OSError, match="the disk is full; what is finished is kept"):
             generate_dataset(FIRES, tmp_path / "fires")
     assert len(list((tmp_path / "fires" / making.SHARDS).glob("?????"))) == 1
@@ -442,7 +443,7 @@ def test_readers_of_exports_get_the_labels(fires, tmp_path, form):
 
 
 def test_memory_does_not_grow_with_the_steps_or_images(pipe):
-    few, many = (making._draw(replace(FIRES, steps=n), range(2))[1] for n in (2, 8))
+    few, many = (shards._draw(replace(FIRES, steps=n), range(2))[1] for n in (2, 8))
     assert few.nbytes == many.nbytes and len(few) == 2
     with al.record(pipe, **al.dataset.labeling.streaming(FIRES)) as recording:
         pipe(FIRES.prompt(0), num_inference_steps=8, generator=al.seed(0))
@@ -451,7 +452,7 @@ def test_memory_does_not_grow_with_the_steps_or_images(pipe):
 
 def test_a_batch_is_written_while_the_next_one_is_drawn(tmp_path, monkeypatch):
     """And not more than one: what is drawn waits for it."""
-    draw, write, order, drawn = making._draw, making._write, [], threading.Semaphore(0)
+    draw, write, order, drawn = shards._draw, shards._write, [], threading.Semaphore(0)
 
     def drawing(recipe, batch, **call):
         order.append("draw")
@@ -470,10 +471,10 @@ def test_a_batch_is_written_while_the_next_one_is_drawn(tmp_path, monkeypatch):
     recipe = replace(FIRES, shard=3)
     batches = len(recipe.batches(0))
     (tmp_path / making.SHARDS).mkdir()
-    monkeypatch.setattr(making, "_draw", drawing)
-    monkeypatch.setattr(making, "_write", writing)
-    making.make_shard(recipe, tmp_path, 0)
-    making._forget()
+    monkeypatch.setattr(shards, "_draw", drawing)
+    monkeypatch.setattr(shards, "_write", writing)
+    shards.make_shard(recipe, tmp_path, 0)
+    shards.forget_models()
     assert batches == 3 and order == ["draw", *["draw", "write"] * (batches - 1), "write"]
 
 

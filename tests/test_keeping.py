@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attnlab.dataset import Dataset, Filters, Recipe, generate_dataset, making, verify_dataset
+from attnlab.dataset import Dataset, Filters, Recipe, generate_dataset, making, shards, verify_dataset
 from attnlab.dataset.keeping import ENOUGH, Originals, Selection, classes_of, count_reasons
 
 RECIPE = Recipe(
@@ -195,7 +195,7 @@ def test_cut_off_while_it_is_put_together(kept, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             generate_dataset(RECIPE, tmp_path / "all")
     (tmp_path / "all" / making.SHARDS / "enough").unlink()
-    making.make_shard(RECIPE, tmp_path / "all", -(-(len(kept) + len(kept.rejected)) // 2))
+    shards.make_shard(RECIPE, tmp_path / "all", -(-(len(kept) + len(kept.rejected)) // 2))
     whole = {place: getattr(*place) for place in ((Path, "replace"), (Path, "rename"), (shutil, "rmtree"))}
     for cuts in count(0, 3):
         out, calls = shutil.copytree(tmp_path / "all", tmp_path / str(cuts)), count()
@@ -256,11 +256,11 @@ def test_a_run_that_was_altered_is_listed(kept, tmp_path, name, change, said):
 def test_a_worker_stops_where_there_is_enough(tmp_path):
     (tmp_path / making.SHARDS).mkdir()
     (tmp_path / making.SHARDS / "enough").touch()
-    assert making.make_shard(RECIPE, tmp_path, 3) == 0
+    assert shards.make_shard(RECIPE, tmp_path, 3) == 0
     assert [path.name for path in (tmp_path / making.SHARDS).iterdir()] == ["enough"]
 
 
 def test_a_late_worker_does_not_open_a_finished_data_set(kept):
     with pytest.raises(FileNotFoundError):
-        making.make_shard(RECIPE, kept.folder, 0)
+        shards.make_shard(RECIPE, kept.folder, 0)
     assert making._is_finished(kept.folder) and len(Dataset(kept.folder)) == len(kept)

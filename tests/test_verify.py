@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from attnlab.dataset import (
     generate_dataset,
     making,
     records,
+    shards,
     verify_dataset,
 )
 
@@ -128,6 +130,11 @@ def test_an_altered_line_is_listed(kind, request, tmp_path, change, said):
         assert any(said in problem for problem in verify_dataset(folder))
 
 
+def cut(path):
+    """Take the last line from a file."""
+    path.write_text("".join(path.read_text().splitlines(True)[:-1]))
+
+
 def bomb(path, side):
     """Write a PNG of a few kilobytes that says it has many pixels."""
 
@@ -158,6 +165,9 @@ def bomb(path, side):
         (lambda x: (x / "bad.json").write_text("[[]]"), "bad.json is no list of file names"),
         (lambda x: (x / "bad.json").write_text('["0.png"]'), "bad.json names '0.png', which is no image"),
         (lambda x: (x / "SHA256SUMS").write_text("nothing\n"), "is missing"),
+        (lambda x: (x / "SHA256SUMS").write_text(""), "SHA256SUMS has no line of recipe.yaml: take it from a copy or"),
+        (lambda x: cut(x / "SHA256SUMS"), "SHA256SUMS has no line of rejected/"),
+        (lambda x: (x / "SHA256SUMS").unlink(), "SHA256SUMS is missing, as in data sets of early versions"),
         (lambda x: bomb(next((x / "images").iterdir()), 30_000), "no image: Image size (900000000 pixels) exceeds"),
         (lambda x: bomb(next((x / "masks").iterdir()), 11_000), "no image: Image size (121000000 pixels) exceeds"),
         (lambda x: next((x / "images").iterdir()).write_bytes(b"GIF89a" + bytes(99)), "cut short or no image"),
@@ -256,7 +266,7 @@ def test_records_from_a_million_on(tmp_path):
     recipe = replace(RECIPE, images=10**6, batch=5, shard=1, classes={"1 fire": "fire", "smoke": "smoke"}, labels=False)
     number, image = recipe.shards - 1, Image.new("RGB", (8, 8))
     assert number == 399_999
-    shard = making._shard(tmp_path, number)
+    shard = shards.shard_folder(tmp_path, number)
     for folder in ("images", "masks"):
         (shard / folder).mkdir(parents=True)
         (tmp_path / folder).mkdir()
@@ -274,9 +284,22 @@ def test_records_from_a_million_on(tmp_path):
     assert (tmp_path / "masks/1999999_1_fire.png").exists() and making._is_whole(tmp_path, recipe, number)
 
 
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="needs sha256sum")
+def test_what_is_said_of_missing_sums_can_be_typed(rejecting, tmp_path):
+    for k, made in enumerate((rejecting.folder, OLD / "dataset_masks")):
+        folder = shutil.copytree(made, tmp_path / f"a set {k}")
+        (folder / "SHA256SUMS").unlink(missing_ok=True)
+        (said,) = verify_dataset(folder)
+        subprocess.run(said.partition(", type ")[2], shell=True, check=True)
+        assert verify_dataset(folder) == []
+        edit(folder, "metadata.jsonl", 0, scores={"fire": 0.9})
+        assert "metadata.jsonl was altered" in verify_dataset(folder)
+
+
 def test_an_older_data_set_has_no_sums(tmp_path):
     folder = shutil.copytree(OLD / "dataset_masks", tmp_path / "old")
-    assert verify_dataset(folder) == []
+    (said,) = verify_dataset(folder)
+    assert said.startswith("SHA256SUMS is missing")
     for area in (0.9, 0.001):
         edit(folder, "metadata.jsonl", 0, areas={"smoke": area, "burning thing": 0.1699})
-        assert verify_dataset(folder) == [f"images/000000.png: the area of smoke is {area}, by its mask 0.3425"]
+        assert verify_dataset(folder) == [f"images/000000.png: the area of smoke is {area}, by its mask 0.3425", said]

@@ -184,10 +184,13 @@ def _evenly(things, count):
 
 def _estimate(recipe, folder):
     """Print what a recipe would make, its time and its size, by two images of it."""
-    from ..dataset.making import make_shard
+    from ..dataset.photos import check_photos
     from ..dataset.records import SHARDS
+    from ..dataset.shards import make_shard
     from ..pipelines import load_parts
 
+    if recipe.photos:
+        check_photos(recipe.photos, whole=False)
     recipe.check(load_parts(recipe.model, ["tokenizer"])["tokenizer"])
     print(f"prompts: {len(recipe.texts)}; images: {len(recipe)} at most; model: {recipe.model}", flush=True)
     _print_some([f"  {text}" for text in recipe.texts], 5)
@@ -206,7 +209,9 @@ def _estimate(recipe, folder):
         size = sum(path.stat().st_size for path in Path(scratch, "two").rglob("*") if path.is_file()) / count
     numbers = {f"all {len(recipe)} images": len(recipe)}
     if wanted := sum(recipe.kept.values()) if isinstance(recipe.kept, Mapping) else recipe.kept:
-        numbers = {f"{wanted} images, if all are kept": wanted, **numbers}
+        shard = sum(map(len, recipe.batches(0)))
+        made = min(-(-wanted // shard) * shard, len(recipe))
+        numbers = {f"{wanted} images, if all are kept, of {made} in shards of {shard}": made, **numbers}
     print(f"measured on {count} images: {seconds:.2f} s and {size / 1e3:.0f} kB each")
     for said, number in numbers.items():
         print(f"{said}: {timedelta(seconds=round(seconds * number))} by one worker, {size * number / 1e6:.0f} MB")

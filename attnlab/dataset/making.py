@@ -1,60 +1,37 @@
-"""Make the data set of a recipe, shard by shard, in one process or several; an interrupted run goes on."""
+"""Make the data set of a recipe, shard by shard, in one process or several; an interrupted run goes on.
+
+This is about which shards are made, by whom, and what becomes of them; `shards` has how one is drawn.
+"""
 
 import errno
-import inspect
 import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
-from threading import RLock
-from uuid import uuid4
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 from tqdm import tqdm
 
-from ..pipelines import load_parts, load_pipeline, seed
-from ..recording.recorder import record
 from ..storage import replacing, write_text
-from ..tokens import TokenLibrary
 from .card import card, contact_sheet
-from .instances import needs_attention, number_instances
 from .keeping import Selection, count_reasons
-from .labeling import heats, label, streaming
-from .looking import label_photo, look
-from .photos import changed_photos, check_photos, read_photo
+from .photos import changed_photos
 from .recipe import Recipe
-from .records import (
-    SHARDS,
-    SUMS_FILE,
-    Dataset,
-    as_lines,
-    read_lines,
-    record_files,
-    record_folders,
-    sha256,
-    write_record,
-    wrong_line,
-)
-from .similarity import Similarity
+from .records import SHARDS, SUMS_FILE, Dataset, as_lines, read_lines, record_files, record_folders, sha256, wrong_line
+from .shards import ENOUGH_FILE, check_words, forget_models, make_shard, shard_folder, try_recipe
 from .workers import begin_worker, patient_threads, visible_gpus
 
-__all__ = ["generate_dataset", "make_shard"]
+__all__ = ["generate_dataset"]
 
-_ENOUGH = "enough"  # file there that tells workers that no more shards are wanted
 _LOCK = ".lock"  # of the maker at work, however it ends; the file is gone from a finished data set
 _MAX_DEATHS = 3  # times that workers may die with no shard finished between
-_MODEL = RLock()  # the model that this process keeps is recorded by one of its threads at a time
 
 
 def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, client=None) -> Dataset:
@@ -97,14 +74,14 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
         raise ValueError(f"workers={workers!r}: 1 makes everything in this process")
     try:
         if _is_new(out, recipe):
-            _check_words(recipe)
-            client.submit(_try, recipe, pure=False).result() if client else _try(recipe)
+            check_words(recipe)
+            client.submit(try_recipe, recipe, pure=False).result() if client else try_recipe(recipe)
         if not _is_finished(out):
             with _claimed(out, recipe):
                 if not _is_finished(out):
                     _make(recipe, out, workers, client)
     finally:
-        _forget()
+        forget_models()
     if (out / _LOCK).exists():  # a finished data set may be where nobody can write
         (out / _LOCK).unlink(missing_ok=True)
     dataset = Dataset(out)
@@ -133,10 +110,10 @@ class _Plan:
     def __init__(self, recipe: Recipe, out: Path):
         self.recipe, self.out = recipe, out
         (out / SHARDS).mkdir(exist_ok=True)
-        (out / SHARDS / _ENOUGH).unlink(missing_ok=True)  # of a maker that was killed
+        (out / SHARDS / ENOUGH_FILE).unlink(missing_ok=True)  # of a maker that was killed
         self.missing = {number for number in range(recipe.shards) if not _is_whole(out, recipe, number)}
         for number in self.missing:
-            shutil.rmtree(_shard(out, number), ignore_errors=True)
+            shutil.rmtree(shard_folder(out, number), ignore_errors=True)
         self._selection, self._read, self._begun = Selection(recipe), 0, 0  # shards read, images begun
         wanted = sum(self._selection.wanted.values())
         done = len(recipe) - sum(map(self.count_images, self.missing))
@@ -151,14 +128,14 @@ class _Plan:
         if not selection.wanted:
             return False
         while self._read < self.recipe.shards and self._read not in self.missing and not selection.is_enough:
-            for line in read_lines(_shard(self.out, self._read) / "records.jsonl"):
+            for line in read_lines(shard_folder(self.out, self._read) / "records.jsonl"):
                 selection.judge(line)
                 if selection.is_enough:
                     break
             self._read += 1
         self.progress.update(sum(selection.counts.values()) - before)
         if selection.is_enough:
-            (self.out / SHARDS / _ENOUGH).touch()
+            (self.out / SHARDS / ENOUGH_FILE).touch()
         return selection.is_enough
 
     def advance(self, count: int) -> None:
@@ -197,7 +174,7 @@ def _make(recipe, out, workers, client):
             if client is not None:
                 _with_client(client, plan)
             elif workers > 1:
-                _forget()  # the workers have their own
+                forget_models()  # the workers have their own
                 _with_processes(workers, plan)
             else:
                 for number in sorted(plan.missing):
@@ -212,110 +189,6 @@ def _make(recipe, out, workers, client):
                 raise
             hint = f"the disk is full; what is finished is kept, free some space and run again: {out}"
             raise OSError(error.errno, hint) from error
-
-
-def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], object] = lambda count: None) -> int:
-    """Write one shard into out/.parts/; return how many records it has: none where there is enough without it."""
-    final, enough = _shard(out, number), Path(out, SHARDS, _ENOUGH)
-    work, lines = final.with_name(f"{final.name}.partial-{uuid4().hex}"), []
-    work.mkdir()  # not the folder above: it is gone once the data set is finished, and stays so
-    for folder in record_folders(recipe):
-        (work / folder).mkdir()
-    # while the model draws the next batch, a thread labels and writes the one before: no more are held than two. Torch
-    # would give that thread helpers of its own, which wait by spinning and take the cores from those that draw.
-    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with _MODEL, _threads(recipe.threads), ThreadPoolExecutor(1, **alone) as thread:
-        written = None
-        for batch in recipe.batches(number):
-            if enough.exists():
-                break
-            drawn = _draw(recipe, batch)
-            lines += written.result() if written else []
-            written = thread.submit(_write, work, recipe, batch, *drawn)
-            advance(len(batch))
-        lines += written.result() if written else []
-    if enough.exists():
-        shutil.rmtree(work)
-        return 0
-    write_text(work / "records.jsonl", as_lines(lines))
-    try:
-        work.rename(final)
-    except OSError:
-        if not final.exists():
-            raise
-        shutil.rmtree(work)  # another worker was given it as well, and was faster
-    return len(lines)
-
-
-@contextmanager
-def _threads(count):
-    """Let torch compute with so many threads in this block: rounding depends on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@lru_cache(maxsize=1)
-def _loaded(model: str, dtype: str | None, scheduler: str | None, tokens: str | None):
-    """Load pipeline and tokens; they are kept from shard to shard."""
-    pipe = load_pipeline(model, dtype=dtype)
-    pipe.set_progress_bar_config(disable=True)
-    if scheduler:
-        import diffusers  # late: by its name
-
-        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
-    return pipe, TokenLibrary.load(tokens) if tokens else None
-
-
-_similarity = lru_cache(maxsize=1)(Similarity)
-
-
-def _forget():
-    """Let go of the models, and of their place on a GPU."""
-    _loaded.cache_clear()
-    _similarity.cache_clear()
-    torch.cuda.empty_cache()
-
-
-def _check_words(recipe):
-    recipe.check(load_parts(recipe.model, ["tokenizer"])["tokenizer"])
-    if recipe.tokens:
-        library = TokenLibrary.load(recipe.tokens)
-        missing = [repr(word) for word in recipe.classes.values() if word not in library]
-        if missing and recipe.mask["method"] == "zero":
-            raise ValueError(f"{recipe.tokens} has no token {', '.join(missing)}; it has {', '.join(library)}")
-    if recipe.photos:
-        check_photos(recipe.photos)
-
-
-def _try(recipe):
-    """Label the first image after one step of its generation: what would fail then fails before anything is made."""
-    if recipe.photos:
-        recipe = replace(recipe, photos=replace(recipe.photos, tiles=1, looks=1, timesteps=recipe.photos.timesteps[:1]))
-    with _MODEL:
-        if recipe.filters.clip:
-            _similarity(recipe.filters.clip)
-        pipe, _ = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
-        trained = pipe.scheduler.config.get("num_train_timesteps", recipe.steps)
-        if recipe.steps > trained and not recipe.photos:
-            raise ValueError(f"steps is {recipe.steps}: the model was trained with {trained}, and has no more")
-        stop = "callback_on_step_end"  # where a pipeline has none, all its steps are done
-        call = {stop: _stop} if stop in inspect.signature(pipe.__call__).parameters else {}
-        try:
-            images, recording, cosines = _draw(recipe, range(1), **call)
-            _label(recipe, images[0], recording[0], cosines[0])
-        except Exception as error:  # of any kind: the model, its scheduler and its layers are anybody's
-            how = f"its first step ({recipe.steps} steps of {type(pipe.scheduler).__name__})"
-            how = f"a look at {recipe.photos.names[0]}" if recipe.photos else how
-            raise ValueError(f"this recipe cannot be made, {how} failed: {error}") from error
-
-
-def _stop(pipe, *_):
-    pipe._interrupt = True
-    return {}
 
 
 def _is_new(out, recipe):
@@ -362,7 +235,7 @@ def _claimed(out: Path, recipe: Recipe) -> Iterator[None]:
 
 def _is_whole(out, recipe, number):
     """Whether a shard has all its records, and each file as it was written: there, or already in its last place."""
-    shard, indices = _shard(out, number), [index for batch in recipe.batches(number) for index in batch]
+    shard, indices = shard_folder(out, number), [index for batch in recipe.batches(number) for index in batch]
     try:
         lines = read_lines(shard / "records.jsonl", {"index": int, "sha256": dict})
         if [line["index"] for line in lines] != indices or any(wrong_line(recipe, line) for line in lines):
@@ -400,7 +273,7 @@ def _with_processes(workers, plan):
             try:  # the one more that waits for a process may be made though it is not wanted
                 plan.run(pool.submit, lambda: workers + (plan.recipe.kept is None), {})
             except BrokenProcessPool:
-                for number in [n for n in plan.missing if _shard(plan.out, n).exists()]:
+                for number in [n for n in plan.missing if shard_folder(plan.out, n).exists()]:
                     plan.advance(plan.count_images(number))
                     plan.finish(number)
             except BaseException:
@@ -410,57 +283,6 @@ def _with_processes(workers, plan):
         if deaths > _MAX_DEATHS:
             hint = 'out of memory? try fewer; called in a script? write `if __name__ == "__main__":` above the call'
             raise RuntimeError(f"workers died {deaths} times without finishing a shard: {hint}")
-
-
-@torch.no_grad()
-def _draw(recipe, batch, **call):
-    """Generate a batch: return its images, their recording, and how alike each is to its prompt."""
-    pipe, tokens = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
-    if recipe.photos:
-        return _look(recipe, batch, pipe, tokens)
-    call |= {"num_inference_steps": recipe.steps, "guidance_scale": recipe.guidance}
-    if recipe.size:
-        call["height"], call["width"] = recipe.size
-    if recipe.negative:
-        call["negative_prompt"] = [recipe.negative] * len(batch)
-    prompts = [recipe.prompt(i) for i in batch]
-    with record(pipe, **streaming(recipe)) as recording:
-        made = pipe(prompts, generator=[seed(recipe.seed_of(i)) for i in batch], **call)
-    return made.images, recording, _compare(recipe, made.images, prompts)
-
-
-def _look(recipe, batch, pipe, tokens):
-    """Look at the photos of a batch: return them, the maps of each look, and how alike each is to the prompt."""
-    photos = [read_photo(recipe.photos, index) for index in batch]
-    looks = [look(pipe, photo, recipe, index, tokens) for index, photo in zip(batch, photos, strict=True)]
-    images = [Image.fromarray(photo) for photo in photos]
-    return images, looks, _compare(recipe, images, [recipe.prompt(index) for index in batch])
-
-
-def _compare(recipe, images, prompts):
-    clip = recipe.filters.clip
-    return _similarity(clip)(images, prompts) if clip else [None] * len(prompts)
-
-
-@torch.no_grad()
-def _label(recipe, image, recording, cosine):
-    """Label an image by its recording."""
-    _, tokens = _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)
-    pixels = np.asarray(image.convert("RGB"))
-    if recipe.photos:
-        found = label_photo(recording, pixels, recipe, cosine)
-    else:
-        found = label(heats(recording, recipe, pixels.shape[:2], tokens), pixels, recipe, cosine)
-    if recipe.instances is None:
-        return found
-    attention = recording.self_attention(recipe.attention) if needs_attention(recipe.instances) else None
-    return found._replace(instances=number_instances(found.labels, recipe.instances, attention))
-
-
-def _write(work, recipe, batch, *drawn):
-    """Label and write a batch; return the records' lines."""
-    found = zip(batch, *drawn, strict=True)
-    return [write_record(work, recipe, i, image, _label(recipe, image, *more)) for i, image, *more in found]
 
 
 def _finish(out, recipe):
@@ -502,7 +324,7 @@ def _choose(out, recipe):
     """Return each shard's records, with its folder, up to the last one that is wanted, and why they are rejected."""
     selection, found = Selection(recipe), []
     for number in range(recipe.shards):
-        shard = _shard(out, number)
+        shard = shard_folder(out, number)
         for line in read_lines(shard / "records.jsonl"):
             found.append((shard, line | {"rejected": selection.judge(line)}))
             if selection.is_enough:
@@ -517,7 +339,3 @@ def _as_rejected(line):
 
 def _rejected_name(index):
     return f"rejected/{index:06d}.png"
-
-
-def _shard(out, number):
-    return Path(out, SHARDS, f"{number:05d}")

@@ -19,7 +19,7 @@ __all__ = ["Photos", "changed_photos", "check_photos", "find_photos", "read_phot
 
 _ENDINGS = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _CAMERAS = {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".nef", ".orf", ".raf", ".rw2"}  # Pillow reads none
-_MAX_PHOTOS, _MAX_TILES, _MAX_LOOKS, _MAX_TIMESTEPS, _MAX_SAID = 50_000, 64, 256, 1000, 20
+_MAX_PHOTOS, _MAX_TILES, _MAX_LOOKS, _MAX_TIMESTEPS, _MAX_SAID = 50_000, 64, 256, 1000, 10
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
@@ -171,12 +171,20 @@ def read_photo(photos: Photos, index: int) -> np.ndarray:
         return read_rgb(path)
 
 
-def check_photos(photos: Photos) -> None:
-    """Read every photo once; ValueError that names those which cannot be labeled, and says why."""
+def check_photos(photos: Photos, *, whole: bool = True) -> None:
+    """Read every photo once; ValueError that names those which cannot be labeled, and says why.
+
+    Parameters
+    ----------
+    photos : Photos
+        With their files.
+    whole : bool
+        False: read their headers alone, which tells at once what is there and no image.
+    """
     problems = []
     for index in tqdm(range(len(photos.names)), desc="reading photos", unit="photo", delay=2, leave=False):
         try:
-            read_photo(photos, index)
+            read_photo(photos, index) if whole else _open_photo(photos, index)
         except (OSError, ValueError) as error:
             problems.append(str(error))
     if problems:
@@ -184,6 +192,17 @@ def check_photos(photos: Photos) -> None:
         more = f"\n- and {len(problems) - _MAX_SAID} more" if len(problems) > _MAX_SAID else ""
         count = f"{len(problems)} of {len(photos.names)} photos"
         raise ValueError(f"{count} cannot be labeled, mend them or move them away:{said}{more}")
+
+
+def _open_photo(photos, index):
+    """Refuse a photo by its header; its pixels are not read."""
+    name = photos.names[index]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.open(_folder(photos.where)[0] / name).close()
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise ValueError(f"photo {name} cannot be read: {error}") from error
 
 
 def changed_photos(before: Photos | None, now: Photos | None) -> list[str]:

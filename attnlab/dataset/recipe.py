@@ -89,7 +89,7 @@ class Recipe:
         "float32", "float16" or "bfloat16", which the model computes in. Default: float16 on a GPU, float32 on the CPU.
     batch, threads, shard : int
         Images per call of the model, threads of torch per process (rounding depends on both), and batches per shard,
-        which is made again if it was interrupted.
+        which is made as a whole, and again if it was interrupted: with `kept`, smaller ones draw less in vain.
     map, context : str
         "daam" (words of the prompt), "ovam" (any text) or "linear" (any text or learned token); for "ovam", a phrase
         with {} where the text stands.

@@ -134,7 +134,8 @@ def verify_dataset(folder: str | Path) -> list[str]:
     """List everything that is wrong with a data set's files, one sentence each; nothing where it is whole.
 
     Images and masks are compared with the hashes of their lines; lines with the recipe, and with what their images and
-    masks say; what nothing else tells (scores, rejected images) with SHA256SUMS, which older data sets do not have.
+    masks say; what nothing else tells (scores, rejected images) with SHA256SUMS. README.md and contact_sheet.png are
+    for people, who may change them.
     """
     folder, problems = Path(folder), []
     try:
@@ -160,9 +161,21 @@ def verify_dataset(folder: str | Path) -> list[str]:
         problems.append(f"{name} is in no line of {lines}.jsonl")
     problems += _wrong_run(recipe, sorted([*records, *rejected], key=lambda line: line["index"]))
     problems += _attempt(_read_marks, folder, {line["file_name"] for line in records})
-    sums = (folder / SUMS_FILE).read_text("utf-8", "replace") if (folder / SUMS_FILE).is_file() else ""
-    problems += [said for line in sums.split("\n")[:-1] for said in _attempt(_check_sum, folder, line)]
+    problems += _wrong_sums(folder, [line["file"] for line in rejected])
     return list(dict.fromkeys(problems))
+
+
+def _wrong_sums(folder, rejected):
+    """List files that were altered since SHA256SUMS was written, and what that does not tell."""
+    path, names = folder / SUMS_FILE, ["recipe.yaml", "metadata.jsonl", "rejected.jsonl", *rejected]
+    lines = path.read_text("utf-8", "replace").split("\n")[:-1] if path.is_file() else []
+    for line in lines:
+        yield from _attempt(_check_sum, folder, line)
+    if lacking := [name for name in names if name not in {line.partition("  ")[2] for line in lines}]:
+        said = f"has no line of {lacking[0]}" if path.is_file() else "is missing, as in data sets of early versions"
+        files = " ".join(names[:3] + ["rejected/*"] * bool(rejected))
+        typed = f"(cd {shlex.quote(str(folder))} && sha256sum {files} > {SUMS_FILE})"
+        yield f"{SUMS_FILE} {said}: take it from a copy or, if you trust these files as they are, type {typed}"
 
 
 def _unfinished(folder):

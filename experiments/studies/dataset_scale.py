@@ -33,8 +33,8 @@ from tqdm import tqdm
 from attnlab.dataset import Dataset, Filters, Recipe, export_coco, export_yolo, generate_dataset, split_dataset
 from attnlab.dataset.keeping import Selection
 from attnlab.dataset.labeling import Labeling
-from attnlab.dataset.making import SHARDS, make_shard
-from attnlab.dataset.records import as_lines, write_record
+from attnlab.dataset.records import SHARDS, as_lines, write_record
+from attnlab.dataset.shards import make_shard
 from attnlab.pipelines import load_pipeline, seed
 from attnlab.storage import write_text
 

@@ -53,10 +53,8 @@ class _Outlines:
         number[self.way, self.begin] = np.arange(len(way))
         # left first, to all of a part that holds together by a corner
         is_left = leaving[left] == self.owner
-        self.follow, self.touch = (
-            np.where(is_left, number[left], number[right]),
-            is_left & (leaving[right] == self.owner),
-        )
+        self.follow = np.where(is_left, number[left], number[right])
+        self.touch = is_left & (leaving[right] == self.owner)
         rings = [*self._walk()]
         self.order, lengths = np.concatenate(rings), [len(ring) for ring in rings]
         self.firsts = np.cumsum(lengths) - lengths  # place in `order` where each ring begins
