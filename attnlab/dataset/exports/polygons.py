@@ -1,6 +1,7 @@
 """Trace regions as polygons that others' readers fill to the same pixels."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,7 +28,8 @@ def trace_polygons(regions: np.ndarray, low: float = 0.0, high: float = 1.0) -> 
         parts[owner - 1].append((corner, polygon))
     found = []
     for one in parts:
-        box = np.array([min(xs) for xs in zip(*(corner for corner, _ in one), strict=True)])
+        corners = [corner for corner, _ in one]
+        box = corners[0] if len(corners) == 1 else np.min(corners, axis=0)
         # first within the region, then within the image: sums of floats depend on their order
         found.append([polygon + (corner - box) + box for corner, polygon in one])
     return found
@@ -84,7 +86,8 @@ class _Outlines:
         boxes = np.array([left, self.corners[self.begin[starts], 1]]).T
         for number, (run, *_) in bridges.items():
             boxes[number] = boxes[self.ring_of[run]]
-        rings = np.split(self._points(boxes, low, high), self.before[starts[1:]])
+        points, cuts = self._points(boxes, low, high), [*self.before[starts].tolist(), None]
+        rings = [points[a:b] for a, b in pairwise(cuts)]
         bridged = [[] for _ in rings]
         for number in range(len(rings) - 1, -1, -1):  # bridges lead to the left
             rings[number] = _joined(rings[number], bridged[number])
@@ -100,9 +103,12 @@ class _Outlines:
 
     def _bridges(self, starts):
         """Join holes to what lies left of them: {ring: (run there, row of pixels between, its first and its end)}."""
-        found, rows, first = {}, len(self.regions) + 1, np.searchsorted(self.way, _UP)
+        found, holes = {}, np.flatnonzero(self.way[starts] == _DOWN).tolist()
+        if not holes:
+            return found
+        rows, first = len(self.regions) + 1, np.searchsorted(self.way, _UP)
         tops = self.corners[self.end[first:]] @ (rows, 1)
-        for ring in np.flatnonzero(self.way[starts] == _DOWN).tolist():
+        for ring in holes:
             right, row = self.corners[self.begin[starts[ring]]].tolist()
             gaps = np.flatnonzero(self.regions[row, :right] != self.owner[starts[ring]])
             left = int(gaps[-1]) + 1 if gaps.size else 0

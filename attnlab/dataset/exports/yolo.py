@@ -43,11 +43,12 @@ def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None, 
     parts = check_splits(dataset, splits)
     with export_folder(dataset, folder, "YOLO") as part:
         for name, positions in parts.items():
-            (part / "labels" / name).mkdir(parents=True)
+            images, labels = part / "images" / name, part / "labels" / name
+            labels.mkdir(parents=True)
             for one in read_labeled(dataset, positions, name):
-                copy_image(one, part / "images" / name)
+                copy_image(one, images)
                 lines = _lines(one, _WIDE if enlarged else _HIGH)
-                (part / "labels" / name / f"{one.name}.txt").write_bytes(lines.encode())
+                (labels / f"{one.name}.txt").write_bytes(lines.encode())
         (part / "data.yaml").write_bytes(_settings(dataset, list(parts)).encode())
     return Path(folder)
 
