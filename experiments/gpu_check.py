@@ -5,8 +5,8 @@
 
 For models of the exact geometry of Stable Diffusion 1.5 and XL and of FLUX's blocks, with random weights: time, peak
 memory and bytes of every way of recording, in turn with plain generation; whether latents are equal to the last bit;
-how often the program waits for the GPU in the middle of a generation, beyond what plain generation does; and how far
-maps that are computed on the GPU are from those of the CPU.
+how often the program waits for the GPU in the middle of a generation, and how many operations it starts a step, beyond
+what plain generation does; and how far maps that are computed on the GPU are from those of the CPU.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 import attnlab as al
@@ -28,7 +29,7 @@ from attnlab.storage import versions, write_text
 
 from .studies.random_weights import flux, stable_diffusion_2_base, stable_diffusion_15, stable_diffusion_xl
 
-__all__ = ["check", "main"]
+__all__ = ["Operations", "check", "main"]
 
 TEXT = "a burning house with fire and smoke"
 _RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -89,6 +90,29 @@ class _Stalls:
         self.count = sum("synchronizing" in str(one.message) for one in said)
 
 
+class Operations(TorchDispatchMode):
+    """Count the operations that a program starts, all but views: where the GPU is quicker, they are what takes time."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aliases = [given.alias_info for given in function._schema.returns]
+        self.count += not any(alias is not None and not alias.is_write for alias in aliases)
+        return function(*args, **(kwargs or {}))
+
+
+def _operations(pipe, device, kept, size):
+    """Return how many operations a step starts: those of a third one, for the first has more."""
+    counts = []
+    for steps in (2, 3):
+        with Operations() as found:
+            _turn(pipe, device, kept, steps, size)
+        counts.append(found.count)
+    return counts[1] - counts[0]
+
+
 def _turn(pipe, device, kept, steps, size, count=False) -> _Turn:
     """Generate once, as a user would; with `count` stalls are counted, which takes time of its own."""
     on_gpu = device.type == "cuda"
@@ -113,7 +137,8 @@ def check(pipe, device: torch.device, steps: int, rounds: int, size: int, height
     """Measure every way of recording a pipeline, in turn with plain generation.
 
     Returns {"steps": ..., "seconds a step": ..., "bit exact": ..., "modes": {mode: {"time ratio": [median, least,
-    most], "peak bytes": ..., "kept bytes": ..., "stalls beyond plain": ...}}, "maps": {...}}.
+    most], "peak bytes": ..., "kept bytes": ..., "stalls beyond plain": ..., "operations a step beyond plain": ...}},
+    "maps": {...}}.
     """
     pipe.set_progress_bar_config(disable=True)
     modes = _modes(pipe, device, height)
@@ -121,6 +146,7 @@ def check(pipe, device: torch.device, steps: int, rounds: int, size: int, height
     expected = _turn(pipe, device, None, steps, size).latents  # warms up, too
     plain = _turn(pipe, device, None, steps, size, count=True).stalls
     stalls = {mode: _turn(pipe, device, kept, steps, size, count=True).stalls - plain for mode, kept in modes.items()}
+    started = {mode: _operations(pipe, device, kept, size) for mode, kept in modes.items()}
     exact, kept = True, {}
     for r in tqdm(range(rounds), desc="rounds"):
         for mode in np.roll(list(modes), r):
@@ -138,11 +164,13 @@ def check(pipe, device: torch.device, steps: int, rounds: int, size: int, height
             "peak bytes": int(max(peak for _, peak in turns[mode])),
             "kept bytes": kept[mode],
             "stalls beyond plain": stalls[mode],
+            "operations a step beyond plain": started[mode] - started["plain"],
         }
     found = {"steps": steps, "rounds": rounds, "size": size, "bit exact": bool(exact)}
     found["seconds a step"] = float(np.median(seconds["plain"]) / steps)
     maps = _maps(pipe, device, size) if "queries" in modes else {}
-    return found | {"stalls of plain": plain, "modes": rows, "maps": maps}
+    found |= {"stalls of plain": plain, "operations a step of plain": started["plain"]}
+    return found | {"modes": rows, "maps": maps}
 
 
 def _maps(pipe, device, size):
@@ -192,11 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _show(name, found):
     print(f"{name}: {1000 * found['seconds a step']:.1f} ms a step, latents bit-exact in all: {found['bit exact']}")
     print(f"plain generation waits for the device {found['stalls of plain']} times after its first step")
-    print(f"{'':22} time/plain (least to most)   peak       kept       stalls beyond plain")
+    print(f"and starts {found['operations a step of plain']} operations a step")
+    print(f"{'':22} time/plain (least to most)   peak       kept       stalls, operations beyond plain")
     for mode, row in found["modes"].items():
         median, least, most = row["time ratio"]
         sizes = f"{row['peak bytes'] / 1e6:8.1f} MB {row['kept bytes'] / 1e6:8.1f} MB"
-        print(f"{mode:22} {median:.3f} ({least:.3f} to {most:.3f}) {sizes} {row['stalls beyond plain']:6}")
+        print(
+            f"{mode:22} {median:.3f} ({least:.3f} to {most:.3f}) {sizes} {row['stalls beyond plain']:6} {row['operations a step beyond plain']:6}"
+        )
     print("maps on the device against the CPU's:", *(f"{k} {v:.1e}" for k, v in found["maps"].items()))
 
 

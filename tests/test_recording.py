@@ -22,12 +22,12 @@ from diffusers import (
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnlab as al
 from attnlab.recording import current
 from attnlab.recording.adapters import Adapter
 from attnlab.recording.layers import Layer, choose_layers
+from experiments.gpu_check import Operations
 
 LAYERS = 3  # cross-attention layers of the bundled model's down and up blocks
 
@@ -247,19 +247,6 @@ def test_queries_that_change_in_place_are_refused(pipe, generate):
             generate()
     finally:
         attention.set_processor(before)
-
-
-class Operations(TorchDispatchMode):
-    """Count operations that a GPU would have to start, so all but views."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        aliases = [given.alias_info for given in function._schema.returns]
-        self.count += not any(alias is not None and not alias.is_write for alias in aliases)
-        return function(*args, **(kwargs or {}))
 
 
 def test_operations_of_a_step_do_not_grow_with_the_layers(pipe):
