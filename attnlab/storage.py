@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -143,7 +144,10 @@ def _as_rgb(image):
 
 def versions() -> dict[str, str]:
     """Return the versions of attnlab and of the libraries that a recording depends on."""
-    return {name: version(name) for name in ("attnlab", "torch", "diffusers", "transformers")}
+    return {name: _version(name) for name in ("attnlab", "torch", "diffusers", "transformers")}
+
+
+_version = cache(version)  # it reads a file, which takes longer than to write a record
 
 
 def kind(path: str | Path) -> str | None:

@@ -450,32 +450,36 @@ def test_memory_does_not_grow_with_the_steps_or_images(pipe):
     assert not recording.trace.queries and torch.is_tensor(next(iter(recording.trace.streamed[None].values())))
 
 
-def test_a_batch_is_written_while_the_next_one_is_drawn(tmp_path, monkeypatch):
-    """And not more than one: what is drawn waits for it."""
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_batch_is_written_while_the_next_one_is_drawn(tmp_path, monkeypatch, device):
+    """By a thread beside a GPU, and what is drawn waits for it; a CPU writes each as it comes."""
     draw, write, order, drawn = shards._draw, shards._write, [], threading.Semaphore(0)
 
     def drawing(recipe, batch, **call):
+        assert torch.get_num_threads() == recipe.threads == 2
         order.append("draw")
         result = draw(recipe, batch, **call)
         drawn.release()
         return result
 
     def writing(*given):
-        assert drawn.acquire(timeout=60)  # this batch's own
-        if order.count("write") < batches - 1:
+        assert torch.get_num_threads() == 1 and drawn.acquire(timeout=60)  # this batch's own
+        if device == "cuda" and order.count("write") < batches - 1:
             assert drawn.acquire(timeout=60)  # the next one is drawn before this one is written
             drawn.release()
         order.append("write")
         return write(*given)
 
-    recipe = replace(FIRES, shard=3)
+    recipe = replace(FIRES, shard=3, threads=2)
     batches = len(recipe.batches(0))
     (tmp_path / making.SHARDS).mkdir()
     monkeypatch.setattr(shards, "_draw", drawing)
     monkeypatch.setattr(shards, "_write", writing)
+    monkeypatch.setattr(shards, "_device", lambda recipe: device)
     shards.make_shard(recipe, tmp_path, 0)
     shards.forget_models()
-    assert batches == 3 and order == ["draw", *["draw", "write"] * (batches - 1), "write"]
+    beside = ["draw", *["draw", "write"] * (batches - 1), "write"]
+    assert batches == 3 and order == (["draw", "write"] * batches if device == "cpu" else beside)
 
 
 @pytest.mark.parametrize("gpus, given", [(["4", "7"], ["4", "7", "4"]), ([], ["unset"] * 3)])

@@ -3,10 +3,10 @@
 import inspect
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import RLock
 from uuid import uuid4
@@ -40,17 +40,14 @@ def make_shard(recipe: Recipe, out: Path, number: int, advance: Callable[[int], 
     work.mkdir()  # not the folder above: it is gone once the data set is finished, and stays so
     for folder in record_folders(recipe):
         (work / folder).mkdir()
-    # while the model draws the next batch, a thread labels and writes the one before: no more are held than two. Torch
-    # would give that thread helpers of its own, which wait by spinning and take the cores from those that draw.
-    alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with _MODEL, _threads(recipe.threads), ThreadPoolExecutor(1, **alone) as thread:
+    with _MODEL, _threads(recipe.threads), _writer(recipe) as submit:
         written = None
         for batch in recipe.batches(number):
             if enough.exists():
                 break
             drawn = _draw(recipe, batch)
             lines += written.result() if written else []
-            written = thread.submit(_write, work, recipe, batch, *drawn)
+            written = submit(_write, work, recipe, batch, *drawn)  # no more batches are held than two
             advance(len(batch))
         lines += written.result() if written else []
     if enough.exists():
@@ -75,6 +72,35 @@ def _threads(count):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _writer(recipe):
+    """Yield what runs a function: a thread, while a GPU draws the next batch, or nothing of the kind.
+
+    On a CPU a thread would take cores from those that draw, each of which then waits for the slowest, by spinning.
+    """
+    if _device(recipe) == "cpu":
+        yield _run_here
+    else:
+        with ThreadPoolExecutor(1) as thread:
+            yield partial(thread.submit, _run_alone)
+
+
+def _device(recipe):
+    return _loaded(recipe.model, recipe.dtype, recipe.scheduler, recipe.tokens)[0].device.type
+
+
+def _run_here(function, *given):
+    future = Future()
+    future.set_result(_run_alone(function, *given))
+    return future
+
+
+def _run_alone(function, *given):
+    """Run a function by one thread of torch: what it rounds does not depend on where it runs."""
+    with _threads(1):
+        return function(*given)
 
 
 @torch.no_grad()

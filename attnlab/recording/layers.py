@@ -172,17 +172,18 @@ def contributed(
 ) -> torch.Tensor:
     """Measure what each token adds to each pixel through groups of heads: float32 (..., group, token, pixel).
 
-    Of `probabilities` (..., head, token, pixel) and a layer's `outputs` (head, token, channel); `kind` is one of KINDS,
-    see `contributions`. Divided by the length of what the whole layer adds, mean over pixels.
+    Of `probabilities` (..., head, token, pixel) and a layer's `outputs` (..., head, token, channel); `kind` is one of
+    KINDS, see `contributions`. Divided by the length of what the whole layer adds, mean over pixels.
     """
-    total = outputs.flatten(0, 1).T @ probabilities.flatten(-3, -2)  # (..., channel, pixel)
+    rows = outputs.flatten(-3, -2)
+    total = rows.mT @ probabilities.flatten(-3, -2)  # (..., channel, pixel)
     length = total.norm(dim=-2, keepdim=True).clamp_min_(torch.finfo(total.dtype).tiny)
     groups = [_span(heads) for heads in groups]
     if kind == "norm":
-        found = [_norms(probabilities[..., heads, :, :], outputs[heads]) for heads in groups]
+        found = [_norms(probabilities[..., heads, :, :], outputs[..., heads, :, :]) for heads in groups]
     else:
-        along = (outputs.flatten(0, 1) @ (total / length)).view_as(probabilities) * probabilities
-        if len(groups) == len(outputs) and groups == [_span([head]) for head in range(len(outputs))]:
+        along = (rows @ (total / length)).view_as(probabilities) * probabilities
+        if groups == [_span([head]) for head in range(outputs.shape[-3])]:
             return along / length.mean(-1, keepdim=True).unsqueeze(-3)
         found = [along[..., heads, :, :].sum(-3) for heads in groups]
     return torch.stack(found, -3) / length.mean(-1, keepdim=True).unsqueeze(-3)
@@ -215,7 +216,7 @@ def _span(heads):
 
 def _norms(probabilities, outputs):
     """Length of the sum over heads of probability times output, (..., token, pixel), by products of heads' outputs."""
-    outputs, weights = outputs.transpose(0, 1), probabilities.transpose(-3, -2)  # tokens first
+    outputs, weights = outputs.transpose(-3, -2), probabilities.transpose(-3, -2)  # tokens first
     squares = (outputs @ outputs.mT @ weights * weights).sum(-2)
     return squares.clamp_min_(0).sqrt_()  # rounding may leave a square below 0
 

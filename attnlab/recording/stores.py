@@ -118,9 +118,8 @@ class MapStore:
         found = attention(queries.flatten(0, 1), keys.flatten(0, 1), mask).unflatten(0, queries.shape[:2])
         if self.contributions:  # projections of each head, and behind them the norm of all heads together
             every = list(range(queries.shape[1]))
-            groups = list(zip(KINDS, ([[head] for head in every], [every]), strict=True))
-            given = zip(found, (one[1] for one in known), strict=True)
-            found = torch.stack([torch.cat([contributed(*one, *group) for group in groups]) for one in given])
+            groups, outputs = ([[head] for head in every], [every]), torch.stack([one[1] for one in known])
+            found = torch.cat([contributed(found, outputs, *one) for one in zip(KINDS, groups, strict=True)], -3)
         return found[:, :, :length].contiguous().unbind()
 
     def _known(self, trace, layer, text, device):
