@@ -1,5 +1,7 @@
 """Whose call of a denoiser is recorded, what the parts of its batch are, and which keys it really used."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,47 @@ def test_a_loop_without_names_is_refused_whatever_ran_before(own, generate):
         generate(pipe=own, guidance=guidance, steps=1)
         with pytest.raises(ValueError, match=r"record\(pipe, parts="), al.record(own):
             loop(own, [PROMPT])
+
+
+@pytest.mark.parametrize("kept", [{"keep": "sum"}, {"agreement": 8, "steps": [0]}])
+def test_a_step_of_training_is_held_by_nothing_once_it_has_ended(own, kept):
+    """What a graph keeps for its gradients takes far more memory than all that is recorded."""
+
+    def watch(module, args, output):
+        def pass_on(gradient):
+            return gradient
+
+        held.add(pass_on)
+        output.register_hook(pass_on)  # which the graph holds, and nothing else
+
+    held, text = weakref.WeakSet(), own.encode_prompt(PROMPT, own.device, 1, False)[0].detach()
+    own.unet.requires_grad_()
+    for name, module in own.unet.named_modules():
+        if name.endswith(("to_q", "to_k")):
+            module.register_forward_hook(watch)
+    with al.record(own, parts=("conditional",), **kept) as recording:
+        for timestep in (700, 500):
+            noise = own.unet(torch.zeros(1, 4, 16, 16), timestep, text).sample
+            assert held
+            del noise
+            assert not held
+    assert recording.trace.generation.ran == 2
+
+
+def test_what_checkpointing_runs_once_more_is_of_no_step(own):
+    """In the backward pass the layers are met again."""
+    text, found = own.encode_prompt(PROMPT, own.device, 1, False)[0].detach(), []
+    own.unet.requires_grad_().train()
+    for checkpointing in (False, True):
+        if checkpointing:
+            own.unet.enable_gradient_checkpointing()
+        with al.record(own, parts=("conditional",), self_attention=16) as recording:
+            for timestep in (700, 500):
+                own.unet(torch.ones(1, 4, 16, 16), timestep, text).sample.square().mean().backward()
+        found.append(recording)
+    for one, other in zip(*(recording.trace.queries.values() for recording in found), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(*(recording.self_attention()[0] for recording in found))
 
 
 def test_images_of_a_loop_are_told_apart(own):

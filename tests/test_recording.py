@@ -22,9 +22,10 @@ from diffusers import (
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig
 from PIL import Image
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import attnlab as al
-from attnlab.recording import current
+from attnlab.recording import current, stores
 from attnlab.recording.adapters import Adapter
 from attnlab.recording.layers import Layer, choose_layers
 from experiments.gpu_check import Operations
@@ -210,6 +211,16 @@ def test_only_the_kept_half_stays_in_memory(recording):
 
 
 @pytest.mark.parametrize("keep", ["queries", "sum", "maps", "contributions"])
+def test_layers_that_were_not_chosen_do_not_stay_in_memory(levels, generate, keep):
+    """All are taken together in the first step, those of one size by the same operations."""
+    with al.record(levels, keep=keep, layers="down_blocks.1") as recording:
+        generate(pipe=levels, steps=2)
+    kept = list(recording.trace.tensors())
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}
+    assert sum(storages.values()) == sum(x.nbytes for x in kept)
+
+
+@pytest.mark.parametrize("keep", ["queries", "sum", "maps", "contributions"])
 def test_layers_that_wait_for_one_another(pipe, generate, monkeypatch, keep):
     """What is taken of all layers at once is what is taken of each."""
     found = []
@@ -228,15 +239,56 @@ def test_layers_that_wait_for_one_another(pipe, generate, monkeypatch, keep):
                 torch.testing.assert_close(total, others[name], rtol=1e-5, atol=1e-6)
 
 
-def test_queries_that_change_in_place_are_refused(pipe, generate):
-    """A processor that scales its queries where they lie would change what was not yet taken."""
+@pytest.mark.parametrize(("room", "layers"), [(2**40, LAYERS), (0, 1)])
+def test_maps_of_as_many_layers_as_there_is_room_for(pipe, generate, recording, monkeypatch, room, layers):
+    found, attention = [], stores.attention
+
+    def counted(queries, *others):
+        found.append(len(queries))
+        return attention(queries, *others)
+
+    monkeypatch.setattr(stores, "attention", counted)
+    monkeypatch.setattr(stores, "_SCORES", room)
+    with al.record(pipe, keep="maps", steps=[1, 2, 3]) as maps:
+        generate()
+    assert set(found) == {layers * pipe.unet.config.attention_head_dim}
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    close(al.daam(maps).values, al.daam(recording, steps=[1, 2, 3]).values)
+
+
+def test_what_was_taken_holds_no_whole_batch(pipe, generate, monkeypatch):
+    """Not even until the step ends: with long texts, keys of all layers take hundreds of megabytes."""
+    monkeypatch.setattr(current, "_WAITING", 0)
+    met, held = [], []
+    modules = [m for name, m in pipe.unet.named_modules() if name.endswith(("attn2.to_q", "attn2.to_k"))]
+
+    def meet(module, args, output):
+        met.append(StorageWeakRef(output.untyped_storage()))
+
+    keep = [module.register_forward_hook(meet) for module in modules]
+    keep.append(pipe.unet.conv_out.register_forward_hook(lambda *_: held.extend(not x.expired() for x in met)))
+    try:
+        with al.record(pipe, keep="sum"):
+            generate(steps=1)
+    finally:
+        for handle in keep:
+            handle.remove()
+    assert len(held) == len(modules) == 2 * LAYERS and not any(held)
+
+
+def test_queries_that_change_in_place(pipe, generate):
+    """A processor that scales its queries where they lie would change what was not yet taken.
+
+    It is refused; in inference mode, in which torch does not count changes, nothing waits for its like.
+    """
     name = next(name for name, m in pipe.unet.named_modules() if name.endswith("attn2"))
     attention = pipe.unet.get_submodule(name)
-    before = attention.processor
+    before, given = attention.processor, []
 
     class Scaled:
         def __call__(self, attn, hidden_states, encoder_hidden_states, **kwargs):
             query, key, value = attn.to_q(hidden_states), *(m(encoder_hidden_states) for m in (attn.to_k, attn.to_v))
+            given.append(query.clone())
             query *= 0.5
             scores = attn.get_attention_scores(*(attn.head_to_batch_dim(x) for x in (query, key)))
             return attn.to_out[0](attn.batch_to_head_dim(scores @ attn.head_to_batch_dim(value)))
@@ -245,6 +297,10 @@ def test_queries_that_change_in_place_are_refused(pipe, generate):
     try:
         with pytest.raises(RuntimeError, match=f"{name} changes its queries in place"), al.record(pipe):
             generate()
+        given.clear()
+        with torch.inference_mode(), al.record(pipe) as recording:
+            generate(steps=1)
+        assert torch.equal(recording.trace.queries[name][0], given[0][1])
     finally:
         attention.set_processor(before)
 
@@ -256,8 +312,8 @@ def test_operations_of_a_step_do_not_grow_with_the_layers(pipe):
     deep.set_progress_bar_config(disable=True)
     assert sum(m.is_cross_attention for m in unet.modules() if isinstance(m, Attention)) == 21
 
-    def operations(steps, **kept):
-        with Operations() as found, al.record(deep, **kept) if kept else contextlib.nullcontext():
+    def operations(steps, mode=contextlib.nullcontext, **kept):
+        with mode(), Operations() as found, al.record(deep, **kept) if kept else contextlib.nullcontext():
             deep("a house", num_inference_steps=steps, output_type="latent")
         return found.count
 
@@ -267,6 +323,7 @@ def test_operations_of_a_step_do_not_grow_with_the_layers(pipe):
     plain = of_a_step()
     most = {"queries": 20, "sum": 20, "maps": 20, "contributions": 60}
     assert all(0 < of_a_step(keep=keep) - plain <= count for keep, count in most.items())
+    assert 0 < of_a_step(mode=torch.inference_mode, keep="maps") - of_a_step(mode=torch.inference_mode) <= most["maps"]
 
 
 def test_seed_is_noted_only_where_given(pipe, generate):

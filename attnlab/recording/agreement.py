@@ -77,14 +77,14 @@ class AgreementStore:
                 "image's own keys by to_q and to_k: record without agreement="
             )
         looks = self._met[1].self_attention(row, self._modules[name])
-        return None, looks, self._given[row].detach().float()
+        return None, looks, self._given[row].float()
 
     def _meet(self, name, call):
-        self._met = (name, call) if alike(call.context, call.hidden) else None
+        self._met = (name, call.lasting()) if alike(call.context, call.hidden) else None
 
     @torch.compiler.disable
     def _give(self, module, args, output):
-        self._given = output
+        self._given = output.detach()
 
 
 def _resized(values, size, grid):

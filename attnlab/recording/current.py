@@ -4,11 +4,13 @@ import itertools
 from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import recursively_apply
 
 from .adapters import DenoiserCall
 from .kept import KeptCall
 from .keys import KeyWatch
 from .layers import Layer, alike, choose_layers, exact
+from .stores import copied
 from .trace import Trace
 
 __all__ = ["CurrentGeneration", "CurrentStep", "check_seen"]
@@ -113,7 +115,11 @@ class CurrentGeneration:
             return
         step.waiting[name] = call.lasting(), _version(call.query)
         step.bytes += call.query.nbytes
-        if stores.at_once or step.bytes > _WAITING:
+        # in inference mode changes in place are not seen, and only of diffusers' own processors known not to be made
+        own = type(getattr(adapter.attentions[name], "processor", None)).__module__.startswith("diffusers.")
+        if stores.at_once or step.bytes > _WAITING or (call.query.is_inference() and not own):
+            keys = {name: step.keys[name] for name in step.waiting if name in step.keys}
+            step.keys |= zip(keys, copied(list(keys.values())), strict=True)  # which wait on, and hold no whole batch
             self.take(stores)
 
     @exact()
@@ -142,6 +148,8 @@ class CurrentGeneration:
                 if self.step.kept is not None:
                     trace.calls.append(self.step.kept)
                 stores.put(trace, i, {name: self.step.taken[name][i] for name in self.chosen})
+        # nothing is held until the next one, nor met where gradient checkpointing runs layers once more
+        self.step.active, self.step.taken, self.step.keys = False, {}, {}
         self.calls += 1
 
     def _check_keys(self):
@@ -161,6 +169,8 @@ class CurrentGeneration:
         check_seen(adapter, adapter.attentions, step)
         sizes = {name: self.sizes[name] for name in step.taken}
         self.chosen = choose_layers(sizes, wanted, adapter.is_default)
+        if len(self.chosen) < len(sizes):  # views of what was taken together would keep that of all layers in memory
+            step.taken = recursively_apply(torch.clone, {name: step.taken[name] for name in self.chosen})
         for name in set(self.layers) - set(self.chosen):
             del self.layers[name]
         for trace in self.traces:

@@ -24,10 +24,11 @@ from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contr
 from .texts import TextEncoder
 from .trace import SelfAttentionSum, Trace, add_all
 
-__all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores"]
+__all__ = ["KEEP", "MapStore", "QueryStore", "QuerySum", "SelfAttentionStore", "Stores", "copied"]
 
 KEEP = ("queries", "sum", "maps", "contributions", "calls")  # what `record(keep=...)` may be
 SHARES = ("text", "joint")  # what `record(share=...)` may be
+_SCORES = 64 * 2**20  # bytes of attention that are computed at a time, at least one layer's
 _NO_OUTPUTS = (
     "outputs are kept of joint attention, in which a text asks, too; here words lie in the space of text embeddings: "
     "leave outputs= out, and take linear_daam and fit_token as they are"
@@ -42,7 +43,7 @@ class QueryStore:
 
     def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall]], row: int) -> list[torch.Tensor]:
         """Copy the layers' queries (pixel, head x width) of one image."""
-        return _copied([call.query[row].detach() for _, call in met], self.dtype)
+        return copied([call.query[row].detach() for _, call in met], self.dtype)
 
     def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
         """Append a step's queries, by layer, to a trace."""
@@ -55,7 +56,7 @@ class QuerySum:
 
     def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall]], row: int) -> list[torch.Tensor]:
         """Copy the layers' queries (pixel, head x width) of one image, as they meet the keys."""
-        taken = _copied([call.query[row].detach() for _, call in met], torch.float32)
+        taken = copied([call.query[row].detach() for _, call in met], torch.float32)
         normalized = ((layer, queries) for (layer, _), queries in zip(met, taken, strict=True))
         return [q if layer.norm_q is None else layer.queries(q).transpose(0, 1).flatten(1) for layer, q in normalized]
 
@@ -83,7 +84,7 @@ class MapStore:
         # a negative prompt may be no text at all, and one that changes has no sum
         shown = [text for text in self.texts if text or (trace.length and trace.generation.changed is None)]
         found = [{} for _ in met]
-        for some in _alike(met):
+        for some in _alike(met, len(trace.text)):
             layers, calls = zip(*(met[k] for k in some), strict=True)
             if isinstance(calls[0], JointCall):  # of its own text alone, and the mean over heads
                 maps = {None: [c.shares(row, self.share)[None, : trace.length].contiguous() for c in calls]}
@@ -176,6 +177,7 @@ class SelfAttentionStore:
             before, count = trace.self_attention.get(size, (None, 0))
             total = totals[i] if before is None else before.add_(totals[i])
             trace.self_attention[size] = SelfAttentionSum(total, count + self._layers[size])
+        self._active = False  # what gradient checkpointing runs once more is of no step
 
     def _receiver(self, module: nn.Module, adapter: Adapter):
         @exact()
@@ -286,7 +288,7 @@ class Stores:
             self.beside.forget()
 
 
-def _copied(tensors, dtype=None):
+def copied(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
     """Copy tensors, those of a kind in one operation; a view would keep the whole batch alive."""
     found = [None] * len(tensors)
     for some in _grouped((tensor.device, tensor.dtype) for tensor in tensors):
@@ -297,12 +299,16 @@ def _copied(tensors, dtype=None):
     return found
 
 
-def _alike(met):
-    """Group the numbers of layers whose maps can be computed together; a norm has weights of its own layer."""
-    return _grouped(
+def _alike(met, tokens):
+    """Group the numbers of layers whose maps are computed together; a norm has weights of its own layer."""
+    groups = _grouped(
         (call.query.device, call.query.dtype, call.query.shape, layer.heads, layer.norm_q and layer.name)
         for layer, call in met
     )
+    for some in groups:
+        layer, call = met[some[0]]
+        together = max(1, _SCORES // (4 * tokens * layer.heads * call.count))
+        yield from (some[i : i + together] for i in range(0, len(some), together))
 
 
 def _grouped(kinds):

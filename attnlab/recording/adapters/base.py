@@ -44,12 +44,12 @@ class AttentionCall(NamedTuple):
         return self.query.shape[1]
 
     def lasting(self) -> "AttentionCall":
-        """Return the call without what only it keeps in memory."""
-        return self._replace(hidden=None, context=None)
+        """Return the call without what only it keeps in memory, and without gradients."""
+        return AttentionCall(self.query.detach(), self.key.detach())
 
     def text_keys(self, row: int) -> torch.Tensor | None:
         """Return the keys (token, head x width) of one image, which are those of its text."""
-        return self.key[row]
+        return self.key[row].detach()
 
     def self_attention(self, row: int, module: nn.Module) -> torch.Tensor:
         """Compute one image's self-attention in a module, mean over heads: float32 (pixel, pixel)."""
