@@ -326,6 +326,7 @@ def test_self_attention_that_another_processor_makes(levels, generate):
     [
         ({"words": []}, ValueError, "0 words: give two or more"),
         ({"words": "smoke"}, ValueError, "1 words: give two or more"),
+        ({"words": ("smoke", 0)}, ValueError, "1 words: give two or more"),  # the first one of that word
         ({"words": ["smoke", "zebra"]}, KeyError, "zebra"),
         ({"layers": "nowhere"}, ValueError, "no layer fits"),
         ({"mode": "nearest"}, ValueError, "bilinear"),

@@ -80,7 +80,9 @@ def goca(
     if not values.isfinite().all():
         raise ValueError("what was recorded holds NaN or infinity: generate in float32 or bfloat16")
     found = HeatMaps(values.numpy(), chosen.words, chosen.special)
-    return _rescaled(found, list(found) if words is None else as_list(words)) if rescaled else found
+    one = isinstance(words, tuple) and [*map(type, words)] == [str, int]  # ("house", 1), the second one
+    asked = list(found) if words is None else [words] if one else as_list(words)
+    return _rescaled(found, asked) if rescaled else found
 
 
 def _rescaled(maps: HeatMaps, asked: list) -> HeatMaps:
