@@ -2,7 +2,7 @@
 
     python -m experiments.gpu_train                  # everything, about 5 minutes on an H200
     python -m experiments.gpu_train --minutes 3      # after 3 minutes the denoisers write checkpoints and pause
-    python -m experiments.gpu_train mmdit            # the joint-attention model alone, by `train_mmdit`
+    python -m experiments.gpu_train mmdit            # the joint-attention model alone, by `train_mmdit`, also 5 minutes
 
 Weights and curves go to runs/tiny-gpu/models; what else `train_street` takes, --steps or --start for example, can be
 given, too. Without a GPU it trains on the CPU, with the batches of a GPU, slowly.
