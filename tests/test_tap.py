@@ -78,6 +78,9 @@ def test_shares_that_are_set_by_hand():
     call = JointCall(met.query, met.key, None, met.scale, [slice(2, 4)], [slice(0, 2)])
     assert call.count == 2
     text, all_of_it = call.shares(0, "text"), call.shares(0, "joint")
+    for share, found in (("text", text), ("joint", all_of_it)):  # of few tokens, by another way
+        for kept in (1, len(found) - 1):
+            torch.testing.assert_close(call.shares(0, share, kept=kept), found[:kept], atol=1e-6, rtol=0)
     torch.testing.assert_close(text, torch.tensor([[0.25, 0.25], [0.75, 0.75]]))
     torch.testing.assert_close(all_of_it, torch.tensor([[1 / 8, 1 / 8], [3 / 8, 3 / 8]]))
 

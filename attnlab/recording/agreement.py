@@ -67,7 +67,7 @@ class AgreementStore:
         features, maps = given @ weight.T, None
         if trace.length is not None and trace.generation.changed is None:  # else there is no sum for its words
             along = (given * (features @ weight)).unflatten(-1, (call.query.shape[1], -1)).sum(-1).T
-            maps = call.shares(row, self.share, weights=head_weights(along))[: trace.length].contiguous()
+            maps = call.shares(row, self.share, weights=head_weights(along), kept=trace.length)
         return maps, call.self_attention(row), features
 
     def _of_cross(self, trace, name, call, row):

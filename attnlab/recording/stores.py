@@ -87,7 +87,7 @@ class MapStore:
         for some in _alike(met, len(trace.text)):
             layers, calls = zip(*(met[k] for k in some), strict=True)
             if isinstance(calls[0], JointCall):  # of its own text alone, and the mean over heads
-                maps = {None: [c.shares(row, self.share)[None, : trace.length].contiguous() for c in calls]}
+                maps = {None: [c.shares(row, self.share, kept=trace.length)[None] for c in calls]}
                 maps = maps if shown else {}
             else:
                 heads = layers[0].queries(torch.stack([call.query[row].detach() for call in calls]))

@@ -89,13 +89,18 @@ class JointCall(NamedTuple):
         return self.output[row, :, tokens].detach().transpose(0, 1).flatten(1)
 
     def shares(
-        self, row: int, share: str, count: int | None = None, weights: torch.Tensor | None = None
+        self,
+        row: int,
+        share: str,
+        count: int | None = None,
+        weights: torch.Tensor | None = None,
+        kept: int | None = None,
     ) -> torch.Tensor:
         """Compute how one image's pixels share out their attention among its text, mean over heads.
 
         float32 (token, pixel), 0..1: of all attention (share="joint"), as the model does, or of what goes to the text
         ("text"), which adds up to 1 over tokens. Of the first `count` tokens of the text, if it is given; heads count
-        by `weights` (head, pixel).
+        by `weights` (head, pixel). Only the first `kept` tokens are returned, which may take far less time.
         """
         first = self.text[row].start or 0
         text = self.text[row] if count is None else slice(first, first + count)
@@ -103,9 +108,10 @@ class JointCall(NamedTuple):
         mask = None if self.mask is None else self._mask(row)
         if share == "text":
             mask = None if mask is None else mask[..., text]
-            found = _text_shares(query.float(), key[:, text].float() * self.scale, mask)
+            found = _text_shares(query.float(), key[:, text].float() * self.scale, mask, kept)
         else:
-            found = _joint_shares(query, key, mask, self.scale, text).float().mT
+            tokens = torch.arange(key.shape[1], device=key.device)[text][:kept]
+            found = _joint_shares(query, key, mask, self.scale, tokens).float().mT
         return found.mean(0) if weights is None else (found * weights[:, None]).sum(0)
 
     def self_attention(self, row: int) -> torch.Tensor:
@@ -128,25 +134,31 @@ class JointCall(NamedTuple):
         return mask if mask.shape[1] == 1 else mask[:, self.pixels[row]]
 
 
-def _text_shares(query, key, mask):
-    """Compute the softmax over the text's tokens: (head, token, pixel), with pixels last, which is the faster order."""
+def _text_shares(query, key, mask, kept=None):
+    """Compute the softmax over the text's tokens: (head, token, pixel), with pixels last, which is the faster order.
+
+    Where few tokens are `kept`, the others are not written once more.
+    """
     scores = key @ query.mT
     if mask is not None and mask.dtype == torch.bool:
         scores.masked_fill_(~mask.mT, -torch.inf)
     elif mask is not None:
         scores += mask.mT.float()
-    return scores.softmax(-2)
+    if kept is None or 2 * kept > scores.shape[-2]:
+        return scores.softmax(-2)[:, :kept]
+    return (scores[:, :kept] - scores.logsumexp(-2, keepdim=True)).exp_()
 
 
-def _joint_shares(query, key, mask, scale, text):
-    """Compute the softmax over all tokens, as the model does: (head, pixel, token of the text).
+def _joint_shares(query, key, mask, scale, tokens):
+    """Compute the softmax over all tokens, as the model does, of those that are asked for: (head, pixel, token).
 
-    Attention whose values say which token a key is of gives its probabilities, without a matrix of all of them.
+    Attention whose values say which token a key is of gives its probabilities, without a matrix of all of them. Values
+    as wide as keys go through the kernels that are fast.
     """
-    tokens = torch.arange(key.shape[1], device=key.device)[text]
     values = (torch.arange(key.shape[1], device=key.device)[:, None] == tokens).to(query.dtype)
-    values = values.expand(len(query), -1, -1)
-    return F.scaled_dot_product_attention(query[None], key[None], values[None], mask, scale=scale)[0]
+    values = F.pad(values, (0, max(0, query.shape[-1] - len(tokens)))).expand(len(query), -1, -1)
+    found = F.scaled_dot_product_attention(query[None], key[None], values[None], mask, scale=scale)[0]
+    return found[..., : len(tokens)]
 
 
 class _EnoughSeen(Exception):
