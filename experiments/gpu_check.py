@@ -225,9 +225,8 @@ def _show(name, found):
     for mode, row in found["modes"].items():
         median, least, most = row["time ratio"]
         sizes = f"{row['peak bytes'] / 1e6:8.1f} MB {row['kept bytes'] / 1e6:8.1f} MB"
-        print(
-            f"{mode:22} {median:.3f} ({least:.3f} to {most:.3f}) {sizes} {row['stalls beyond plain']:6} {row['operations a step beyond plain']:6}"
-        )
+        counts = f"{row['stalls beyond plain']:6} {row['operations a step beyond plain']:6}"
+        print(f"{mode:22} {median:.3f} ({least:.3f} to {most:.3f}) {sizes} {counts}")
     print("maps on the device against the CPU's:", *(f"{k} {v:.1e}" for k, v in found["maps"].items()))
 
 

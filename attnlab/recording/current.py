@@ -16,7 +16,7 @@ from .trace import Trace
 __all__ = ["CurrentGeneration", "CurrentStep", "check_seen"]
 
 
-_WAITING = 64 * 2**20  # bytes of queries that wait for one another, at most
+_WAITING = 128 * 2**20  # bytes of queries that wait for one another, at most
 
 
 @dataclass
