@@ -326,6 +326,38 @@ def test_operations_of_a_step_do_not_grow_with_the_layers(pipe):
     assert 0 < of_a_step(mode=torch.inference_mode, keep="maps") - of_a_step(mode=torch.inference_mode) <= most["maps"]
 
 
+def test_operations_of_a_step_hardly_grow_with_the_images(pipe):
+    """Maps of all images are computed together; where texts are of one length, nothing is done for each."""
+
+    def of_a_step(prompts, **kept):
+        counts = []
+        for steps in (2, 3):
+            with Operations() as found, al.record(pipe, **kept) if kept else contextlib.nullcontext():
+                pipe(prompts, num_inference_steps=steps, output_type="latent")
+            counts.append(found.count)
+        return counts[1] - counts[0]
+
+    beyond = {n: of_a_step(["a house"] * n, keep="maps") - of_a_step(["a house"] * n) for n in (1, 8)}
+    assert 0 < beyond[8] <= beyond[1] + 8
+
+
+@pytest.mark.parametrize("keep", ["maps", "contributions"])
+def test_maps_of_several_images_are_those_of_each(pipe, keep):
+    """Of prompts of different lengths, one of them empty, and of both halves of the batch."""
+    prompts = ["a burning house with fire and smoke", "a tree", "", "a red car"]
+    call = {"num_inference_steps": 2, "output_type": "latent", "negative_prompt": [*"abcd"]}
+    found = []
+    for kept in (keep, "queries"):
+        with al.record(pipe, keep=kept, branch="both") as recording:
+            pipe(prompts, generator=[al.seed(n) for n in range(4)], **call)
+        found.append(recording)
+    maps = al.daam if keep == "maps" else al.contributions
+    for branch in ("conditional", "negative"):
+        for i in (0, 1, 3):
+            one, other = (maps(both.branch(branch)[i]) for both in found)
+            np.testing.assert_allclose(one.values, other.values, rtol=1e-4, atol=1e-6 * other.values.max())
+
+
 def test_seed_is_noted_only_where_given(pipe, generate):
     with al.record(pipe) as unknown:
         generate()

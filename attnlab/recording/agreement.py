@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from .adapters import Adapter, AttentionCall, JointCall
-from .layers import Layer, alike, head_weights
+from .layers import alike, head_weights
+from .met import Met
 from .trace import Trace, add_to
 
 __all__ = ["AgreementStore"]
@@ -39,9 +40,9 @@ class AgreementStore:
         ends = [module.register_forward_hook(self._give) for module in self._modules.values()]
         return [*(handle for tap in taps for handle in tap), *ends]
 
-    def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall | JointCall]], row: int) -> list[tuple]:
-        """Compute of one image in each layer its maps, self-attention (cell, cell) and features (cell, channel)."""
-        return [self._taken(trace, layer, call, row) for layer, call in met]
+    def take(self, met: list[Met]) -> list[tuple]:
+        """Compute each image's maps in a layer, self-attention (cell, cell) and features (cell, channel)."""
+        return [self._taken(one.trace, one.layer, one.call, one.row) for one in met]
 
     def _taken(self, trace, layer, call, row):
         taken = self._of_joint if isinstance(call, JointCall) else self._of_cross

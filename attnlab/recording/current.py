@@ -10,6 +10,7 @@ from .adapters import DenoiserCall
 from .kept import KeptCall
 from .keys import KeyWatch
 from .layers import Layer, alike, choose_layers, exact
+from .met import Met
 from .stores import copied
 from .trace import Trace
 
@@ -129,11 +130,12 @@ class CurrentGeneration:
         for name, (call, version) in step.waiting.items():
             if _version(call.query) != version:
                 raise RuntimeError(f"the processor of {name} changes its queries in place: give it a copy of them")
-        met = [(step.met.get(name, self.layers[name]), call) for name, (call, _) in step.waiting.items()]
-        if met:
-            found = [stores.take(trace, met, row) for (_, row), trace in zip(step.rows, self.traces, strict=True)]
-            for k, name in enumerate(step.waiting):
-                step.taken[name] = [[store[k] for store in image] for image in found]
+        layers = [(step.met.get(name, self.layers[name]), call) for name, (call, _) in step.waiting.items()]
+        images = [row for _, row in step.rows]
+        met = [Met(*one, trace, row) for row, trace in zip(images, self.traces, strict=True) for one in layers]
+        found = stores.take(met) if met else []
+        for k, name in enumerate(step.waiting):
+            step.taken[name] = [[store[k + i * len(layers)] for store in found] for i in range(len(images))]
         step.waiting, step.bytes = {}, 0
 
     def end_step(self, stores):

@@ -20,7 +20,8 @@ from .beside import TextsBeside
 from .clip import Text
 from .host_copy import HostCopy
 from .kept import CallStore, KeptCall
-from .layers import KINDS, Layer, alike, as_list, attention, check_choice, contributed, exact
+from .layers import KINDS, alike, as_list, attention, check_choice, contributed, exact
+from .met import Met
 from .texts import TextEncoder
 from .trace import SelfAttentionSum, Trace, add_all
 
@@ -41,9 +42,9 @@ class QueryStore:
     def __init__(self, dtype: torch.dtype | None, host_copy: HostCopy):
         self.dtype, self.host_copy = dtype, host_copy
 
-    def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall]], row: int) -> list[torch.Tensor]:
-        """Copy the layers' queries (pixel, head x width) of one image."""
-        return copied([call.query[row].detach() for _, call in met], self.dtype)
+    def take(self, met: list[Met]) -> list[torch.Tensor]:
+        """Copy queries (pixel, head x width)."""
+        return copied([one.queries for one in met], self.dtype)
 
     def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
         """Append a step's queries, by layer, to a trace."""
@@ -54,10 +55,10 @@ class QueryStore:
 class QuerySum:
     """The sum of all steps' queries in float32, all that Linear DAAM needs."""
 
-    def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall]], row: int) -> list[torch.Tensor]:
-        """Copy the layers' queries (pixel, head x width) of one image, as they meet the keys."""
-        taken = copied([call.query[row].detach() for _, call in met], torch.float32)
-        normalized = ((layer, queries) for (layer, _), queries in zip(met, taken, strict=True))
+    def take(self, met: list[Met]) -> list[torch.Tensor]:
+        """Copy queries (pixel, head x width), as they meet the keys."""
+        taken = copied([one.queries for one in met], torch.float32)
+        normalized = ((one.layer, queries) for one, queries in zip(met, taken, strict=True))
         return [q if layer.norm_q is None else layer.queries(q).transpose(0, 1).flatten(1) for layer, q in normalized]
 
     def put(self, trace: Trace, taken: dict[str, torch.Tensor]) -> None:
@@ -77,24 +78,18 @@ class MapStore:
         self.texts, self.host_copy, self.contributions, self.share = list(texts), host_copy, contributions, share
         self._keys: dict[tuple, list[torch.Tensor]] = {}  # of a text in a layer; behind them, its outputs
 
-    def take(
-        self, trace: Trace, met: list[tuple[Layer, AttentionCall | JointCall]], row: int
-    ) -> list[dict[str | None, torch.Tensor]]:
-        """Compute each text's maps (head, token, pixel) of one image in each layer."""
-        # a negative prompt may be no text at all, and one that changes has no sum
-        shown = [text for text in self.texts if text or (trace.length and trace.generation.changed is None)]
+    def take(self, met: list[Met]) -> list[dict[str | None, torch.Tensor]]:
+        """Compute each text's maps (head, token, pixel) of each image in a layer."""
         found = [{} for _ in met]
-        for some in _alike(met, len(trace.text)):
-            layers, calls = zip(*(met[k] for k in some), strict=True)
-            if isinstance(calls[0], JointCall):  # of its own text alone, and the mean over heads
-                maps = {None: [c.shares(row, self.share, kept=trace.length)[None] for c in calls]}
-                maps = maps if shown else {}
-            else:
-                heads = layers[0].queries(torch.stack([call.query[row].detach() for call in calls]))
-                maps = {text and text.text: self._maps(trace, layers, heads, text) for text in shown}
-            for text, of_layers in maps.items():
-                for k, one in zip(some, of_layers, strict=True):
-                    found[k][text] = one
+        for text in self.texts:
+            # a negative prompt may be no text at all, and one that changes has no sum
+            shown = [
+                k for k, one in enumerate(met) if text or (one.trace.length and one.trace.generation.changed is None)
+            ]
+            for some in _alike(met, shown, text):
+                maps = self._maps([met[k] for k in some], text)
+                for k, one in zip(some, maps, strict=True):
+                    found[k][text and text.text] = one
         return found
 
     def put(self, trace: Trace, taken: dict[str, dict[str | None, torch.Tensor]]) -> None:
@@ -106,22 +101,24 @@ class MapStore:
         """Drop the keys of an earlier generation: layers and traces may come to lie at the same address."""
         self._keys.clear()
 
-    def _maps(self, trace, layers, queries, text):
-        """Compute layers' maps of tokens up to the first end token; a prompt's padding takes part in the softmax.
-
-        Of queries (layer, head, pixel, width).
-        """
-        known = [self._known(trace, layer, text, queries.device) for layer in layers]
-        mask = trace.attention_mask if text is None else None
+    def _maps(self, met, text):
+        """Compute maps of tokens up to the first end token; a prompt's padding takes part in the softmax."""
+        if isinstance(met[0].call, JointCall):  # of its own text alone, and the mean over heads
+            return [one.call.shares(one.row, self.share, kept=one.trace.length)[None] for one in met]
+        queries = met[0].layer.queries(torch.stack([one.queries for one in met]))  # (layer of an image, head, ...)
+        known = [self._known(one.trace, one.layer, text, queries.device) for one in met]
+        mask = met[0].trace.attention_mask if text is None else None
         mask = None if mask is None else mask.to(queries.device, non_blocking=True)
-        length = text.length if text else trace.length
+        lengths = [text.length if text else one.trace.length for one in met]
         keys = torch.stack([one[0] for one in known])
         found = attention(queries.flatten(0, 1), keys.flatten(0, 1), mask).unflatten(0, queries.shape[:2])
         if self.contributions:  # projections of each head, and behind them the norm of all heads together
             every = list(range(queries.shape[1]))
             groups, outputs = ([[head] for head in every], [every]), torch.stack([one[1] for one in known])
             found = torch.cat([contributed(found, outputs, *one) for one in zip(KINDS, groups, strict=True)], -3)
-        return found[:, :, :length].contiguous().unbind()
+        if len(set(lengths)) == 1:
+            return found[:, :, : lengths[0]].contiguous().unbind()
+        return [one[:, :length].contiguous() for one, length in zip(found, lengths, strict=True)]
 
     def _known(self, trace, layer, text, device):
         """Return a text's scaled keys in a layer and, for contributions, its outputs."""
@@ -239,9 +236,9 @@ class Stores:
         self.values = queries or keep == "contributions"  # whether layers are kept with their values
         self.at_once = joint or agreement is not None  # whether what meets in a layer is gone once it has ended
 
-    def take(self, trace: Trace, met: list[tuple[Layer, AttentionCall | JointCall]], row: int) -> list[list]:
-        """Take of one image, a row of the calls' batch, what each store wants of each layer."""
-        return [store.take(trace, met, row) for store in self._stores]
+    def take(self, met: list[Met]) -> list[list]:
+        """Take what each store wants of each image in each layer."""
+        return [store.take(met) for store in self._stores]
 
     def put(self, trace: Trace, i: int, taken: dict[str, list]) -> None:
         """Put what was taken, by layer, into the trace of image i."""
@@ -299,16 +296,21 @@ def copied(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) ->
     return found
 
 
-def _alike(met, tokens):
-    """Group the numbers of layers whose maps are computed together; a norm has weights of its own layer."""
-    groups = _grouped(
-        (call.query.device, call.query.dtype, call.query.shape, layer.heads, layer.norm_q and layer.name)
-        for layer, call in met
-    )
+def _alike(met, shown, text):
+    """Group numbers of `met` whose maps are computed together: a norm is of its layer, and a mask of its image."""
+    tokens = [text.length if text else len(met[k].trace.text) for k in shown]
+    groups = _grouped((_kind(met[k], text), count) for k, count in zip(shown, tokens, strict=True))
     for some in groups:
-        layer, call = met[some[0]]
-        together = max(1, _SCORES // (4 * tokens * layer.heads * call.count))
-        yield from (some[i : i + together] for i in range(0, len(some), together))
+        layer, call, *_ = met[shown[some[0]]]
+        together = max(1, _SCORES // (4 * tokens[some[0]] * layer.heads * call.count))
+        yield from ([shown[k] for k in some[i : i + together]] for i in range(0, len(some), together))
+
+
+def _kind(one, text):
+    """Say what the computation of maps depends on, but for numbers."""
+    query, masked = one.call.query, text is None and one.trace.attention_mask is not None
+    shape = query.device, query.dtype, query.shape, one.layer.heads
+    return *shape, one.layer.norm_q and one.layer.name, masked and id(one.trace)
 
 
 def _grouped(kinds):
