@@ -127,13 +127,15 @@ class CurrentGeneration:
     def take(self, stores):
         """Take what is kept of the layers that wait for it."""
         step = self.step
+        if not step.waiting:
+            return
         for name, (call, version) in step.waiting.items():
             if _version(call.query) != version:
                 raise RuntimeError(f"the processor of {name} changes its queries in place: give it a copy of them")
         layers = [(step.met.get(name, self.layers[name]), call) for name, (call, _) in step.waiting.items()]
         images = [row for _, row in step.rows]
         met = [Met(*one, trace, row) for row, trace in zip(images, self.traces, strict=True) for one in layers]
-        found = stores.take(met) if met else []
+        found = stores.take(met)
         for k, name in enumerate(step.waiting):
             step.taken[name] = [[store[k + i * len(layers)] for store in found] for i in range(len(images))]
         step.waiting, step.bytes = {}, 0
