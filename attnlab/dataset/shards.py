@@ -76,7 +76,7 @@ def _threads(count):
 
 @contextmanager
 def _writer(recipe):
-    """Yield what runs a function: a thread, while a GPU draws the next batch, or nothing of the kind.
+    """Yield what runs a function: a thread, while a GPU draws the next batch; beside a CPU, the caller itself.
 
     On a CPU a thread would take cores from those that draw, each of which then waits for the slowest, by spinning.
     """
