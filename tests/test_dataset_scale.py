@@ -1,6 +1,7 @@
 """The study of large data sets, small: what it writes is a data set, what it kills changes nothing."""
 
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -66,6 +67,15 @@ def test_rate_of_drawing_plainly_and_as_a_data_set(tmp_path, monkeypatch):
     found = dataset_scale.measure_rate(recipe, 2, tmp_path / "rate")
     assert found == {"images": 4, "rounds": 2, "seconds": {"plain": 4, "data set": 5}, "rate": [0.8, 0.8, 0.8]}
     assert len((tmp_path / "rate/.parts/00000/records.jsonl").read_text().splitlines()) == 4
+
+
+def test_workers_of_dask_keep_no_profiles():
+    """After two of the seconds of which each would keep one: what they hold would grow for 1,000 seconds."""
+    pytest.importorskip("distributed")
+    with dataset_scale.begin_cluster() as client:
+        client.submit(time.sleep, 2.5).result()
+        kept = client.run(lambda dask_worker: len(dask_worker.profile_history))
+    assert list(kept.values()) == [0, 0]
 
 
 def test_memory_that_grows_has_a_slope():

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from attnlab.dataset import Dataset, Recipe, export_coco, export_segformer, export_voc, export_yolo
+from attnlab.dataset.exports import shapes
 from attnlab.dataset.exports.polygons import trace_polygons
 from attnlab.dataset.exports.voc import voc_colors
 from attnlab.dataset.records import as_lines, write_record
@@ -98,6 +99,34 @@ def test_readers_get_every_object_to_the_pixel(streets, hard, tmp_path, form):
         few = [labels for labels in nasty().values() if objects_of(labels, kept.classes).total() < 255]
         kept = write_set(tmp_path / "few", few, ["fire", "smoke"])
     check_objects(kept, OBJECTS[form](kept, tmp_path / "hard"))
+
+
+@pytest.fixture(scope="module")
+def side_by_side(tmp_path_factory):
+    """Images of one size, whose objects reach all edges, by label images and by masks that overlap."""
+    rng, folder = np.random.default_rng(1), tmp_path_factory.mktemp("many")
+    labels = [rng.integers(0, 3, (12, 9), np.uint8) for _ in range(20)] + [np.full((12, 9), 2, np.uint8)] * 2
+    masks = [{"fire": one > 0, "smoke": one != 1} for one in labels]
+    return [write_set(folder / name, one, ["fire", "smoke"]) for name, one in (("labels", labels), ("masks", masks))]
+
+
+def test_images_that_are_traced_together_and_alone_give_the_same_bytes(side_by_side, hard, tmp_path, monkeypatch):
+    for together in (True, False):
+        for number, dataset in enumerate([*side_by_side, hard]):
+            export_coco(dataset, tmp_path / f"{together}/{number}.json", polygons=True)
+            export_yolo(dataset, tmp_path / f"{together}/yolo-{number}")
+        monkeypatch.setattr(shapes, "_TOGETHER", 1)
+    assert contents(tmp_path / "True") == contents(tmp_path / "False")
+
+
+def test_polygons_and_masks_of_coco_are_of_the_same_objects(side_by_side, hard, streets, tmp_path):
+    for number, dataset in enumerate([*side_by_side, hard, streets]):
+        found = []
+        for polygons in (True, False):
+            path = export_coco(dataset, tmp_path / f"{number}.json", polygons=polygons)
+            found.append(json.loads(path.read_text())["annotations"])
+            assert all(isinstance(one.pop("segmentation"), list if polygons else dict) for one in found[-1])
+        assert found[0] == found[1] != []  # areas and boxes among it
 
 
 @pytest.mark.parametrize("form", MAPS)
@@ -301,6 +330,10 @@ def test_a_folder_is_replaced_if_it_is_an_export_of_this_data_set(marked, tmp_pa
         with pytest.raises(ValueError, match=r"has other files: name a new or empty|is a file: name a new folder"):
             export(marked, wrong)
     (out / "runs").rmdir()
+    (out / "elsewhere").symlink_to(other.folder)
+    with pytest.raises(ValueError, match="holds elsewhere, which no export wrote"):
+        export(marked, out)
+    (out / "elsewhere").unlink()
     assert contents(out) == before and sorted(path.name for path in tmp_path.iterdir()) == ["other", "out", "set"]
 
 

@@ -52,7 +52,8 @@ def generate_dataset(recipe: Recipe, out: str | Path, *, workers: int = 1, clien
         turn: as many workers as GPUs use all of them.
     client : dask.distributed.Client, optional
         Makes the shards instead. Its workers must see `out`, and have OMP_WAIT_POLICY=PASSIVE where they share cores.
-        Those of a `dask_cuda.LocalCUDACluster` have a GPU each.
+        Those of a `dask_cuda.LocalCUDACluster` have a GPU each. Dask's own profiles of their last 1,000 seconds take up
+        to 0.2 GB in each, or none where its configuration has distributed.worker.profile.enabled: false.
 
     Raises
     ------

@@ -280,11 +280,11 @@ def _made_of(recipe, index):
 def file_inside(folder: str | Path, name: str) -> Path:
     """Find a file of a data set by its name; ValueError where that leads outside, FileNotFoundError where nowhere."""
     try:
-        path = Path(folder, name)
-        links = map(os.path.islink, (path.parent, path))
-        if os.name == "posix" and _PLAIN.fullmatch(name) and path.is_file() and not any(links):
-            return path  # without links it lies there, and `resolve` is slow
-        path = path.resolve()
+        path = os.path.join(folder, name)
+        links = map(os.path.islink, (os.path.dirname(path), path))
+        if os.name == "posix" and _PLAIN.fullmatch(name) and os.path.isfile(path) and not any(links):
+            return Path(path)  # without links it lies there, and `resolve` is slow
+        path = Path(path).resolve()
         is_inside, is_file = path.is_relative_to(Path(folder).resolve()), path.is_file()
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{name!r} is no name of a file: {error}") from None

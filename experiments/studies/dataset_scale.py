@@ -17,11 +17,13 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from shutil import rmtree
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -38,7 +40,20 @@ from attnlab.dataset.shards import make_shard
 from attnlab.pipelines import load_pipeline, seed
 from attnlab.storage import write_text
 
-__all__ = ["RUNS", "STAGES", "fit_memory", "hash_files", "main", "make_index", "measure_making", "measure_rate"]
+if TYPE_CHECKING:
+    import distributed
+
+__all__ = [
+    "RUNS",
+    "STAGES",
+    "begin_cluster",
+    "fit_memory",
+    "hash_files",
+    "main",
+    "make_index",
+    "measure_making",
+    "measure_rate",
+]
 __all__ += ["measure_stage", "recipe_of"]
 
 RUNS = ("processes", "dask", "one")  # two processes, one killed; two workers of a cluster, one killed; one, left alone
@@ -62,15 +77,24 @@ def _make(how, recipe, folder):
     """Make a data set in one of the ways, from one process."""
     if how == "dask":
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        from distributed import Client, LocalCluster
-
-        with (
-            LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
-            Client(cluster) as client,
-        ):
+        with begin_cluster() as client:
             generate_dataset(recipe, folder, client=client)
     else:
         generate_dataset(recipe, folder, workers={"processes": 2, "one": 1}[how])
+
+
+@contextmanager
+def begin_cluster() -> Iterator["distributed.Client"]:
+    """Begin two workers of Dask, with two threads each; yield their client."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),  # its samples would be all that grows
+        LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
 
 
 def recipe_of(pairs: int) -> Recipe:

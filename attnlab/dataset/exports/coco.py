@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 
 from ...storage import replacing
 from ..records import Dataset
-from .shapes import find_shapes
+from .shapes import find_outlines, find_shapes
 from .writing import Splits, check_splits, read_labeled
 
 __all__ = ["export_coco"]
@@ -76,26 +76,46 @@ def _pieces(records, dataset, polygons, image_ids, ids):
     """Yield the text of a file annotation by annotation: there may be too many to hold."""
     images, comma = [], ""
     yield _head(dataset) + '"annotations": ['
-    for one, number in zip(records, image_ids, strict=False):  # no number is lost at the end
+    described = _outlined(records) if polygons else _encoded(records)
+    for (one, objects), number in zip(described, image_ids, strict=False):  # no number is lost at the end
         image = {"id": number, "file_name": one.metadata["file_name"], "width": one.size[1], "height": one.size[0]}
         images.append(json.dumps(image))
-        for found in _annotations(one, polygons):
-            yield comma + json.dumps({"id": next(ids), "image_id": number, **found})
+        for kind, area, box, segmentation in objects:
+            found = {"id": next(ids), "image_id": number, "category_id": kind, "iscrowd": 0, "area": area}
+            yield comma + json.dumps(found | {"bbox": list(map(float, box)), "segmentation": segmentation})
             comma = ",\n"
     categories = [{"id": number, "name": name} for number, name in enumerate(dataset.classes) if number]
     yield f'], "images": [{", ".join(images)}], "categories": {json.dumps(categories)}}}\n'
 
 
-def _annotations(one, polygons):
-    """Describe the objects of an image as COCO does."""
-    for shape in find_shapes(one.labels, one.instances, (0.0, 1.0) if polygons else None):
-        segmentation = [polygon.ravel().tolist() for polygon in shape.polygons]
-        if not polygons:
-            whole = np.zeros(one.size, np.uint8, order="F")
-            whole[shape.place] = shape.mask
-            rle = coco.encode(whole)
-            segmentation = {**rle, "counts": rle["counts"].decode("ascii")}
-        rows, columns = shape.place
-        box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
-        found = {"category_id": shape.number, "iscrowd": 0, "area": int(np.count_nonzero(shape.mask))}
-        yield found | {"bbox": list(map(float, box)), "segmentation": segmentation}
+def _encoded(records):
+    """Yield records, and of their objects class, area, box and run-length encoding."""
+    for one in records:
+        yield one, (_encode(shape, one.size) for shape in find_shapes(one.labels, one.instances))
+
+
+def _encode(shape, size):
+    whole, (rows, columns) = np.zeros(size, np.uint8, order="F"), shape.place
+    whole[rows, columns] = shape.mask
+    rle = coco.encode(whole)
+    box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+    return shape.number, int(np.count_nonzero(shape.mask)), box, {**rle, "counts": rle["counts"].decode("ascii")}
+
+
+def _outlined(records):
+    """Yield records, and of their objects class, area, box and polygons."""
+    for one, outlines in find_outlines(records):
+        yield one, ((number, *_measure(polygons)) for number, polygons in outlines)
+
+
+def _measure(polygons):
+    points = polygons[0] if len(polygons) == 1 else np.concatenate(polygons)
+    corner = points.min(0)
+    box = *corner.tolist(), *(points.max(0) - corner).tolist()
+    return int(sum(map(_area, polygons))), box, [polygon.ravel().tolist() for polygon in polygons]
+
+
+def _area(polygon):
+    """Return the area of a polygon along the edges of pixels; the one from its last point to its first is level."""
+    x, y = polygon.T
+    return abs(x[:-1] @ (y[1:] - y[:-1]))

@@ -5,15 +5,16 @@ from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["trace_polygons"]
+__all__ = ["trace_parts", "trace_polygons"]
 
 _RIGHT, _DOWN, _LEFT, _UP = range(4)  # directions, in the order of right turns
 
 
-def trace_polygons(regions: np.ndarray, low: float = 0.0, high: float = 1.0) -> list[list[np.ndarray]]:
-    """Trace regions along the edges of their pixels: of each, a polygon, float (corner, xy), per connected part.
+def trace_parts(regions: np.ndarray, low: float = 0.0, high: float = 1.0) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Trace connected parts of regions along the edges of pixels: region, corner (x, y) of the part's box, polygon.
 
-    Holes are cut open: a bridge of no width, in the middle of a row of pixels, joins each to what lies left of it.
+    Parts are in the order of their first pixels; polygons, float (corner, xy), begin at the corners of the boxes. Holes
+    are cut open: a bridge of no width, in the middle of a row of pixels, joins each to what lies left of it.
 
     Parameters
     ----------
@@ -23,9 +24,20 @@ def trace_polygons(regions: np.ndarray, low: float = 0.0, high: float = 1.0) -> 
         Where a left or upper edge lies in its pixel, and a right or lower one: 0 and 1 for readers that fill what lies
         between the edges; both of them inside, at a distance, for readers that fill every pixel that an edge lies in.
     """
+    return _Outlines(regions).cut_open(low, high) if regions.any() else []
+
+
+def trace_polygons(regions: np.ndarray, low: float = 0.0, high: float = 1.0) -> list[list[np.ndarray]]:
+    """Trace regions: of each, in the order of their numbers, a polygon, float (corner, xy), per connected part.
+
+    Parameters
+    ----------
+    regions, low, high
+        As in `trace_parts`.
+    """
     parts = [[] for _ in range(regions.max(initial=0))]
-    for owner, corner, polygon in _Outlines(regions).cut_open(low, high) if parts else ():
-        parts[owner - 1].append((corner, polygon))
+    for region, corner, polygon in trace_parts(regions, low, high):
+        parts[region - 1].append((corner, polygon))
     found = []
     for one in parts:
         corners = [corner for corner, _ in one]
@@ -59,10 +71,11 @@ class _Outlines:
         self.touch = is_left & (leaving[right] == self.owner)
         rings = [*self._walk()]
         self.order, lengths = np.concatenate(rings), [len(ring) for ring in rings]
-        self.firsts = np.cumsum(lengths) - lengths  # place in `order` where each ring begins
+        self.firsts = np.cumsum([0, *lengths[:-1]])  # place in `order` where each ring begins
         self.ring_of, self.before = np.empty((2, len(way)), int)  # of each run its ring, and the points before it
         self.ring_of[self.order] = np.repeat(np.arange(len(rings)), lengths)
-        self.before[self.order] = np.cumsum(1 + self.touch[self.order]) - 1 - self.touch[self.order]
+        points = 1 + self.touch[self.order]
+        self.before[self.order] = np.cumsum(points) - points
 
     def _walk(self) -> Iterator[list[int]]:
         """Yield rings from left to right, each from its highest run on that goes right, of a hole the first down."""
@@ -79,7 +92,7 @@ class _Outlines:
                 yield ring[first:] + ring[:first]
 
     def cut_open(self, low: float, high: float) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """List connected parts: region, corner (x, y) of its box, and points in it, with every hole at its bridge."""
+        """List connected parts, with every hole at its bridge."""
         starts = self.order[self.firsts]
         bridges = self._bridges(starts)
         left = np.minimum.reduceat(self.corners[self.begin[self.order], 0], self.firsts)
@@ -99,7 +112,7 @@ class _Outlines:
                 place = self.before[run] - self.before[starts[to]]
                 bridged[to].append((place, -row, [ends, rings[number], ends[::-1]]))
         outer = sorted({*range(len(rings))} - {*bridges}, key=starts.__getitem__)  # by the first pixels of parts
-        return [(self.owner[starts[n]], boxes[n], rings[n]) for n in outer]
+        return [(int(self.owner[starts[n]]), boxes[n], rings[n]) for n in outer]
 
     def _bridges(self, starts):
         """Join holes to what lies left of them: {ring: (run there, row of pixels between, its first and its end)}."""
@@ -120,6 +133,8 @@ class _Outlines:
         inset = np.array([(0, low), (high - 1, 0), (0, high - 1), (low, 0)])  # of a direction's edges, from the corners
         way, touch = self.way[self.order], self.touch[self.order]
         local = self.corners[self.end[self.order]] - boxes[self.ring_of[self.order]]
+        if not touch.any():
+            return local + inset[way] + inset[self.way[self.follow[self.order]]]
         after = np.where(touch, (way + 1) % 4, self.way[self.follow[self.order]])
         points = np.repeat(local + inset[way] + inset[after], 1 + touch, axis=0)
         points[self.before[self.order[touch]] + 1] = (local + inset[way - 2] + inset[way - 1])[touch]
@@ -133,15 +148,15 @@ def _find_turns(regions):
     """
     wide = np.zeros(np.add(regions.shape, 2), regions.dtype)
     wide[1:-1, 1:-1] = regions
-    upright, level = wide[:, 1:] != wide[:, :-1], wide[1:] != wide[:-1]
-    y, x = np.nonzero((upright[1:] | upright[:-1]) & (level[:, 1:] | level[:, :-1]))
-    nw, ne, sw, se = wide[y, x], wide[y, x + 1], wide[y + 1, x], wide[y + 1, x + 1]
-    around = np.array([nw, ne, se, sw])
-    leaving, arriving = around[[2, 3, 0, 1]], around[[3, 0, 1, 2]]  # at the right hand; at the left are the next ones
+    row, flat = wide.shape[1], wide.ravel()  # numpy is fastest without rows, and these end and begin with 0
+    upright, level = flat[1:] != flat[:-1], flat[row:] != flat[:-row]
+    turns = np.flatnonzero((upright[row:] | upright[:-row]) & (level[1:] | level[:-1]))
+    around = flat[turns + np.array([0, 1, row + 1, row, 0, 1, row + 1])[:, None]]  # clockwise, from the upper left on
+    leaving, arriving = around[2:6], around[3:7]  # at the right hand; at the left are those before
     return (
-        np.array([x, y]).T,
-        np.where(leaving != around[[1, 2, 3, 0]], leaving, 0),
-        np.where(arriving != around, arriving, 0),
+        np.array([turns % row, turns // row]).T,
+        np.where(leaving != around[1:5], leaving, 0),
+        np.where(arriving != around[:4], arriving, 0),
     )
 
 

@@ -30,7 +30,8 @@ def export_segformer(dataset: Dataset, folder: str | Path, *, splits: Splits = N
     parts = check_splits(dataset, splits)
     with export_folder(dataset, folder, "SegFormer") as part:
         for name, positions in parts.items():
-            (part / name / "labels").mkdir(parents=True)
+            (part / name / "images").mkdir(parents=True)
+            (part / name / "labels").mkdir()
             lines = [_write_pair(part / name, one) for one in read_labeled(dataset, positions, name)]
             (part / name / "metadata.jsonl").write_bytes(as_lines(lines).encode())
         names = dict(enumerate(dataset.classes))

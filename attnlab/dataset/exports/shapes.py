@@ -1,7 +1,7 @@
 """Find the single objects of a labeled image."""
 
-from collections.abc import Mapping
-from itertools import repeat
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +9,15 @@ from scipy.ndimage import find_objects
 from skimage.measure import label
 
 from ...masks import IGNORE
-from .polygons import trace_polygons
+from .polygons import trace_parts, trace_polygons
+from .writing import Labeled
 
-__all__ = ["Shape", "class_map", "find_shapes"]
+__all__ = ["Shape", "class_map", "find_outlines", "find_shapes"]
+
+_TOGETHER = 100_000  # pixels of images that are traced together
+
+Labels = np.ndarray | Mapping[str, np.ndarray]
+"""As `Dataset.numbers` gives them."""
 
 
 class Shape(NamedTuple):
@@ -20,14 +26,9 @@ class Shape(NamedTuple):
     number: int  # of its class
     place: tuple[slice, slice]  # rows and columns of its box
     mask: np.ndarray  # bool (row, column), within its box
-    polygons: list[np.ndarray]  # as `trace_polygons` gives them, where they are wanted
 
 
-def find_shapes(
-    labels: np.ndarray | Mapping[str, np.ndarray],
-    instances: np.ndarray | None = None,
-    outline: tuple[float, float] | None = None,
-) -> list[Shape]:
+def find_shapes(labels: Labels, instances: np.ndarray | None = None) -> list[Shape]:
     """Find the single objects of every class, in the order of the classes.
 
     They are the connected regions of a class, where pixels also connect by their corners; or what `instances` numbers.
@@ -40,28 +41,70 @@ def find_shapes(
     instances : (row, column) array of int, optional
         As `Dataset.instances` gives them: 1, 2, ... where an object is, each of one class; an object may lie in several
         pieces, and pixels of a class may belong to none.
-    outline : tuple of float, optional
-        Trace polygons, with `low` and `high` of `trace_polygons`.
     """
     if instances is not None:
-        return _numbered(instances.astype(int), labels, outline)
+        return _numbered(instances.astype(int), labels)
+    return [shape for layer in _layers(labels) for shape in _numbered(label(layer, connectivity=2), layer)]
+
+
+def find_outlines(
+    records: Iterable[Labeled], low: float = 0.0, high: float = 1.0
+) -> Iterator[tuple[Labeled, list[tuple[int, list[np.ndarray]]]]]:
+    """Yield records with what `find_shapes` finds, traced: each object's class, and polygons of its connected parts.
+
+    Parameters
+    ----------
+    records : iterable of Labeled
+        What to trace; of small images several are read ahead.
+    low, high
+        As in `trace_parts`.
+    """
+    for size, alike in groupby(records, lambda one: one.size):
+        while group := [*islice(alike, max(1, _TOGETHER // np.prod(size)))]:
+            if group[0].instances is not None:
+                found = [_outline_instances(one, low, high) for one in group]
+            else:
+                found = _outline_classes([_layers(one.labels) for one in group], low, high)
+            for one, outlines in zip(group, found, strict=True):
+                yield one, sorted(outlines, key=lambda outline: outline[0])
+
+
+def _outline_classes(images, low, high):
+    """Outline the connected parts of classes in images, one below the other: numpy takes as long for few pixels."""
+    layers = [layer for image in images for layer in image]
+    height, width = layers[0].shape
+    tall = np.zeros((len(layers), height + 1, width), layers[0].dtype)
+    tall[:, :-1] = layers
+    found = [[] for _ in images]
+    for number, (x, y), polygon in trace_parts(tall.reshape(-1, width), low, high):
+        layer, y = divmod(y, height + 1)
+        found[layer * len(images) // len(layers)].append((number, [np.add(polygon, (x, y))]))
+    return found
+
+
+def _outline_instances(one, low, high):
+    regions, firsts = np.unique(one.instances, return_index=True)
+    classes = one.labels.ravel()[firsts[regions > 0]].tolist()
+    return zip(classes, trace_polygons(one.instances.astype(int), low, high), strict=True)
+
+
+def _layers(labels):
+    """List arrays (row, column) of class numbers, without what is ignored: one, or one of each class."""
     if isinstance(labels, Mapping):
-        layers = [np.where(mask == 1, number, 0) for number, mask in enumerate(labels.values(), 1)]
-    else:
-        layers = [np.where(labels == IGNORE, 0, labels)]
-    return [shape for layer in layers for shape in _numbered(label(layer, connectivity=2), layer, outline)]
+        return [np.where(mask == 1, number, 0) for number, mask in enumerate(labels.values(), 1)]
+    return [np.where(labels == IGNORE, 0, labels)]
 
 
-def _numbered(regions, layer, outline):
+def _numbered(regions, layer):
     """List what has the numbers 1, 2, ... in `regions`, in the order of its numbers in `layer`."""
-    found, polygons = [], trace_polygons(regions, *outline) if outline else repeat([])
-    for region, (place, traced) in enumerate(zip(find_objects(regions), polygons, strict=False), 1):
+    found = []
+    for region, place in enumerate(find_objects(regions), 1):
         mask = regions[place] == region
-        found.append(Shape(int(layer[place][mask][0]), place, mask, traced))
+        found.append(Shape(int(layer[place][mask][0]), place, mask))
     return sorted(found, key=lambda shape: shape.number)
 
 
-def class_map(labels: np.ndarray | Mapping[str, np.ndarray]) -> np.ndarray:
+def class_map(labels: Labels) -> np.ndarray:
     """Return the class number of each pixel, uint8 (row, column); where masks overlap, that of the smaller mask.
 
     A pixel is ignored, 255, where a mask ignores it and no other one has it.

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ Splits = Mapping[str, Sequence[int]] | None
 """Positions in `Dataset.records` of the records of each split, as `split_dataset` gives them; None: no splits."""
 
 _MARK = "export.json"  # tells which data set an exported folder is of, and what belongs to it
-_OWN = re.compile(r"\d{6,}\.\w+|.*\.cache")  # names that it does not: files of records, what Ultralytics adds
+_OWN = re.compile(r"(.*/)?(\d{6,}\.\w+|[^/]*\.cache)")  # what it does not: files of records, what Ultralytics adds
 
 
 def check_splits(dataset: Dataset, splits: Splits, *, empty: bool = False) -> dict[str, list[int]]:
@@ -75,7 +76,7 @@ def export_folder(dataset: Dataset, folder: str | Path, kind: str) -> Iterator[P
         part, old = Path(work, "new"), Path(work, "old")
         part.mkdir()
         yield part
-        mark["files"] = sorted(name for name in _files(part) if not _OWN.fullmatch(Path(name).name))
+        mark["files"] = sorted(name for name in _files(part) if not _OWN.fullmatch(name))
         write_text(part / _MARK, json.dumps(mark) + "\n")
         if folder.exists():
             _refuse_others(folder, mark)  # what came meanwhile, too
@@ -98,7 +99,7 @@ def _refuse_others(folder, mark):
     try:
         found = json.loads((folder / _MARK).read_text("utf-8")) if present else {**mark, "files": []}
         own, others = {key: found[key] for key in ("export", "recipe")}, present - {_MARK, *found["files"]}
-        others = {name for name in others if not _OWN.fullmatch(Path(name).name)}
+        others = {name for name in others if not _OWN.fullmatch(name)}
     except (OSError, ValueError, LookupError, TypeError):
         raise ValueError(f"{folder} has other files: name a new or empty folder") from None
     if own != {key: mark[key] for key in own}:
@@ -110,8 +111,12 @@ def _refuse_others(folder, mark):
 
 def _files(folder):
     """List the files in a folder, and in those below it, by their names within it; of folders those without any."""
-    found = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
-    return [name for path, name in found if not path.is_dir() or not any(path.iterdir())]
+    found = []
+    for path, below, files in os.walk(folder):
+        name, links = Path(path).relative_to(folder).as_posix(), [one for one in below if Path(path, one).is_symlink()]
+        is_empty = not files and not below and name != "."
+        found += [name] if is_empty else [f"{name}/{one}".removeprefix("./") for one in files + links]
+    return found
 
 
 class Labeled(NamedTuple):
@@ -154,6 +159,5 @@ def read_labeled(dataset: Dataset, positions: Sequence[int], name: str) -> Itera
 
 
 def copy_image(one: Labeled, folder: Path) -> Path:
-    """Copy an image file to a folder of others, which is made where it is missing; return the copy's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Copy an image file to a folder of others; return the copy's path."""
     return Path(shutil.copyfile(one.path, folder / f"{one.name}{one.path.suffix}"))

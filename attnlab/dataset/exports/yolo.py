@@ -6,8 +6,8 @@ import numpy as np
 import yaml
 
 from ..records import Dataset
-from .shapes import find_shapes
-from .writing import Labeled, Splits, check_splits, copy_image, export_folder, read_labeled
+from .shapes import find_outlines
+from .writing import Splits, check_splits, copy_image, export_folder, read_labeled
 
 __all__ = ["export_yolo"]
 
@@ -44,22 +44,23 @@ def export_yolo(dataset: Dataset, folder: str | Path, *, splits: Splits = None, 
     with export_folder(dataset, folder, "YOLO") as part:
         for name, positions in parts.items():
             images, labels = part / "images" / name, part / "labels" / name
+            images.mkdir(parents=True)
             labels.mkdir(parents=True)
-            for one in read_labeled(dataset, positions, name):
+            records = read_labeled(dataset, positions, name)
+            for one, outlines in find_outlines(records, _LOW, _WIDE if enlarged else _HIGH):
                 copy_image(one, images)
-                lines = _lines(one, _WIDE if enlarged else _HIGH)
-                (labels / f"{one.name}.txt").write_bytes(lines.encode())
+                (labels / f"{one.name}.txt").write_bytes(_lines(one.size, outlines).encode())
         (part / "data.yaml").write_bytes(_settings(dataset, list(parts)).encode())
     return Path(folder)
 
 
-def _lines(one: Labeled, high: float) -> str:
+def _lines(size, outlines):
     """Return the lines of a label file."""
-    (height, width), found = one.size, ""
-    for shape in find_shapes(one.labels, one.instances, (_LOW, high)):
-        for polygon in shape.polygons:
+    (height, width), found = size, ""
+    for number, polygons in outlines:
+        for polygon in polygons:
             values = np.divide(polygon, (width, height)).ravel().tolist()
-            found += f"{shape.number - 1} {' '.join(f'{value:.6f}' for value in values)}\n"
+            found += f"{number - 1} {' '.join(f'{value:.6f}' for value in values)}\n"
     return found
 
 
