@@ -1,5 +1,7 @@
 """`tiny-mmdit` and its training: what is trained is what the pipeline calls, it goes on bit by bit, and it ships."""
 
+import copy
+import math
 from dataclasses import replace
 
 import diffusers
@@ -15,6 +17,7 @@ from experiments.bundled import joint_denoiser, train_mmdit
 from experiments.bundled.denoiser_training import Examples, TextToImageSettings, train_together
 from experiments.bundled.flow_training import FlowTraining, flow_times
 from experiments.bundled.joint_denoiser import JointDenoiser, joint_pipeline
+from experiments.bundled.muon import MuonAndAdamW
 from experiments.studies import joint_maps
 
 CAPTIONS = ["a red car left of a house, trees", "smoke"]
@@ -30,8 +33,8 @@ def base():
 NEW = JointDenoiser.new
 
 
-def small(tokenizer, patch=1):
-    return NEW(tokenizer, blocks=2, heads=1, patch=patch)
+def small(tokenizer, patch=1, heads=1, words=None):
+    return NEW(tokenizer, blocks=2, heads=1, patch=patch, words=words)
 
 
 def new_model(tokenizer, **sizes):
@@ -123,6 +126,8 @@ def test_words_are_read_without_context(base):
 class Known(torch.nn.Module):
     """The velocity of a world of one image, x0: from x = (1 - s) x0 + s noise it is noise - x0 = (x - x0) / s."""
 
+    matrices = ()
+
     def __init__(self, image):
         super().__init__()
         self.image = torch.nn.Parameter(image)
@@ -172,6 +177,43 @@ def test_a_training_goes_on_bit_by_bit(base, tmp_path):
     train_together([resumed])
     for a, b in zip(whole.average.state_dict().values(), resumed.average.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_matrices_are_stepped_by_muon_and_the_rest_by_adamw(base):
+    """A matrix moves along U V^T of its gradient's singular vectors, and as far as AdamW would; others as by AdamW."""
+    model = new_model(base.tokenizer).requires_grad_(True)
+    names = {name for name, one in model.named_parameters() if any(one is matrix for matrix in model.matrices)}
+    assert {name.split(".", 3)[3] for name in names} >= {
+        "attn.to_q.weight",
+        "attn.add_k_proj.weight",
+        "ff.net.2.weight",
+    }
+    assert all(name.startswith("transformer.transformer_blocks.") for name in names) and len(names) == 21
+    for one in model.parameters():
+        one.grad = torch.randn(one.shape, generator=al.seed(one.numel()))
+    before, other = copy.deepcopy(model.state_dict()), copy.deepcopy(model)
+    for one, same in zip(other.parameters(), model.parameters(), strict=True):
+        one.grad = same.grad.clone()
+    MuonAndAdamW(model, model.matrices, lr=1e-2, weight_decay=0.0).step()
+    torch.optim.AdamW(other.parameters(), 1e-2, (0.9, 0.99), weight_decay=0.0).step()
+    for name, weight in model.named_parameters():
+        if name not in names:
+            torch.testing.assert_close(weight, other.get_parameter(name), msg=name)
+            continue
+        u, values, v = torch.linalg.svd(weight.grad.double(), full_matrices=False)
+        moved = (before[name] - weight.detach()).double() / (1e-2 * 0.2 * math.sqrt(max(weight.shape)))
+        along = (u.T @ moved @ v.T).diagonal()[values > values.max() / 10]
+        assert 0.6 < along.min() and along.max() < 1.3, name  # five steps of Newton and Schulz's iteration end there
+        assert ((u.T @ moved @ v.T).fill_diagonal_(0).abs() < 0.05).all(), name
+
+
+def test_the_first_encoder_begins_with_the_words_of_the_plain_model(base, tmp_path):
+    """As large as the image's states; the second one begins at random."""
+    run = train_mmdit.MMDITTraining(train_mmdit.MMDIT_PRESETS["cpu"], tmp_path, tmp_path, CPU)
+    model, words = run._model(), base.text_encoder.embeddings.token_embedding.weight.detach()
+    found = model.text_encoder.text_model.embeddings.token_embedding.weight.detach()
+    torch.testing.assert_close(found, words / words.std())
+    assert model.transformer.config.num_attention_heads == 2 and model.transformer.config.patch_size == 2
 
 
 def test_masks_are_refused(base, tmp_path):

@@ -26,8 +26,8 @@ class CallStore:
         self.host_copy = host_copy
         self._known: list[tuple[torch.Tensor, torch.Tensor]] = []  # of the call before: tensors and their copies
 
-    def keep(self, args: tuple, kwargs: dict, parts: tuple[str, ...], dtype: torch.dtype) -> KeptCall:
-        """Copy the arguments of a call of a denoiser in some type."""
+    def keep(self, args: tuple, kwargs: dict, parts: tuple[str, ...], module: torch.nn.Module) -> KeptCall:
+        """Copy the arguments of a call of a denoiser, whose type is noted."""
         known, self._known = self._known, []
 
         def copy(tensor):
@@ -36,7 +36,7 @@ class CallStore:
             self._known.append((tensor, made))
             return made
 
-        return KeptCall(recursively_apply(copy, args), recursively_apply(copy, kwargs), parts, str(dtype))
+        return KeptCall(recursively_apply(copy, args), recursively_apply(copy, kwargs), parts, str(module.dtype))
 
     def forget(self) -> None:
         """Drop the tensors of an earlier generation."""

@@ -197,7 +197,7 @@ class Recorder:
         active = bool(rows) and (self._steps is None or generation.calls in self._steps)
         if active and call.text is not generation.text:
             self._meet_text(call, rows)
-        kept = self._stores.keep_call(args, kwargs, self._batch.parts, module.dtype) if active else None
+        kept = self._stores.keep_call(args, kwargs, self._batch.parts, module) if active else None
         generation.step = CurrentStep(rows, call.timestep, call.text, active, kept=kept)
         self._stores.begin(active, [row for _, row in rows], call.size)
 

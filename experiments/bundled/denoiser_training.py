@@ -142,8 +142,7 @@ class DenoiserTraining:
         self._prepare()
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.rate = torch.tensor(schedule.lr, device=device) if on_gpu else None  # a graph reads it
-        options = {"weight_decay": schedule.weight_decay, "fused": True, "capturable": on_gpu}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), schedule.lr, (0.9, 0.99), **options)
+        self.optimizer = self._new_optimizer()
         self.done, self.seconds, self.terms, self.lines = 0, 0.0, {"loss": torch.zeros(())}, []
         if path.exists():
             saved = training.load_checkpoint(path, self._modules, self.optimizer)
@@ -157,6 +156,10 @@ class DenoiserTraining:
         self.signal = self.scheduler.alphas_cumprod.to(self.device).sqrt()
         if self.device.type != "cuda":  # the fast kernels' backward pass is slow there
             self.model.unet.set_attn_processor(AttnProcessor())
+
+    def _new_optimizer(self):
+        options = {"weight_decay": self.schedule.weight_decay, "fused": True, "capturable": self.device.type == "cuda"}
+        return torch.optim.AdamW(self.model.parameters(), self.schedule.lr, (0.9, 0.99), **options)
 
     @property
     def name(self) -> str:

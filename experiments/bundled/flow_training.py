@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from .denoiser_training import DenoiserTraining
+from .muon import MuonAndAdamW
 
 __all__ = ["FlowTraining", "flow_times"]
 
@@ -29,6 +30,11 @@ class FlowTraining(DenoiserTraining):
     def _prepare(self):
         if self.settings.grounding or self.settings.hidden:
             raise ValueError("flow matching here knows no grounding and no hidden padding: set both to 0")
+
+    def _new_optimizer(self):
+        if self.device.type == "cuda":  # whose graphs cannot hold Muon's steps
+            return super()._new_optimizer()
+        return MuonAndAdamW(self.model, self.model.matrices, self.schedule.lr, self.schedule.weight_decay)
 
     def _timesteps(self, chance):
         return flow_times(chance)

@@ -48,7 +48,13 @@ class JointDenoiser(nn.Module):
 
     @classmethod
     def new(
-        cls, tokenizer: CLIPTokenizer, side: int = 16, blocks: int = 6, heads: int = 3, patch: int = 1
+        cls,
+        tokenizer: CLIPTokenizer,
+        side: int = 16,
+        blocks: int = 6,
+        heads: int = 3,
+        patch: int = 1,
+        words: torch.Tensor | None = None,
     ) -> "JointDenoiser":
         """Return all with random weights.
 
@@ -60,14 +66,24 @@ class JointDenoiser(nn.Module):
             Of the latents.
         blocks, heads, patch : int
             Of the denoiser: how many of each, and latents a side that are one token.
+        words : torch.Tensor, optional
+            What another text encoder knows of each token, (token, 128): the first encoder begins with it.
         """
         encoders = [new_text_encoder(tokenizer, width=n, kind=CLIPTextModelWithProjection) for n in _WIDTHS]
         with torch.no_grad():
             for encoder in encoders:  # no norm stands between these states and the denoiser: as large as the image's
                 for embedding in (encoder.text_model.embeddings.token_embedding, _places(encoder)):
                     embedding.weight.div_(encoder.config.initializer_range)
+            if words is not None:
+                encoders[0].text_model.embeddings.token_embedding.weight.copy_(words / words.std())
         empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
         return cls(*encoders, _new_transformer(side, blocks, heads, patch), empty)
+
+    @property
+    def matrices(self) -> list[torch.Tensor]:
+        """Weights (output, input) within the denoiser's blocks, without those of their norms, which read the time."""
+        named = self.transformer.transformer_blocks.named_parameters()
+        return [weight for name, weight in named if weight.ndim == 2 and ".norm" not in name]
 
     def forward(self, noisy, timestep, ids, contextless=None):
         """Predict the velocity (image, channel, row, column) from token ids.

@@ -53,9 +53,12 @@ def agreeing_maps(recording: Recording, words: list[str]) -> dict[str, np.ndarra
 
 
 def word_cases(
-    pipe, first: int, count: int, methods: dict[str, _Method], batch: int = 10, self_attention: int | tuple = ()
+    pipe, first: int, count: int, methods: dict[str, _Method], batch: int = 10, **kept
 ) -> dict[str, list[WordCase]]:
-    """Return, by method, the maps of all words of the scenes with seeds first, first + 1, ... and their masks."""
+    """Return, by method, the maps of all words of the scenes with seeds first, first + 1, ... and their masks.
+
+    `kept` is what `record_image` keeps beside the attention to words: `self_attention=`, `agreement=`.
+    """
     found = {name: [] for name in methods}
     for start in tqdm(range(first, first + count, batch), desc="scenes"):
         seeds = range(start, min(start + batch, first + count))
@@ -65,8 +68,8 @@ def word_cases(
             [s.image for s in scenes],
             [s.caption for s in scenes],
             timesteps=TIMESTEPS,
-            self_attention=self_attention,
             generator=seed(start),
+            **kept,
         )
         for k, scene in enumerate(scenes):
             for name, maps in methods.items():
