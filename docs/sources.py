@@ -23,7 +23,7 @@ GROUPS = {  # notebooks in the order in which a newcomer meets them
     "Begin here": ("01", "02", "04"),
     "Words that are learned from masks": ("03", "10", "11"),
     "Labeled data sets": ("05", "12", "06"),
-    "How good, and at what cost": ("09", "14", "07", "08"),
+    "How good, and at what cost": ("09", "13", "14", "07", "08"),
     "Where the bundled models come from": ("00",),
 }
 LIVE = "docs/live"  # a page without Python, copied as it is

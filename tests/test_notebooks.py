@@ -52,6 +52,7 @@ QUICK = {
         "compared": 20,
     },
     "12_own_photos": {"scenes": 3, "looks": 3},
+    "13_joint_attention": {"scenes": 2, "shown": 2, "shots": 1, "steps": 3, "asked": ["a river"]},
     "14_published_protocols": {"scenes": 6},
 }
 # The same for models that attnlab does not bundle, of random weights: Stable Diffusion 1.5, and others in OTHERS
@@ -62,6 +63,7 @@ FOREIGN = {
     "04_dbscan_masks": {"steps": 2},
     "05_disaster_dataset": {"steps": 1, "images": 1},
     "12_own_photos": {"photos": str(FOLDER.parent / "figures/04_image.png"), "looks": 2},
+    "13_joint_attention": {"steps": 2, "asked": ["a river"]},
     "14_published_protocols": {"images": str(FOLDER.parent / "tests/data/two_scenes")},
 }
 OTHERS = [
@@ -69,8 +71,10 @@ OTHERS = [
     ("flux", 32, "01_generate_and_record"),
     ("pixart_sigma", 32, "01_generate_and_record"),
     ("pixart_sigma", 32, "02_open_vocabulary_maps"),
+    ("flux", 32, "13_joint_attention"),
     ("flux", 32, "14_published_protocols"),
 ]
+OF_UNETS = [stem for stem in FOREIGN if stem != "13_joint_attention"]
 # What cannot be done, by notebook: what is typed, and what is said before any work
 REFUSED = [
     ("00", {"model": "nosuch"}, "name two of the bundled models"),
@@ -91,6 +95,13 @@ REFUSED = [
     ("12", {"photos": "nosuch"}, "name a photo, a folder"),
     ("12", {"words": {"zebra": "zebra"}}, "scenes are rendered for bundled models alone, and show sky"),
     ("12", {"model": "nosuch"}, "no model 'nosuch'"),
+    ("13", {"model": "nosuch"}, "no model 'nosuch'"),
+    ("13", {"model": "tiny"}, "tiny has no joint attention"),
+    ("13", {"plain": "tiny-mmdit"}, "tiny-mmdit has joint attention, too"),
+    ("13", {"words": ["zebra"]}, "the rendered scenes show"),
+    ("13", {"words": ["smoke"]}, "- word: 'smoke' is not in the text"),
+    ("13", {"asked": []}, "give one of each at least"),
+    ("13", {"scenes": 1}, "scenes=1: give a whole number, 2 or more"),
     ("14", {"images": "nosuch"}, "nosuch has neither classes.csv"),
     ("14", {"model": "nosuch/nosuch"}, "scenes are rendered for bundled models alone"),
     ("14", {"model": "nosuch", **FOREIGN["14_published_protocols"]}, "no model 'nosuch'"),
@@ -228,7 +239,7 @@ def saved(pipe, folder):
     return str(folder)
 
 
-@pytest.mark.parametrize(("name", "size", "stem"), [*OTHERS, *(("sd15", 64, stem) for stem in FOREIGN)])
+@pytest.mark.parametrize(("name", "size", "stem"), [*OTHERS, *(("sd15", 64, stem) for stem in OF_UNETS)])
 def test_runs_on_a_model_that_is_not_bundled(name, size, stem, foreign, tmp_path, monkeypatch):
     """Nothing of it is judged by what only knows the bundled models' images, and no scene of theirs is shown to it."""
     values = {"model": foreign[name], "size": size, "dtype": "bfloat16", **FOREIGN[stem]}
