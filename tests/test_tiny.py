@@ -449,7 +449,7 @@ def test_tables_and_card(tmp_path):
         cards.write_card(tmp_path, "new")
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-plain", "street-segmenter"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-plain", "tiny-mmdit", "street-segmenter"])
 def test_cards_hold_what_was_measured(name):
     """The tables in a card are those of its measured.json: nothing was typed in by hand."""
     found = {p.parent.name: json.loads(p.read_text()) for p in BUNDLED.glob("*/measured.json")}

@@ -64,6 +64,8 @@ class Gallery:
     """
 
     def __init__(self, pipe, folder: str | Path, *, segmenter: Segmenter | None = None, masks: str | Path = "", **call):
+        if not hasattr(pipe, "unet"):
+            raise ValueError(f"{type(pipe).__name__} has no U-Net, which the thesis is about: tiny-plain or tiny do")
         self.pipe, self.segmenter, self.masks, self.call = pipe, segmenter, Path(masks) if masks else None, call
         if self.masks and not self.masks.is_dir():
             raise FileNotFoundError(f"masks={str(masks)!r} is no folder; name one with car_0000.png, car_0001.png, ...")
