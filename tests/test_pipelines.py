@@ -31,7 +31,8 @@ def test_folder_dtype_and_options(pipe, tmp_path):
 
 
 def test_wrong_names(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"bundled \(tiny, tiny-mmdit, tiny-plain\), nor a folder or file, nor a hub id"):
+    known = r"bundled \(tiny, tiny-mmdit, tiny-plain\), nor a folder or file, nor a hub id"
+    with pytest.raises(FileNotFoundError, match=known):
         al.load_pipeline("tinny")
     with pytest.raises(FileNotFoundError, match=r"model_index\.json is missing"):
         al.load_pipeline(tmp_path)

@@ -6,8 +6,8 @@
     python -m experiments.studies.joint_maps                                   # which of its layers, steps and shares
 
 Its autoencoder, tokenizer and latents are those of `tiny-plain`, the tokens of its text encoder begin as those of that
-model, and no mask takes part. A checkpoint is written every two minutes, so that a call which was killed loses no more. With `--preset finish --start` a
-finished model goes on, at a lower rate.
+model, and no mask takes part. A checkpoint is written every two minutes, so that a call which was killed loses no more.
+With `--preset finish --start` a finished model goes on, at a lower rate.
 """
 
 import argparse
