@@ -112,6 +112,8 @@ def _lay_out(app, config):
 
 def _check(app, error):
     """Warn of all that is wrong with the site; a warning is an error in `make site`."""
+    for path in Path(app.outdir, "_static").rglob("*.map"):  # 2 MB for those who debug the theme
+        path.unlink()
     for problem in links.problems(Path(app.outdir)) if error is None else ():
         logging.getLogger(__name__).warning(problem)
 
