@@ -79,6 +79,7 @@ OF_UNETS = [stem for stem in FOREIGN if stem != "13_joint_attention"]
 REFUSED = [
     ("00", {"model": "nosuch"}, "name two of the bundled models"),
     ("07", {"model": "tiny-mmdit"}, "has no U-Net, which the thesis is about"),
+    ("09", {"model": "tiny-mmdit"}, "name two of the bundled U-Nets, tiny, tiny-plain"),
     ("00", {"steps": 0}, "steps"),
     ("01", {"word": "zebra"}, "'zebra' is not in the text"),
     ("01", {"model": "nosuch"}, "no model 'nosuch'"),
