@@ -19,7 +19,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from .text_encoder import new_text_encoder
 
-__all__ = ["ZEROS", "JointDenoiser", "joint_pipeline", "new_flow_scheduler"]
+__all__ = ["ZEROS", "JointDenoiser", "joint_pipeline", "new_flow_scheduler", "with_patch"]
 
 ZEROS = 256  # default of the pipeline's `max_sequence_length`
 _WIDTHS = (128, 64)  # of the text encoders; the denoiser reads both side by side
@@ -148,6 +148,31 @@ def _new_transformer(side, blocks, heads, patch):
                 module.weight.zero_()
                 module.bias.zero_()
     return model
+
+
+def with_patch(model: SD3Transformer2DModel, patch: int) -> SD3Transformer2DModel:
+    """Return a denoiser whose tokens are smaller, so that there are more of them, with the blocks of another.
+
+    Each new token is read as the old one would have been if all of it had been alike, and says what the old one said on
+    the average; places are between the old ones. So training goes on from there instead of from nothing.
+    ValueError where the old token is not made of whole new ones.
+    """
+    config, state = model.config, model.state_dict()
+    times, rest = divmod(config.patch_size, patch)
+    if rest:
+        raise ValueError(f"tokens of {config.patch_size} latents a side do not divide into tokens of {patch}")
+    rows = {"patch_size": patch, "pos_embed_max_size": times * config.pos_embed_max_size}
+    finer = SD3Transformer2DModel.from_config(config, **rows)
+    split = (patch, times, patch, times)
+    kernel, places = state["pos_embed.proj.weight"], state["pos_embed.pos_embed"]
+    state["pos_embed.proj.weight"] = kernel.unflatten(3, split[2:]).unflatten(2, split[:2]).sum((3, 5))
+    for name in ("proj_out.weight", "proj_out.bias"):  # their rows: row, column and channel within a token
+        state[name] = state[name].unflatten(0, (*split, config.out_channels)).mean((1, 3)).flatten(0, 2)
+    grid = places.unflatten(1, (config.pos_embed_max_size, -1)).permute(0, 3, 1, 2)
+    between = F.interpolate(grid, scale_factor=times, mode="bilinear")
+    state["pos_embed.pos_embed"] = between.flatten(2).transpose(1, 2).contiguous()
+    finer.load_state_dict(state)
+    return finer
 
 
 def joint_pipeline(model: JointDenoiser, tokenizer: CLIPTokenizer, autoencoder: AutoencoderKL):

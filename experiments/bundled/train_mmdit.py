@@ -30,7 +30,7 @@ from attnlab.storage import File, claim_folder, write
 from . import data, shipping, vae
 from .denoiser_training import Examples, TextToImageSettings, train_together
 from .flow_training import FlowTraining
-from .joint_denoiser import JointDenoiser, joint_pipeline
+from .joint_denoiser import JointDenoiser, joint_pipeline, with_patch
 
 __all__ = ["MMDIT_NAME", "MMDIT_PRESETS", "MMDITPreset", "MMDITTraining", "main"]
 
@@ -133,6 +133,8 @@ class MMDITTraining:
             kinds |= dict.fromkeys(("text_encoder", "text_encoder_2"), CLIPTextModelWithProjection)
             for name, kind in kinds.items():
                 setattr(model, name, kind.from_pretrained(self.start / name, dtype=torch.float32))
+            if model.transformer.config.patch_size != self.preset.patch:
+                model.transformer = with_patch(model.transformer, self.preset.patch)
         return model
 
     def _words(self) -> torch.Tensor:
