@@ -292,7 +292,7 @@ def test_queries_are_needed(pipe, kept):
 @pytest.mark.parametrize("name", ["pixart_alpha", "kandinsky5", "deepfloyd_if"])
 def test_self_attention_that_is_not_seen(name):
     pipe = family_of(name).pipe
-    with pytest.raises(TypeError, match="leave agreement= out"), al.record(pipe, agreement=8):
+    with pytest.raises(TypeError, match="agreement= out"), al.record(pipe, agreement=8):
         pass
 
 

@@ -94,6 +94,24 @@ def test_every_key_is_the_images_or_the_texts(family):
     assert len(keys) - rows * columns - len(keys[part.text]) == REST.get(family.name, 0)
 
 
+@every([name for name in JOINT if name != "deepfloyd_if"])
+def test_self_attention_is_that_of_pixels_among_themselves(family):
+    """Mean over heads, layers and steps of a softmax over pixels alone; reading another text beside changes nothing."""
+    answer = family.answer
+    beside = {"texts": OTHER} if family.name in ("flux", "sd3") else {}
+    size = family.recording[0].trace.sizes[answer.layers()[0]]
+    recording = family.record(self_attention=size[0], layers="all", **beside)[0]
+    looks = []
+    for number in answer.steps:
+        row = answer.rows[number][0]
+        for name, part in answer.parts(number, row).items():
+            met = answer.calls[number].met[name]
+            looks.append(met.probabilities(row, part.pixels, part.pixels).mean(0))
+    found, found_size = recording.self_attention()
+    assert found_size == size
+    close(found, torch.stack(looks).mean(0), 1e-6)
+
+
 # What is left behind
 
 
@@ -475,11 +493,13 @@ def test_what_queries_do_not_tell_is_refused(asked):
         pass
 
 
-@pytest.mark.parametrize("name", ["sd3", "sana"])
-def test_self_attention_is_refused(name):
-    family = Family(name)
+@pytest.mark.parametrize("name", ["pixart_alpha", "sana", "deepfloyd_if"])
+def test_self_attention_that_is_not_seen_is_refused(name):
+    family = family_of(name)
     before = checks.count_hooks(family.pipe)
-    match = f"self-attention of {type(family.denoiser).__name__} is not recorded: leave self_attention= out"
+    match = (
+        f"self-attention of {type(family.denoiser).__name__} is not recorded: leave self_attention= and agreement= out"
+    )
     with pytest.raises(TypeError, match=match), al.record(family.pipe, self_attention=8):
         pass
     assert checks.count_hooks(family.pipe) == before

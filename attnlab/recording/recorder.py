@@ -87,6 +87,7 @@ def record(
         as it is drawn: a step takes as long again for each text.
     self_attention : int or several
         Map heights whose mean self-attention is kept, for `propagate`. A size of h x w takes 4 (h w)^2 bytes, and time.
+        In joint attention it is that of pixels among themselves.
     outputs : bool
         In joint attention, whether sums over steps of what attention gives are kept, for `concept_maps` of the texts,
         and for `linear_daam`: of each layer 4 bytes for each pixel and channel, so choose `layers`.
@@ -154,7 +155,7 @@ class Recorder:
         if any(isinstance(getattr(hook, "__self__", None), Recorder) for hook in hooks):
             raise RuntimeError("this pipeline is being recorded already: leave that block first, or ask for more in it")
         self._handles = [
-            *self._stores.self_attention.tap(adapter),  # first, as it may be refused
+            *self._stores.self_attention.tap(adapter, self._passes_over),  # first, as it may be refused
             *adapter.texts.listen(),
             adapter.module.register_forward_pre_hook(self._before_step, with_kwargs=True),
             *self._stores.listen(),
@@ -250,9 +251,13 @@ class Recorder:
                 generation.keys.forget()  # which are of the text before
         generation.text = text
 
+    def _passes_over(self):
+        """Return whether the denoiser's call is no step, or of other texts beside the image."""
+        return self.skips or self._stores.asking
+
     def _receiver(self, name):
         def receive(call: AttentionCall | JointCall) -> None:
-            if self.skips or self._stores.asking:
+            if self._passes_over():
                 return
             generation, step = self._generation, self._generation.step
             wanted = generation.chosen is None or (step.active and name in generation.chosen)

@@ -7,7 +7,7 @@ once, at the end of a generation (`Stores.settle`). Axes: head, token, pixel (ro
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Integral
 
 import torch
@@ -141,13 +141,13 @@ class SelfAttentionStore:
         self.heights, self._count = heights, 0
         self.begin(False, [], (1, 1))
 
-    def tap(self, adapter: Adapter) -> list:
-        """Listen to the self-attentions of a denoiser; return the handles to remove that by."""
+    def tap(self, adapter: Adapter, passed_over: Callable[[], bool]) -> list:
+        """Listen to the self-attentions of a denoiser, but in calls to pass over; return handles to remove that by."""
         if not self.heights:
             return []
         modules = adapter.self_attentions()
         self._count = len(modules)
-        return [handle for m in modules for handle in adapter.tap(m, self._receiver(m, adapter))]
+        return [handle for m in modules for handle in adapter.tap(m, self._receiver(m, adapter, passed_over))]
 
     def begin(self, active: bool, rows: list[int], latent: tuple[int, int]) -> None:
         """Begin a step: whether it is recorded, which rows of the batch, (height, width) of the latent."""
@@ -176,12 +176,12 @@ class SelfAttentionStore:
             trace.self_attention[size] = SelfAttentionSum(total, count + self._layers[size])
         self._active = False  # what gradient checkpointing runs once more is of no step
 
-    def _receiver(self, module: nn.Module, adapter: Adapter):
+    def _receiver(self, module: nn.Module, adapter: Adapter, passed_over: Callable[[], bool]):
         @exact()
-        def receive(call: AttentionCall) -> None:
-            if not alike(call.context, call.hidden):
+        def receive(call: AttentionCall | JointCall) -> None:
+            if passed_over() or (isinstance(call, AttentionCall) and not alike(call.context, call.hidden)):
                 return
-            size = adapter.grid(call.query.shape[1], self._latent)
+            size = adapter.grid(call.count, self._latent)
             self._met[size[0]] += 1
             if not self._active or size[0] not in self.heights:
                 return

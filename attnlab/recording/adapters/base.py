@@ -114,10 +114,11 @@ class JointCall(NamedTuple):
             found = _joint_shares(query, key, mask, self.scale, tokens).float().mT
         return found.mean(0) if weights is None else (found * weights[:, None]).sum(0)
 
-    def self_attention(self, row: int) -> torch.Tensor:
+    def self_attention(self, row: int, module: nn.Module | None = None) -> torch.Tensor:
         """Compute how one image's pixels attend to one another, mean over heads: float32 (pixel, pixel).
 
-        Softmax over pixels alone, all of which take part, whatever the mask says of the text.
+        Softmax over pixels alone, all of which take part, whatever the mask says of the text. The module is not asked:
+        queries and keys are normalized already.
         """
         query, key = self._met(row)
         return mean_attention(query.float(), key[:, self.pixels[row]].float() * self.scale)

@@ -106,13 +106,14 @@ class TransformerAdapter(Adapter):
         return listen(attention, hear)
 
     def self_attentions(self) -> list[nn.Module]:
-        """Raise TypeError: self-attention of transformers is not recorded."""
-        raise TypeError(f"self-attention of {type(self.module).__name__} is not recorded: leave self_attention= out")
+        """List the joint attentions, in which pixels meet pixels, too; TypeError for cross-attention."""
+        return [self.self_attention_of(name) for name in self.attentions]
 
     def self_attention_of(self, name: str) -> nn.Module:
         """Return the joint attention itself, in which pixels meet pixels, too; TypeError for cross-attention."""
         if self.family.image not in ("first", "last"):
-            raise TypeError(f"self-attention of {type(self.module).__name__} is not recorded: leave agreement= out")
+            what = f"self-attention of {type(self.module).__name__}"
+            raise TypeError(f"{what} is not recorded: leave self_attention= and agreement= out")
         return self.attentions[name]
 
     def output_weight(self, name: str, channels: int) -> torch.Tensor:
