@@ -303,8 +303,10 @@ def study(shipped, tmp_path_factory):
 def test_the_study_reads_every_layer_timestep_and_share(study):
     """A reading of one layer is DAAM of it, recorded by hand; readings of several are means; kept maps are read."""
     found = study.run()
-    assert len(study.readings(2)) == 3 * 3 * 3 + 3
-    assert set(found["chosen"]) == {"text", "joint", "output", "agreement"}
+    assert len(study.readings(2)) == 4 * 3 * 3 + 3
+    assert set(found["chosen"]) == {"text", "joint", "propagated", "output", "agreement"}
+    with_classes = [{k: r[k] for k in joint_maps.Reading._fields} for r in found["readings"] if "classes" in r]
+    assert sorted(with_classes, key=str) == sorted(found["chosen"].values(), key=str)
     assert {r["timestep"] for r in found["readings"]} == {200, 800, None}
     table = joint_maps.readings_table(found)
     assert " *" in table and "0 to 1" in table
@@ -319,12 +321,15 @@ def test_the_study_reads_every_layer_timestep_and_share(study):
     by_hand = np.stack([heat[word, 0] for heat in layers.values()])
     np.testing.assert_allclose(maps.maps[1, 1, 0].numpy(), by_hand, atol=1e-6)
     assert not np.allclose(maps.maps[0, 1, 0].numpy(), by_hand, atol=1e-3)
+    also = al.record_again(study.pipe, recording, self_attention=16, share="joint")
+    looks, first = also.self_attention()[0].numpy(), by_hand[0]
+    np.testing.assert_allclose(maps.maps[2, 1, 0, 0].flatten(), looks @ first.flatten(), atol=1e-6)
     texts = list(dict.fromkeys([*scene.words, "sky", "grass"]))
     recording = al.record_again(study.pipe, recording, texts=texts, outputs=True, share="text")
     of_last = al.concept_maps(recording, texts, layers=[list(layers)[1]])
-    np.testing.assert_allclose(maps.maps[2, 1, 0, 1].numpy(), of_last[word], atol=1e-6)
+    np.testing.assert_allclose(maps.maps[3, 1, 0, 1].numpy(), of_last[word], atol=1e-6)
     whole = al.goca(al.record_again(study.pipe, recording, agreement=16), words=list(scene.words))
-    np.testing.assert_allclose(maps.maps[3, 1, 0].numpy(), np.stack([whole[word]] * 2), atol=1e-4)
+    np.testing.assert_allclose(maps.maps[4, 1, 0].numpy(), np.stack([whole[word]] * 2), atol=1e-4)
     one, mean = (study.cases(maps, joint_maps.Reading("joint", *run, 800))[0] for run in ((0, 1), (1, 1)))
     assert one.heat.shape == (64, 64) and np.array_equal(one.truth, scene.mask(word))
     assert not np.allclose(one.heat, mean.heat)
@@ -337,7 +342,7 @@ def test_the_study_chooses_on_other_scenes_than_it_reports(study, monkeypatch):
     right, wrong = masks.float(), (~masks).float()
 
     def maps(of_text):  # (kind, timestep, map, layer, row, column)
-        return torch.stack([of_text, wrong, wrong, wrong])[:, None, :, None].expand(4, 1, 4, 2, 16, 16)
+        return torch.stack([of_text, wrong, wrong, wrong, wrong])[:, None, :, None].expand(5, 1, 4, 2, 16, 16)
 
     rows = [(n, name) for n in (0, 1) for name in ("car", "sky")]
     tuning, tests = (joint_maps._Found(maps(of), masks, rows) for of in (right, wrong))

@@ -76,10 +76,12 @@ OTHERS = [
 ]
 OF_UNETS = [stem for stem in FOREIGN if stem != "13_joint_attention"]
 # What cannot be done, by notebook: what is typed, and what is said before any work
+U_NETS = ("00", "09", "10", "11")  # notebooks that compare the two bundled U-Nets
 REFUSED = [
-    ("00", {"model": "nosuch"}, "name two of the bundled models"),
+    ("00", {"model": "nosuch"}, "name two of the bundled U-Nets"),
+    *((number, {"model": "tiny-mmdit"}, "name two of the bundled U-Nets, tiny, tiny-plain") for number in U_NETS),
+    ("03", {"model": "tiny-mmdit"}, "attnlab run 13 -p model tiny-mmdit"),
     ("07", {"model": "tiny-mmdit"}, "has no U-Net, which the thesis is about"),
-    ("09", {"model": "tiny-mmdit"}, "name two of the bundled U-Nets, tiny, tiny-plain"),
     ("00", {"steps": 0}, "steps"),
     ("01", {"word": "zebra"}, "'zebra' is not in the text"),
     ("01", {"model": "nosuch"}, "no model 'nosuch'"),

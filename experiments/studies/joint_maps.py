@@ -36,7 +36,7 @@ from ..bundled.cards import markdown_table
 from ..bundled.localize import WordCase, agreeing_maps, summarize_cases
 
 __all__ = ["FIRST_CHOSEN_ON", "FIRST_REPORTED", "MAP_KINDS", "JointMapsStudy", "Reading", "main"]
-__all__ += ["maps_of_agreement", "maps_of_outputs", "maps_of_share", "readings_table"]
+__all__ += ["maps_of_agreement", "maps_of_outputs", "maps_of_share", "propagated_maps", "readings_table"]
 
 FIRST_CHOSEN_ON = street.HELD_OUT + 800_000  # first seed of the scenes on which readings and thresholds are chosen
 FIRST_REPORTED = street.HELD_OUT + 850_000
@@ -56,6 +56,15 @@ def maps_of_share(share: str, pipe, recording: al.Recording, words: Sequence[str
         recording = al.record_again(pipe, recording, share=share)
     layers = al.daam(recording, per="layer")
     return {layer: {word: maps[word, 0] for word in words} for layer, maps in layers.items()}
+
+
+def propagated_maps(pipe, recording: al.Recording, words: Sequence[str]) -> _Maps:
+    """Return each layer's share of all attention for each word, propagated along the mean of all self-attention."""
+    height = next(iter(recording.trace.sizes.values()))[0]
+    recording = al.record_again(pipe, recording, share="joint", self_attention=height)
+    layers = al.daam(recording, per="layer")
+    maps = {layer: al.propagate(maps, *recording.self_attention()) for layer, maps in layers.items()}
+    return {layer: {word: found[word, 0] for word in words} for layer, found in maps.items()}
 
 
 def maps_of_outputs(pipe, recording: al.Recording, words: Sequence[str]) -> _Maps:
@@ -78,6 +87,7 @@ def maps_of_agreement(pipe, recording: al.Recording, words: Sequence[str]) -> _M
 MAP_KINDS: dict[str, Callable[..., _Maps]] = {
     "text": partial(maps_of_share, "text"),
     "joint": partial(maps_of_share, "joint"),
+    "propagated": propagated_maps,
     "output": maps_of_outputs,
     "agreement": maps_of_agreement,
 }
@@ -184,6 +194,9 @@ class JointMapsStudy:
         best = {kind: max((r for r in scores if r.kind == kind), key=scores.get) for kind in MAP_KINDS}
         shown = [r for r in scores if r.first == r.last or r.last - r.first == layers - 1 or r in best.values()]
         rows = [self._reported(r, scores[r], tuning, tests) for r in tqdm(shown, desc="reported")]
+        for row in rows:
+            if not any(row.items() >= reading._asdict().items() for reading in best.values()):
+                del row["classes"]  # of which there are many
         chosen = {kind: r._asdict() for kind, r in best.items()}
         return {"chosen": chosen, "chosen of all": max(best.values(), key=scores.get)._asdict(), "readings": rows}
 
