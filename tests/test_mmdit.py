@@ -283,6 +283,11 @@ def test_a_finished_model_goes_on(shipped, tmp_path):
     run.claim()
     with pytest.raises(ValueError, match="other settings"):
         replace(run, preset=replace(preset, batch=7)).claim()
+    large = new_model(pipe.tokenizer, patch=2)
+    run.write_pipeline(large, tmp_path / "large")
+    goes_on = replace(run, start=tmp_path / "large", preset=replace(preset, heads=1))._model().transformer
+    bias = joint_denoiser.with_patch(large.transformer, 1).proj_out.bias
+    assert goes_on.config.patch_size == 1 and torch.equal(goes_on.proj_out.bias, bias.half().float())
 
 
 def test_the_bundled_model_is_found_once_it_is_there(shipped, tmp_path, monkeypatch):
@@ -352,3 +357,25 @@ def test_the_study_chooses_on_other_scenes_than_it_reports(study, monkeypatch):
     assert found["chosen of all"]["kind"] == "text"
     row = next(r for r in found["readings"] if r["kind"] == "text")
     assert row["IoU on tuning scenes"] == 1 and row["word iou"] == 0 and row["scenes"] == 2
+
+
+def test_smaller_tokens_go_on_from_larger_ones(base):
+    """Where all latents of a token are alike, a token of one of them reads the same and says the mean."""
+    model = new_model(base.tokenizer, patch=2).transformer
+    finer = joint_denoiser.with_patch(model, 1)
+    assert finer.config.patch_size == 1 and finer.config.pos_embed_max_size == 2 * model.config.pos_embed_max_size
+    for name, weight in model.transformer_blocks.state_dict().items():
+        assert torch.equal(finer.transformer_blocks.state_dict()[name], weight)
+    coarse = torch.randn(1, 4, 4, 4, generator=al.seed(0))
+    large, small = model.pos_embed.proj, finer.pos_embed.proj
+    twice = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(small(twice)[:, :, ::2, ::2], large(twice))
+    states = torch.randn(3, model.inner_dim, generator=al.seed(1))
+    said = model.proj_out(states).unflatten(-1, (2, 2, 4)).mean((1, 2))
+    torch.testing.assert_close(finer.proj_out(states), said)
+    places, old = (one.pos_embed.cropped_pos_embed(16, 16)[0] for one in (finer, model))
+    places, old = places.unflatten(0, (16, 16)), old.unflatten(0, (8, 8))
+    torch.testing.assert_close(places[1, 1], (9 * old[0, 0] + 3 * old[0, 1] + 3 * old[1, 0] + old[1, 1]) / 16)
+    assert torch.equal(joint_denoiser.with_patch(model, 2).proj_out.weight, model.proj_out.weight)
+    with pytest.raises(ValueError, match="tokens of 2 latents a side do not divide into tokens of 3"):
+        joint_denoiser.with_patch(model, 3)

@@ -35,7 +35,7 @@ from attnlab.storage import File, claim_folder, write, write_text
 from ..bundled.cards import markdown_table
 from ..bundled.localize import WordCase, agreeing_maps, summarize_cases
 
-__all__ = ["FIRST_CHOSEN_ON", "FIRST_REPORTED", "MAP_KINDS", "JointMapsStudy", "Reading", "main"]
+__all__ = ["FIRST_CHOSEN_ON", "FIRST_REPORTED", "JOINT_MAPS_RESULTS", "MAP_KINDS", "JointMapsStudy", "Reading", "main"]
 __all__ += ["maps_of_agreement", "maps_of_outputs", "maps_of_share", "propagated_maps", "readings_table"]
 
 FIRST_CHOSEN_ON = street.HELD_OUT + 800_000  # first seed of the scenes on which readings and thresholds are chosen
@@ -44,7 +44,7 @@ _BLOCK = 10  # scenes per file
 _GRID = 16  # rows on which layers are compared
 _BESIDE = ("sky", "grass")
 _TIMESTEPS = (100, 300, 500, 700, 900)
-_RESULTS = Path(__file__).parents[1] / "results" / "joint_maps.json"
+JOINT_MAPS_RESULTS = Path(__file__).parents[1] / "results" / "joint_maps.json"
 _log = logging.getLogger(__name__)
 
 _Maps = dict[str, dict[str, np.ndarray]]  # by layer and word, (row, column)
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tests", type=int, default=JointMapsStudy.tests, help="scenes that are reported")
     parser.add_argument("--timesteps", type=int, nargs="+", default=_TIMESTEPS, help="of 1000")
     parser.add_argument("--work", type=Path, default=Path("runs/joint_maps"), help="folder of maps")
-    parser.add_argument("--out", type=Path, default=_RESULTS, help="file of results")
+    parser.add_argument("--out", type=Path, default=JOINT_MAPS_RESULTS, help="file of results")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     pipe = al.load_pipeline(given.model)
