@@ -287,7 +287,8 @@ def test_a_finished_model_goes_on(shipped, tmp_path):
     run.write_pipeline(large, tmp_path / "large")
     goes_on = replace(run, start=tmp_path / "large", preset=replace(preset, heads=1))._model().transformer
     bias = joint_denoiser.with_patch(large.transformer, 1).proj_out.bias
-    assert goes_on.config.patch_size == 1 and torch.equal(goes_on.proj_out.bias, bias.half().float())
+    torch.testing.assert_close(goes_on.proj_out.bias, bias, rtol=1e-3, atol=1e-3)
+    assert goes_on.config.patch_size == 1
 
 
 def test_the_bundled_model_is_found_once_it_is_there(shipped, tmp_path, monkeypatch):
