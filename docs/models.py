@@ -76,8 +76,9 @@ cannot be had, and that attnlab says so. No trained weights of these models were
   against float64. DeepFloyd IF has no such outputs.
 - **file**: `recording.save` and `al.Recording.load` give the same maps.
 
-`al.goca` is of Stable Diffusion's U-Nets, PAG among them, and of joint attention whose text asks, too (not DeepFloyd
-IF); `tests/test_goca.py` holds eight small pipelines against float64.
+`al.goca`, and `self_attention=` for `al.propagate`, are of Stable Diffusion's U-Nets, PAG among them, of AnimateDiff,
+Kolors, PixArt and HunyuanDiT, and of joint attention whose text asks, too (not DeepFloyd IF). `tests/test_goca.py` and
+`tests/test_transformers.py` hold them against float64.
 
 """
 

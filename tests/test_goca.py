@@ -124,7 +124,9 @@ def recorded(name, share="text"):
     return family_of(name).record(agreement=GRID[0], layers="all", share=share)[0]
 
 
-@pytest.mark.parametrize(("name", "share"), [("pag", "text"), *((n, "text") for n in JOINT), ("flux", "joint")])
+@pytest.mark.parametrize(
+    ("name", "share"), [*((n, "text") for n in ("pag", "pixart_alpha", "hunyuan_dit", *JOINT)), ("flux", "joint")]
+)
 def test_maps_are_those_of_the_reference(name, share):
     recording = recorded(name, share)
     values = expected(family_of(name), recording.trace.sizes, share=share)
@@ -289,7 +291,7 @@ def test_queries_are_needed(pipe, kept):
         pass
 
 
-@pytest.mark.parametrize("name", ["pixart_alpha", "kandinsky5", "deepfloyd_if"])
+@pytest.mark.parametrize("name", ["sana", "kandinsky5", "deepfloyd_if"])
 def test_self_attention_that_is_not_seen(name):
     pipe = family_of(name).pipe
     with pytest.raises(TypeError, match="agreement= out"), al.record(pipe, agreement=8):

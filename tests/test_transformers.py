@@ -32,6 +32,7 @@ OWN_TEXT = (
     "kolors",
 )
 OWN_TEXT += ("pag",)
+BESIDE = ["pixart_alpha", "pixart_sigma", "hunyuan_dit", "animate_diff", "kolors"]  # the image's own attention is apart
 NORMALIZED = ("sana_sprint", "hunyuan_dit")  # of these, those that normalize keys
 TIMED = ("lumina_next", "kandinsky5")  # the text goes through blocks that are told the time
 JOINT = [name for name in SMALL if name not in OWN_TEXT + TIMED]
@@ -94,21 +95,23 @@ def test_every_key_is_the_images_or_the_texts(family):
     assert len(keys) - rows * columns - len(keys[part.text]) == REST.get(family.name, 0)
 
 
-@every([name for name in JOINT if name != "deepfloyd_if"])
+@every([name for name in JOINT if name != "deepfloyd_if"] + BESIDE)
 def test_self_attention_is_that_of_pixels_among_themselves(family):
     """Mean over heads, layers and steps of a softmax over pixels alone; reading another text beside changes nothing."""
-    answer = family.answer
-    beside = {"texts": OTHER} if family.name in ("flux", "sd3") else {}
+    answer, own = family.answer, family.name in BESIDE
+    texts = {"texts": OTHER} if family.name in ("flux", "sd3") else {}
     size = family.recording[0].trace.sizes[answer.layers()[0]]
-    recording = family.record(self_attention=size[0], layers="all", **beside)[0]
+    recording = family.record(self_attention=size[0], layers="all", **texts)[0]
     looks = []
     for number in answer.steps:
-        row = answer.rows[number][0]
+        row, met = answer.rows[number][0], answer.calls[number].met
         for name, part in answer.parts(number, row).items():
-            met = answer.calls[number].met[name]
-            looks.append(met.probabilities(row, part.pixels, part.pixels).mean(0))
+            pixels = slice(None) if own else part.pixels
+            one = met[name.replace("attn2", "attn1") if own else name]
+            if len(one.query[row, 0, pixels]) == size[0] * size[1]:  # in a U-Net there are other sizes
+                looks.append(one.probabilities(row, pixels, pixels).mean(0))
     found, found_size = recording.self_attention()
-    assert found_size == size
+    assert found_size == size and len(looks) > 1
     close(found, torch.stack(looks).mean(0), 1e-6)
 
 
@@ -493,7 +496,7 @@ def test_what_queries_do_not_tell_is_refused(asked):
         pass
 
 
-@pytest.mark.parametrize("name", ["pixart_alpha", "sana", "deepfloyd_if"])
+@pytest.mark.parametrize("name", ["sana", "lumina_next", "deepfloyd_if"])
 def test_self_attention_that_is_not_seen_is_refused(name):
     family = family_of(name)
     before = checks.count_hooks(family.pipe)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .adapters import Adapter, AttentionCall, JointCall
-from .layers import alike, head_weights
+from .layers import head_weights
 from .met import Met
 from .trace import Trace, add_to
 
@@ -81,7 +81,7 @@ class AgreementStore:
         return None, looks, self._given[row].float()
 
     def _meet(self, name, call):
-        self._met = (name, call.lasting()) if alike(call.context, call.hidden) else None
+        self._met = (name, call.lasting()) if call.among_pixels else None
 
     @torch.compiler.disable
     def _give(self, module, args, output):

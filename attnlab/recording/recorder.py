@@ -87,7 +87,7 @@ def record(
         as it is drawn: a step takes as long again for each text.
     self_attention : int or several
         Map heights whose mean self-attention is kept, for `propagate`. A size of h x w takes 4 (h w)^2 bytes, and time.
-        In joint attention it is that of pixels among themselves.
+        In joint attention it is that of pixels among themselves; docs/models.md names the models that have it.
     outputs : bool
         In joint attention, whether sums over steps of what attention gives are kept, for `concept_maps` of the texts,
         and for `linear_daam`: of each layer 4 bytes for each pixel and channel, so choose `layers`.
@@ -190,7 +190,7 @@ class Recorder:
         rows = [] if call is None else self._batch.rows(call)
         self.skips = call is None or (self.adapter.alternates and not rows)  # another call is this step's
         if self.skips:
-            return self._stores.begin(False, [], (1, 1))  # nor is it of a step that was interrupted
+            return self._stores.begin(False, [], None)  # nor is it of a step that was interrupted
         own = self._batch.named is None or self.known is not None  # calls that are asked again are of one generation
         if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, rows, own):
             self._begin(call, rows)

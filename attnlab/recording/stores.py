@@ -20,7 +20,7 @@ from .beside import TextsBeside
 from .clip import Text
 from .host_copy import HostCopy
 from .kept import CallStore, KeptCall
-from .layers import KINDS, alike, as_list, attention, check_choice, contributed, exact
+from .layers import KINDS, as_list, attention, check_choice, contributed, exact
 from .met import Met
 from .texts import TextEncoder
 from .trace import SelfAttentionSum, Trace, add_all
@@ -139,7 +139,7 @@ class SelfAttentionStore:
 
     def __init__(self, heights: Collection[int]):
         self.heights, self._count = heights, 0
-        self.begin(False, [], (1, 1))
+        self.begin(False, [], None)
 
     def tap(self, adapter: Adapter, passed_over: Callable[[], bool]) -> list:
         """Listen to the self-attentions of a denoiser, but in calls to pass over; return handles to remove that by."""
@@ -149,8 +149,8 @@ class SelfAttentionStore:
         self._count = len(modules)
         return [handle for m in modules for handle in adapter.tap(m, self._receiver(m, adapter, passed_over))]
 
-    def begin(self, active: bool, rows: list[int], latent: tuple[int, int]) -> None:
-        """Begin a step: whether it is recorded, which rows of the batch, (height, width) of the latent."""
+    def begin(self, active: bool, rows: list[int], latent: tuple[int, int] | None) -> None:
+        """Begin a step: whether it is recorded, its rows of the batch, the latent's (height, width); None: no step."""
         self._active, self._rows, self._latent = active, rows, latent
         self._step: dict[tuple[int, int], list[torch.Tensor]] = {}  # this step's sums by size, one per image
         self._layers: Counter[tuple[int, int]] = Counter()
@@ -179,7 +179,7 @@ class SelfAttentionStore:
     def _receiver(self, module: nn.Module, adapter: Adapter, passed_over: Callable[[], bool]):
         @exact()
         def receive(call: AttentionCall | JointCall) -> None:
-            if passed_over() or (isinstance(call, AttentionCall) and not alike(call.context, call.hidden)):
+            if passed_over() or self._latent is None or not call.among_pixels:  # None: where only a text is read
                 return
             size = adapter.grid(call.count, self._latent)
             self._met[size[0]] += 1
@@ -248,8 +248,8 @@ class Stores:
         if self.beside is not None:
             self.beside.put(trace, i)
 
-    def begin(self, active: bool, rows: list[int], size: tuple[int, int]) -> None:
-        """Begin a step: whether it is recorded, which rows of the batch, (height, width) of the latent."""
+    def begin(self, active: bool, rows: list[int], size: tuple[int, int] | None) -> None:
+        """Begin a step: whether it is recorded, its rows of the batch, the latent's (height, width); None: no step."""
         self.self_attention.begin(active, rows, size)
         if self.beside is not None:
             self.beside.begin(active, rows)
@@ -280,7 +280,7 @@ class Stores:
         self.maps.forget()
         if self.calls is not None:
             self.calls.forget()
-        self.self_attention.begin(False, [], (1, 1))
+        self.self_attention.begin(False, [], None)
         if self.beside is not None:
             self.beside.forget()
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..encoded import EncodedTexts
-from ..layers import Layer, mean_attention, split_heads
+from ..layers import Layer, alike, mean_attention, split_heads
 from ..norms import Norm
 from ..words import Word
 
@@ -43,6 +43,11 @@ class AttentionCall(NamedTuple):
         """Number of pixels."""
         return self.query.shape[1]
 
+    @property
+    def among_pixels(self) -> bool:
+        """Whether pixels meet pixels of the same image in it."""
+        return alike(self.context, self.hidden)
+
     def lasting(self) -> "AttentionCall":
         """Return the call without what only it keeps in memory, and without gradients."""
         return AttentionCall(self.query.detach(), self.key.detach())
@@ -60,7 +65,10 @@ class AttentionCall(NamedTuple):
 
 
 class JointCall(NamedTuple):
-    """One call of a joint attention, in which image and text attend to both: what one image's pixels give its text."""
+    """One call of an attention in which pixels attend to pixels and to text: what one image's pixels give its text.
+
+    In a self-attention of the image alone there is no text.
+    """
 
     query: torch.Tensor  # (batch, head, token, width), of all tokens
     key: torch.Tensor  # (batch, head, token, width), of all tokens; several heads of queries may share one
@@ -70,6 +78,8 @@ class JointCall(NamedTuple):
     pixels: Sequence[slice]  # of each row of the batch, which tokens are the image's pixels
     text: Sequence[slice]  # of each row of the batch, which tokens are the text's
     output: torch.Tensor | None = None  # (batch, head, token, width), of all queries
+
+    among_pixels = True  # it is not of text alone
 
     @property
     def count(self) -> int:
@@ -270,9 +280,9 @@ class Adapter(ABC):
             raise RuntimeError(f"a layer with {pixels} queries does not fit a latent of {latent[0]} x {latent[1]}")
         return height, width
 
-    @abstractmethod
     def self_attentions(self) -> list[nn.Module]:
-        """List the attentions of the image to itself."""
+        """List the attentions of the image to itself: those that belong to attentions which read text, unless told."""
+        return [self.self_attention_of(name) for name in self.attentions]
 
     @abstractmethod
     def self_attention_of(self, name: str) -> nn.Module:

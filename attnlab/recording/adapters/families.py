@@ -18,6 +18,7 @@ class Family(NamedTuple):
     image: str  # where its tokens stand among those that meet: "first", "last"; "behind" as keys; "apart", as none
     text: tuple[str, ...] = ("encoder_hidden_states",)  # arguments of the denoiser that hold the text
     mask: str | None = None  # the argument that says which tokens of cross-attention's text take part
+    own: str | None = None  # what the image's self-attention is called, beside a cross-attention, if it is a softmax
     twice: bool = False  # whether the last of these is joined twice
     length: str | None = None  # the mask that says how many tokens of each text are joined; None: all
     before: str | None = None  # the mask of other tokens that are joined before the text's, as many as take part
@@ -63,10 +64,12 @@ FAMILIES = {
         twice=True,
         timestep="timesteps",
     ),
-    "PixArtTransformer2DModel": Family(("transformer_blocks.*.attn2",), "apart", mask="encoder_attention_mask"),
+    "PixArtTransformer2DModel": Family(
+        ("transformer_blocks.*.attn2",), "apart", mask="encoder_attention_mask", own="attn1"
+    ),
     "SanaTransformer2DModel": Family(("transformer_blocks.*.attn2",), "apart", mask="encoder_attention_mask"),
     "HunyuanDiT2DModel": Family(
-        ("blocks.*.attn2",), "apart", ("encoder_hidden_states", "encoder_hidden_states_t5")
+        ("blocks.*.attn2",), "apart", ("encoder_hidden_states", "encoder_hidden_states_t5"), own="attn1"
     ),  # learned padding takes the place of what is masked, so that all tokens take part
     "LuminaNextDiT2DModel": Family(("layers.*.attn2",), "apart", changing=True),
     "Kandinsky5Transformer3DModel": Family(
@@ -78,8 +81,10 @@ FAMILIES = {
         mask="encoder_attention_mask",
         latents="sample",
     ),
-    "UNetMotionModel": Family(("*.attentions.*.attn2",), "apart", latents="sample"),  # not those of motion, over time
-    "UNet2DConditionModel, text_proj": Family(("*.attn2",), "apart", latents="sample"),
+    "UNetMotionModel": Family(
+        ("*.attentions.*.attn2",), "apart", latents="sample", own="attn1"
+    ),  # not those of motion, over time
+    "UNet2DConditionModel, text_proj": Family(("*.attn2",), "apart", latents="sample", own="attn1"),
     "UNet2DConditionModel, added_kv": Family(("*.attentions.[0-9]",), "behind", latents="sample"),
 }
 """By the class of the denoiser; U-Nets that read text as Stable Diffusion does have an adapter of their own."""

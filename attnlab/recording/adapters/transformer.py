@@ -22,6 +22,7 @@ from .tap import HOW_SEEN, Attended, end_interrupted, listen
 
 __all__ = ["TransformerAdapter"]
 
+_LEAVE_OUT = "leave self_attention= and agreement= out"
 _REMEMBERED = 4  # texts of the latest calls: guidance has two, and a batch may lose one of them on the way
 
 
@@ -33,6 +34,12 @@ class _Text(NamedTuple):
     read: Sequence[torch.Tensor]  # as `DenoiserCall.text`
     before: list[int]  # how many other tokens stand before the text's, where tokens meet
     ends: list[int]  # where the text's tokens end, those before included
+
+
+def _of_pixels(met: Attended) -> JointCall:
+    """Return what met in a self-attention of the image, as in a joint one without text."""
+    count = len(met.query)
+    return JointCall(*met[:2], met.mask, met.scale, [slice(None)] * count, [slice(0, 0)] * count, met.output)
 
 
 class TransformerAdapter(Adapter):
@@ -93,6 +100,8 @@ class TransformerAdapter(Adapter):
 
     def tap(self, attention: nn.Module, receive: Callable[[AttentionCall | JointCall], None]) -> list[RemovableHandle]:
         """Hand on what meets in each call of the attention."""
+        if all(attention is not one for one in self.attentions.values()):
+            return listen(attention, lambda met: receive(_of_pixels(met)))
 
         def hear(met: Attended) -> None:
             tokens = met.key.shape[2]
@@ -105,16 +114,13 @@ class TransformerAdapter(Adapter):
 
         return listen(attention, hear)
 
-    def self_attentions(self) -> list[nn.Module]:
-        """List the joint attentions, in which pixels meet pixels, too; TypeError for cross-attention."""
-        return [self.self_attention_of(name) for name in self.attentions]
-
     def self_attention_of(self, name: str) -> nn.Module:
-        """Return the joint attention itself, in which pixels meet pixels, too; TypeError for cross-attention."""
-        if self.family.image not in ("first", "last"):
-            what = f"self-attention of {type(self.module).__name__}"
-            raise TypeError(f"{what} is not recorded: leave self_attention= and agreement= out")
-        return self.attentions[name]
+        """Return the joint attention itself, or what is beside a cross-attention; TypeError where that is not known."""
+        if self.family.image in ("first", "last"):
+            return self.attentions[name]
+        if self.family.own is None:
+            raise TypeError(f"self-attention of {type(self.module).__name__} is not recorded: {_LEAVE_OUT}")
+        return self.module.get_submodule(f"{name.rpartition('.')[0]}.{self.family.own}")
 
     def output_weight(self, name: str, channels: int) -> torch.Tensor:
         """Return the weights (channel, head x width) that follow so many channels of a joint attention."""
