@@ -9,7 +9,7 @@ import pytest
 
 import attnlab as al
 from attnlab.dataset import Dataset, Filters, Recipe, export_coco, generate_dataset, verify_dataset
-from attnlab.dataset.recipe import SCHEDULERS
+from attnlab.dataset.rules import SCHEDULERS
 
 FIRE = Recipe(prompts=["a {thing} with fire"], lists={"thing": ["house", "tree"]}, classes={"fire": "fire"}, steps=2)
 OPEN = Filters(area=None, flat=None, blank=None, duplicates=None)

@@ -14,7 +14,7 @@ from small_pipelines import PROMPT as SAID, SMALL
 import attnlab as al
 from attnlab import widgets
 from attnlab.dataset import Dataset, Recipe, export_coco, generate_dataset
-from attnlab.dataset.recipe import Filters
+from attnlab.dataset.rules import Filters
 from attnlab.widgets import views
 
 PROMPT = "a burning house with fire and smoke"

@@ -20,8 +20,9 @@ from .leaks import Leak, find_leaks
 from .making import generate_dataset
 from .pairs import open_pairs
 from .photos import Photos
-from .recipe import Filters, Recipe
+from .recipe import Recipe
 from .records import Dataset, Pair, difference_hash, verify_dataset
+from .rules import Filters
 from .shipped import find_recipe, known_recipes
 from .splits import split_dataset
 from .stats import count_dataset

@@ -9,7 +9,8 @@ from PIL import Image
 
 from .instances import BEST_CUT
 from .keeping import Selection, count_reasons
-from .recipe import NEGATIVE, Recipe
+from .recipe import Recipe
+from .rules import NEGATIVE
 from .toys import toy_note
 
 __all__ = ["card", "contact_sheet"]

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from .recipe import NEGATIVE, Recipe
+from .recipe import Recipe
+from .rules import NEGATIVE
 
 __all__ = ["ENOUGH", "Originals", "Selection", "classes_of", "count_reasons"]
 

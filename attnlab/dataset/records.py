@@ -24,7 +24,8 @@ from ..plots.styling import class_color
 from ..storage import versions, write_text
 from .keeping import ENOUGH, Selection
 from .labeling import Labeling
-from .recipe import Recipe, mask_name
+from .recipe import Recipe
+from .rules import mask_name
 
 __all__ = [
     "SHARDS", "SUMS_FILE", "Dataset", "Pair", "RecordFile", "as_lines", "difference_hash", "file_inside", "open_image",
