@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from attnlab.scenes import street
 from experiments.studies import cut_instances
-from experiments.studies.cut_instances import average_precision, holm, main, match_things, summarize_cuts
+from experiments.studies.cut_instances import average_precision, main, match_things, summarize_cuts
 
 
 def annotation(image, kind, box, score=None, **more):
@@ -70,12 +70,6 @@ def test_a_scene_drawn_twice_counts_twice():
     for weights, expected in (((1, 1), 51 / 101), ((2, 1), 67 / 101), ((1, 0), 1), ((0, 1), 0)):
         assert bench.precision(np.array(weights)) == pytest.approx(expected)
     assert np.isnan(bench.precision(np.array([0, 0])))
-
-
-def test_holm():
-    """Of 0.01, 0.04, 0.03 the smallest counts threefold, the next twofold; none is below one that is smaller."""
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.6, 0.5]) == [1.0, 1.0]
 
 
 def test_intervals_and_differences():

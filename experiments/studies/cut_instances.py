@@ -39,10 +39,11 @@ from attnlab.plots.styling import save_figure
 from attnlab.scenes import Scene, street
 from attnlab.storage import write_text
 
+from .intervals import holm
 from .jobs import run_jobs
 
 __all__ = ["CUT_GRID", "FIRST_CUT_SEED", "FIRST_TUNED_CUT_SEED", "average_precision", "cut_scenes", "draw_cuts"]
-__all__ += ["holm", "main", "match_things", "summarize_cuts"]
+__all__ += ["main", "match_things", "summarize_cuts"]
 
 FIRST_TUNED_CUT_SEED = street.HELD_OUT + 800_000  # of the scenes on which settings are chosen
 FIRST_CUT_SEED = street.HELD_OUT + 850_000  # of the scenes that are measured
@@ -191,15 +192,6 @@ def average_precision(things: Sequence, rows: Sequence, count: int) -> float:
     return _Bench(things, rows).precision(np.ones(count, int))
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """Correct p values for their number (Holm 1979): in each place the smallest level at which it is rejected."""
-    order, found, least = np.argsort(values, kind="stable"), [0.0] * len(values), 0.0
-    for rank, i in enumerate(order):
-        least = max(least, min(1.0, (len(values) - rank) * values[i]))
-        found[i] = least
-    return found
-
-
 def _touching(first, count):
     """Say of each scene whether two counted things of a class are in one connected region."""
     return [_touches(street.render(s, _SIDE)) for s in tqdm(range(first, first + count), desc="scenes", delay=1)]
@@ -275,7 +267,7 @@ def summarize_cuts(
         low, high = (np.mean(side[1:]) for side in (apart <= 0, apart >= 0))
         p = min(1.0, 2 * (min(low, high) * resamples + 1) / (resamples + 1))
         found["differences"].append({"task": task, "scenes": group, "of": [a, b], "AP50": _interval(apart), "p": p})
-    for one, p in zip(found["differences"], holm([one["p"] for one in found["differences"]]), strict=True):
+    for one, p in zip(found["differences"], holm([one["p"] for one in found["differences"]])[0], strict=True):
         one["p by Holm"] = p
     return found
 

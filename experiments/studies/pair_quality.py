@@ -1,15 +1,22 @@
-"""Measure drawn pairs: do labels fit their images, is anything copied, how far are images from real ones?"""
+"""Measure drawn pairs: do labels fit their images, is anything copied, how far are images from real ones?
+
+Plain agreement rewards simple pictures: `relative_agreement` compares with held-out scenes of like content, and
+`precision_and_recall` says whether drawn images are likely ones, and whether they are as various.
+"""
 
 import numpy as np
 import torch
 from PIL import Image
+from scipy.spatial.distance import cdist
 
+from attnlab.joint import class_proportions
 from attnlab.metrics import class_ious
 from attnlab.segmentation import Segmenter
-from attnlab.segmentation.folders import checked
+from attnlab.segmentation.folders import Pairs, checked
 from attnlab.segmentation.model import UNet
 
-__all__ = ["agreement", "features", "frechet_distance", "nearest", "shuffled"]
+__all__ = ["agreement", "describe_pairs", "features", "frechet_distance", "nearest", "precision_and_recall"]
+__all__ += ["relative_agreement", "shuffled"]
 
 _THUMBNAIL = 16  # side in pixels of the thumbnails by which images are compared
 
@@ -56,6 +63,58 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     c1, c2 = np.atleast_2d(c1), np.atleast_2d(c2)
     shared = np.sqrt(np.linalg.eigvals(c1 @ c2).real.clip(min=0)).sum()  # the trace of the root, singular or not
     return float(((m1 - m2) ** 2).sum() + np.trace(c1 + c2) - 2 * shared)
+
+
+def precision_and_recall(real: np.ndarray, drawn: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """Return which fraction of drawn images is like a real one, and of real images like a drawn one.
+
+    Features are (image, feature). An image is like those of a set if, for one of them, it is no farther away than that
+    one's k-th nearest neighbor within the set (Kynkäänniemi et al., NeurIPS 2019, equations 1 and 2). ValueError for
+    sets of k images or fewer.
+    """
+    if min(len(real), len(drawn)) <= k:
+        raise ValueError(f"sets of {len(real)} and {len(drawn)} images: give more than k={k} of each")
+    across = cdist(real, drawn)
+    radii = [np.sort(cdist(x, x), 1)[:, k] for x in (real, drawn)]  # the nearest one is the image itself
+    precision = (across <= radii[0][:, None]).any(0).mean()
+    return float(precision), float((across <= radii[1]).any(1).mean())
+
+
+def relative_agreement(segmenter: Segmenter, drawn: Pairs, held_out: Pairs, k: int = 5) -> tuple[float, float]:
+    """Return the mIoU of a segmenter with drawn labels, and that with the labels of held-out scenes of like content.
+
+    Each drawn image is compared with the k held-out ones that are nearest in the segmenter's `features`: simple
+    pictures are compared with simple scenes. Labels that fit as well as exact ones do have twice the same number.
+    """
+    distance = cdist(*(features(segmenter, images) for images, _ in (drawn, held_out)))
+    alike = np.argsort(distance, 1, kind="stable")[:, :k]
+    of_held_out = segmenter.evaluate(*held_out)[alike.ravel()]
+    return tuple(float(np.nanmean(class_ious(x))) for x in (segmenter.evaluate(*drawn), of_held_out))
+
+
+def describe_pairs(segmenter: Segmenter, drawn: Pairs, labeled: Pairs, held_out: Pairs) -> dict:
+    """Measure drawn pairs beside the labeled ones that their model learned from, and held-out ones.
+
+    Distances are those of `nearest` to the labeled images; copies are seen in the lowest ones, beside the median.
+    """
+    fits, as_held_out = relative_agreement(segmenter, drawn, held_out)
+    precision, recall = precision_and_recall(*(features(segmenter, x) for x, _ in (held_out, drawn)))
+    num_classes = len(segmenter.classes)
+    return {
+        "agreement": fits,
+        "agreement of held-out scenes of like content": as_held_out,
+        "relative agreement": fits / as_held_out,
+        "precision": precision,
+        "recall": recall,
+        "distances, 5th percentile and median": {
+            name: np.percentile(nearest(pairs[0], labeled[0])[0], (5, 50)).tolist()
+            for name, pairs in (("drawn", drawn), ("held-out", held_out))
+        },
+        "class proportions": {
+            name: np.nanmean(class_proportions(pairs[1], num_classes), 0).tolist()
+            for name, pairs in (("drawn", drawn), ("labeled", labeled), ("held-out", held_out))
+        },
+    }
 
 
 def shuffled(labels: np.ndarray, seed: int = 0) -> np.ndarray:
