@@ -37,6 +37,7 @@ TITLES = {
     "hidream": "HiDream-I1",
     "pixart_alpha": "PixArt-α",
     "pixart_sigma": "PixArt-Σ",
+    "pixart_pag": "PixArt-Σ with perturbed attention guidance",
     "sana": "Sana",
     "sana_sprint": "Sana Sprint",
     "hunyuan_dit": "HunyuanDiT",

@@ -18,6 +18,7 @@ from attnlab.recording.layers import head_weights, heads_agreed
 from experiments.bundled.localize import agreeing_maps
 
 family_of = cache(Family)
+BESIDE = ["pag", "pixart_alpha", "hunyuan_dit", "animate_diff", "kolors"]  # the image's own attention is apart
 JOINT = ["flux", "sd3", "z_image", "flux2", "lumina2", "hunyuan_image", "hidream"]
 GRID = 4, 6  # on which layers are compared; those of small pipelines have 8 x 12 pixels, or half as many
 WORDS = ["house", "smoke", "car"]
@@ -124,9 +125,7 @@ def recorded(name, share="text"):
     return family_of(name).record(agreement=GRID[0], layers="all", share=share)[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "share"), [*((n, "text") for n in ("pag", "pixart_alpha", "hunyuan_dit", *JOINT)), ("flux", "joint")]
-)
+@pytest.mark.parametrize(("name", "share"), [*((n, "text") for n in (*BESIDE, *JOINT)), ("flux", "joint")])
 def test_maps_are_those_of_the_reference(name, share):
     recording = recorded(name, share)
     values = expected(family_of(name), recording.trace.sizes, share=share)

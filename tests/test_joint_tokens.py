@@ -65,7 +65,9 @@ def test_a_draw_by_hand(study):
 
 
 def test_the_command_takes_what_joint_maps_chose(study, tmp_path, monkeypatch):
-    (tmp_path / "maps.json").write_text(json.dumps({"chosen": {"output": {"first": 0, "last": 1}}}))
+    (tmp_path / "maps.json").write_text(
+        json.dumps({"model": "tiny-mmdit", "chosen": {"output": {"first": 0, "last": 1}}})
+    )
     monkeypatch.setattr(joint_tokens, "JOINT_MAPS_RESULTS", tmp_path / "maps.json")
     monkeypatch.setattr(joint_tokens.al, "load_pipeline", lambda name: study.pipe)
     asked = []
@@ -77,3 +79,7 @@ def test_the_command_takes_what_joint_maps_chose(study, tmp_path, monkeypatch):
     assert found["IoU"]["token"][0] == 0.5 and found["gain over the word"]["token"][0] == 0 and found["draws"] == 4
     with pytest.raises(ValueError, match="shots=0"):
         joint_tokens.main(["--shots", "0", "--out", str(tmp_path / "found.json")])
+    with pytest.raises(ValueError, match="layers 1 to 2: the model has blocks 0 to 1"):
+        joint_tokens.main(["--layers", "1", "2"])
+    with pytest.raises(SystemExit):
+        joint_tokens.main(["--model", "another"])

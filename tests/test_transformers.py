@@ -4,6 +4,7 @@ What they really compute is heard and written out in float64 by `small_pipelines
 """
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
@@ -18,6 +19,7 @@ from small_pipelines.encoders import random_weights
 from torch import nn
 
 import attnlab as al
+from attnlab.recording.adapters.base import arguments_of
 from attnlab.recording.checks import check_generation
 
 # keys are a function of the text alone, so that recorded queries tell of any other text
@@ -31,8 +33,15 @@ OWN_TEXT = (
     "animate_diff",
     "kolors",
 )
-OWN_TEXT += ("pag",)
-BESIDE = ["pixart_alpha", "pixart_sigma", "hunyuan_dit", "animate_diff", "kolors"]  # the image's own attention is apart
+OWN_TEXT += ("pag", "pixart_pag")
+BESIDE = [
+    "pixart_alpha",
+    "pixart_sigma",
+    "pixart_pag",
+    "hunyuan_dit",
+    "animate_diff",
+    "kolors",
+]  # the image's own attention is apart
 NORMALIZED = ("sana_sprint", "hunyuan_dit")  # of these, those that normalize keys
 TIMED = ("lumina_next", "kandinsky5")  # the text goes through blocks that are told the time
 JOINT = [name for name in SMALL if name not in OWN_TEXT + TIMED]
@@ -113,6 +122,101 @@ def test_self_attention_is_that_of_pixels_among_themselves(family):
     found, found_size = recording.self_attention()
     assert found_size == size and len(looks) > 1
     close(found, torch.stack(looks).mean(0), 1e-6)
+
+
+def test_two_sizes_in_one_block():
+    """What the first block computes where a text is read is of no step, neither of this size nor of the one before."""
+    family = family_of("pixart_alpha")
+    pictures = [{}, {"width": family.call["width"] * 2, "prompt": OTHER}]
+    apart = [family.record(change, self_attention=8)[0].self_attention() for change in pictures]
+    with al.record(family.pipe, self_attention=8) as recording:
+        for change in pictures:
+            family.generate(**change)
+    for one, (looks, size) in zip(recording, apart, strict=True):
+        assert one.self_attention()[1] == size and torch.equal(one.self_attention()[0], looks)
+    assert apart[0][1] != apart[1][1]
+
+
+@pytest.mark.parametrize("kept", [{"self_attention": 8}, {"agreement": 8}], ids=str)
+def test_what_another_thread_reads_is_of_no_step(kept):
+    """A text is read by the first block, here while the last one runs."""
+    family = family_of("pixart_alpha")
+    expected = family.record(**kept)[0]
+    given = family.answer.calls[0].given
+    given = {name: value[:1] if torch.is_tensor(value) else value for name, value in given.items()}
+    first, last = (family.denoiser.get_submodule(family.answer.layers()[k]) for k in (0, -1))
+
+    def read(module, args):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(arguments_of, first, lambda: family.denoiser.forward(**given)).result()
+
+    handle = last.register_forward_pre_hook(read)
+    try:
+        found = family.record(**kept)[0]
+    finally:
+        handle.remove()
+    if "agreement" in kept:
+        assert found.trace.agreement == expected.trace.agreement
+    else:
+        assert torch.equal(found.self_attention()[0], expected.self_attention()[0])
+
+
+class Joined:
+    """Self-attention whose keys are those of the whole batch, as in StyleAligned."""
+
+    def __call__(self, attn, hidden_states, *args, **given):
+        query, key = (part(hidden_states)[:, None] for part in (attn.to_q, attn.to_k))
+        key = key.flatten(0, 2)[None, None].expand(len(query), -1, -1, -1)
+        return nn.functional.scaled_dot_product_attention(query, key, key)[:, 0]
+
+
+def test_keys_of_other_images_are_not_taken_for_the_images_own():
+    family = Family("pixart_alpha")
+    family.denoiser.transformer_blocks[1].attn1.set_processor(Joined())
+    with pytest.raises(RuntimeError, match="1 of 3 self-attentions were not seen"):
+        family.record(self_attention=8)
+    with pytest.raises(RuntimeError, match="attn2 was not seen"):
+        family.record(agreement=8)
+    assert not checks.count_hooks(family.pipe)
+
+
+class Beside:
+    """A processor that also asks keys of an image prompt, beside those of the image."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, attn, hidden_states, *args, **given):
+        found = self.processor(attn, hidden_states, *args, **given)
+        query = hidden_states[:, None]
+        keys = torch.cat([query, torch.ones_like(query[:, :, :5])], 2)
+        nn.functional.scaled_dot_product_attention(query, keys, keys)
+        return found
+
+
+def test_keys_of_an_image_prompt_beside_the_images_own():
+    """As Stable Diffusion 3 with an IP-Adapter: what is recorded is the attention in which image and text meet."""
+    family = Family("sd3")
+    expected = family.recording[0]
+    for name in family.answer.layers():
+        module = family.denoiser.get_submodule(name)
+        module.processor = Beside(module.processor)  # set_processor would take it for a module
+    found = family.record(layers="all", self_attention=8)[0]
+    assert torch.equal(torch.from_numpy(al.daam(found).values), torch.from_numpy(al.daam(expected).values))
+    assert found.self_attention()[0].shape == (96, 96)
+
+
+def test_attention_that_is_not_seen_is_named_before_its_maps():
+    """Without the function that taps hear there is no self-attention of any height, but that is not the reason."""
+    family = Family("sd3")
+    for name in family.answer.layers():
+        family.denoiser.get_submodule(name).processor = _by_hand
+    with pytest.raises(RuntimeError, match="set_attention_backend"):
+        family.record(self_attention=16)
+
+
+def _by_hand(attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+    return attn.to_q(hidden_states), attn.add_q_proj(encoder_hidden_states)
 
 
 # What is left behind

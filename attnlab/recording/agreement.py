@@ -3,6 +3,7 @@
 Axes: pixel (row-major, of a layer), cell (row-major, of a grid that all layers share), token, channel.
 """
 
+from collections.abc import Callable
 from functools import partial
 from numbers import Integral
 
@@ -28,12 +29,14 @@ class AgreementStore:
         if isinstance(height, bool) or not isinstance(height, Integral) or height < 1:
             raise ValueError(f"agreement={height!r}: give the height of a grid that layers are compared on, such as 16")
         self.adapter, self.height, self.share = adapter, height, share
+        self._passed_over: Callable[[], bool] = bool  # whether what is heard is of no step
         self._modules = {name: adapter.self_attention_of(name) for name in adapter.attentions}
         self._met: tuple[str, AttentionCall] | None = None  # whose self-attention ran last, and what met in it
         self._given: torch.Tensor | None = None  # what came of that, (batch, pixel, channel)
 
-    def listen(self) -> list:
+    def listen(self, passed_over: Callable[[], bool]) -> list:
         """Listen to self-attentions that are modules of their own; return the handles to remove that by."""
+        self._passed_over = passed_over
         if self.adapter.joint:
             return []
         taps = [self.adapter.tap(module, partial(self._meet, name)) for name, module in self._modules.items()]
@@ -74,18 +77,20 @@ class AgreementStore:
     def _of_cross(self, trace, name, call, row):
         if self._met is None or self._met[0] != name or self._given is None:
             raise RuntimeError(
-                f"the self-attention before {name} was left out (DeepCache), or has a processor that does not ask the "
-                "image's own keys by to_q and to_k: record without agreement="
+                f"the self-attention before {name} was not seen: it was left out (DeepCache), or has a processor with "
+                f"keys that are not the image's own; {self.adapter.how_seen}, or without agreement="
             )
         looks = self._met[1].self_attention(row, self._modules[name])
         return None, looks, self._given[row].float()
 
     def _meet(self, name, call):
-        self._met = (name, call.lasting()) if call.among_pixels else None
+        if not self._passed_over():
+            self._met = (name, call.lasting()) if call.among_pixels else None
 
     @torch.compiler.disable
     def _give(self, module, args, output):
-        self._given = output.detach()
+        if not self._passed_over():
+            self._given = output.detach()
 
 
 def _resized(values, size, grid):

@@ -12,6 +12,7 @@ for one call of the pipeline, `CurrentStep` for one call of the denoiser.
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from threading import get_ident
 
 import torch
 
@@ -108,7 +109,8 @@ def record(
     Raises
     ------
     TypeError
-        If the pipeline cannot be recorded, or reads no other texts beside an image (Lumina-Next).
+        If the pipeline cannot be recorded, or reads no other texts beside an image (Lumina-Next), or its self-attention
+        is not seen.
     ValueError
         For an unknown layer, step, branch, keep or dtype, an empty text or one beyond the encoder's window, outputs of
         cross-attention, a negative branch asked for without guidance, or calls of the denoiser whose batches have
@@ -147,6 +149,7 @@ class Recorder:
         self.known: tuple | None = None  # what `_read` is to say of every text
         self.prompts: list[str] = []  # of a denoiser that something else than the pipeline calls
         self.skips, self._handles = False, []  # whether the denoiser's call is passed over
+        self._thread: int | None = None  # which draws; another one may read texts by the same modules meanwhile
         self._generation: CurrentGeneration | None = None
 
     def __enter__(self):
@@ -158,7 +161,7 @@ class Recorder:
             *self._stores.self_attention.tap(adapter, self._passes_over),  # first, as it may be refused
             *adapter.texts.listen(),
             adapter.module.register_forward_pre_hook(self._before_step, with_kwargs=True),
-            *self._stores.listen(),
+            *self._stores.listen(self._passes_over),
             adapter.module.register_forward_hook(self._after_step),
             *(handle for name, m in adapter.attentions.items() for handle in adapter.tap(m, self._receiver(name))),
         ]
@@ -185,12 +188,14 @@ class Recorder:
     @torch.compiler.disable
     @exact()
     def _before_step(self, module, args, kwargs):
+        self._stores.begin(False, [], None)  # what runs while a text is read is of no step
+        self._thread = get_ident()
         call = self.adapter.read(args, kwargs)
         # of every image to keep; none where guidance, and so a branch, has ended
         rows = [] if call is None else self._batch.rows(call)
         self.skips = call is None or (self.adapter.alternates and not rows)  # another call is this step's
         if self.skips:
-            return self._stores.begin(False, [], None)  # nor is it of a step that was interrupted
+            return
         own = self._batch.named is None or self.known is not None  # calls that are asked again are of one generation
         if self._generation is None or not self._generation.goes_on(self.adapter.pipe.scheduler, call, rows, own):
             self._begin(call, rows)
@@ -252,8 +257,8 @@ class Recorder:
         generation.text = text
 
     def _passes_over(self):
-        """Return whether the denoiser's call is no step, or of other texts beside the image."""
-        return self.skips or self._stores.asking
+        """Return whether the denoiser's call is no step, of other texts beside the image, or in another thread."""
+        return self.skips or self._stores.asking or get_ident() != self._thread
 
     def _receiver(self, name):
         def receive(call: AttentionCall | JointCall) -> None:
@@ -274,13 +279,15 @@ class Recorder:
             return
         generation, step = self._generation, self._generation.step
         generation.take(self._stores)
-        if generation.chosen is None or step.active:
-            self._stores.self_attention.check()
-        if generation.chosen is None:
+        first = generation.chosen is None
+        if first:
             generation.choose(self._layers, self.adapter, step)
         elif step.active:
             check_seen(self.adapter, generation.chosen, step)
+        if first or step.active:
+            self._stores.self_attention.check(self.adapter.how_seen)
         generation.end_step(self._stores)
+        self._stores.begin(False, [], None)
 
 
 def _numbers(steps):

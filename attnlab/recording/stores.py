@@ -142,7 +142,7 @@ class SelfAttentionStore:
         self.begin(False, [], None)
 
     def tap(self, adapter: Adapter, passed_over: Callable[[], bool]) -> list:
-        """Listen to the self-attentions of a denoiser, but in calls to pass over; return handles to remove that by."""
+        """Listen to self-attentions, except in calls that are passed over; return the handles to remove that by."""
         if not self.heights:
             return []
         modules = adapter.self_attentions()
@@ -156,16 +156,16 @@ class SelfAttentionStore:
         self._layers: Counter[tuple[int, int]] = Counter()
         self._met: Counter[int] = Counter()  # heights of the attentions that ran
 
-    def check(self) -> None:
+    def check(self, how_seen: str) -> None:
         """Check a step: ValueError for a height that no layer has, RuntimeError where a layer was not seen."""
         if not self.heights:
             return
-        if lost := set(self.heights) - set(self._met):
+        if self._met and (lost := set(self.heights) - set(self._met)):
             raise ValueError(f"no self-attention has maps of height {sorted(lost)}; there are {sorted(self._met)}")
         if (seen := self._met.total()) != self._count:
             raise RuntimeError(
-                f"{self._count - seen} of {self._count} self-attentions were left out (DeepCache), or have a processor "
-                "that does not ask the image's own keys by to_q and to_k: record without self_attention="
+                f"{self._count - seen} of {self._count} self-attentions were not seen: they were left out (DeepCache), "
+                f"or have a processor with keys that are not the image's own; {how_seen}, or without self_attention="
             )
 
     def put(self, trace: Trace, i: int) -> None:
@@ -174,12 +174,11 @@ class SelfAttentionStore:
             before, count = trace.self_attention.get(size, (None, 0))
             total = totals[i] if before is None else before.add_(totals[i])
             trace.self_attention[size] = SelfAttentionSum(total, count + self._layers[size])
-        self._active = False  # what gradient checkpointing runs once more is of no step
 
     def _receiver(self, module: nn.Module, adapter: Adapter, passed_over: Callable[[], bool]):
         @exact()
         def receive(call: AttentionCall | JointCall) -> None:
-            if passed_over() or self._latent is None or not call.among_pixels:  # None: where only a text is read
+            if passed_over() or self._latent is None or not call.among_pixels:
                 return
             size = adapter.grid(call.count, self._latent)
             self._met[size[0]] += 1
@@ -254,9 +253,10 @@ class Stores:
         if self.beside is not None:
             self.beside.begin(active, rows)
 
-    def listen(self) -> list:
+    def listen(self, passed_over: Callable[[], bool]) -> list:
         """Listen to what is not the image's own attention to its text; return the handles to remove that by."""
-        return [handle for one in (self.beside, self._agreement) if one is not None for handle in one.listen()]
+        handles = [] if self.beside is None else self.beside.listen()
+        return handles if self._agreement is None else [*handles, *self._agreement.listen(passed_over)]
 
     @property
     def asking(self) -> bool:

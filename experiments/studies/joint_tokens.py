@@ -1,8 +1,9 @@
 """Measure tokens that are fitted to a few masks in joint attention's output space, beside the words they start from.
 
-Rendered scenes are noised and read beside every word, in the blocks whose outputs were best in `joint_maps`. A token is
-fitted to two scenes of its class, several times to others, and measured on scenes that no token saw. Its word has the
-threshold that is best on the same two scenes.
+Rendered scenes are noised at three levels and read beside every word, in the blocks whose outputs were best in
+`joint_maps` (at whatever level of noise). A token is fitted to two scenes of its class, several times to others, and
+measured on scenes that no token saw. "token" and "word" have the threshold, a fraction of each map's range, that is
+best on the same two scenes; "token above 0" has none: it is the zero level that the fit found.
 
     python -m experiments.studies.joint_tokens                # of `tiny-mmdit`
     python -m experiments.studies.joint_tokens --model FOLDER --layers 1 2
@@ -41,8 +42,11 @@ _log = logging.getLogger(__name__)
 
 
 def chosen_layers(pipe, first: int, last: int) -> list[str]:
-    """Return the names of a model's joint attentions from a number to another one."""
-    return list(adapter_of(pipe).attentions)[first : last + 1]
+    """Return the names of a model's joint attentions from a number to another one; ValueError where one is not there."""
+    names = list(adapter_of(pipe).attentions)
+    if not 0 <= first <= last < len(names):
+        raise ValueError(f"layers {first} to {last}: the model has blocks 0 to {len(names) - 1}, the first one first")
+    return names[first : last + 1]
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = al.load_pipeline(given.model)
     span = given.layers
     if span is None:
-        best = json.loads(JOINT_MAPS_RESULTS.read_text())["chosen"]["output"]
-        span = best["first"], best["last"]
+        found = json.loads(JOINT_MAPS_RESULTS.read_text())
+        if found["model"] != str(given.model):
+            parser.error(f"which blocks are best is known of {found['model']} alone: give --layers, or run joint_maps")
+        span = [found["chosen"]["output"][name] for name in ("first", "last")]
     counts = {name: getattr(given, name) for name in ("shots", "draws", "tests", "scenes")}
     study = JointTokensStudy(pipe, chosen_layers(pipe, *span), **counts)
     found = {"model": str(given.model), **study.summary(study.run())}

@@ -27,6 +27,7 @@ SMALL = {
         joint.hidream,
         static.pixart_alpha,
         static.pixart_sigma,
+        static.pixart_pag,
         static.sana,
         static.sana_sprint,
         static.hunyuan_dit,

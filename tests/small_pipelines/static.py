@@ -12,6 +12,7 @@ from diffusers import (
     LuminaNextDiT2DModel,
     LuminaPipeline,
     PixArtAlphaPipeline,
+    PixArtSigmaPAGPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SanaPipeline,
@@ -58,6 +59,12 @@ def pixart_alpha():
 
 def pixart_sigma():
     return PixArtSigmaPipeline(**pixart_parts()), {**PIXART_CALL, "max_sequence_length": 24}
+
+
+def pixart_pag():
+    """PixArt-Σ with perturbed attention guidance: a third part of the batch, behind the two of guidance."""
+    pipe = PixArtSigmaPAGPipeline(**pixart_parts(), pag_applied_layers=["blocks.1"])
+    return pipe, {**PIXART_CALL, "max_sequence_length": 24, "pag_scale": 2.0}
 
 
 # Sana

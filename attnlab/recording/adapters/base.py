@@ -79,7 +79,7 @@ class JointCall(NamedTuple):
     text: Sequence[slice]  # of each row of the batch, which tokens are the text's
     output: torch.Tensor | None = None  # (batch, head, token, width), of all queries
 
-    among_pixels = True  # it is not of text alone
+    among_pixels = True  # pixels meet pixels in it; it has as many keys as queries, else a tap does not hand it on
 
     @property
     def count(self) -> int:
@@ -281,7 +281,7 @@ class Adapter(ABC):
         return height, width
 
     def self_attentions(self) -> list[nn.Module]:
-        """List the attentions of the image to itself: those that belong to attentions which read text, unless told."""
+        """List the attentions of the image to itself, here those that belong to attentions which read text."""
         return [self.self_attention_of(name) for name in self.attentions]
 
     @abstractmethod

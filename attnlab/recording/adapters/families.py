@@ -17,9 +17,9 @@ class Family(NamedTuple):
     attentions: tuple[str, ...]  # patterns of the dotted names of the attentions that read text
     image: str  # where its tokens stand among those that meet: "first", "last"; "behind" as keys; "apart", as none
     text: tuple[str, ...] = ("encoder_hidden_states",)  # arguments of the denoiser that hold the text
-    mask: str | None = None  # the argument that says which tokens of cross-attention's text take part
-    own: str | None = None  # what the image's self-attention is called, beside a cross-attention, if it is a softmax
     twice: bool = False  # whether the last of these is joined twice
+    mask: str | None = None  # the argument that says which tokens of cross-attention's text take part
+    own: str | None = None  # what the self-attention beside a cross-attention is called, where it can be recorded
     length: str | None = None  # the mask that says how many tokens of each text are joined; None: all
     before: str | None = None  # the mask of other tokens that are joined before the text's, as many as take part
     multiple: int = 1  # the image's tokens are filled up to a multiple of this

@@ -100,14 +100,17 @@ class TransformerAdapter(Adapter):
 
     def tap(self, attention: nn.Module, receive: Callable[[AttentionCall | JointCall], None]) -> list[RemovableHandle]:
         """Hand on what meets in each call of the attention."""
-        if all(attention is not one for one in self.attentions.values()):
-            return listen(attention, lambda met: receive(_of_pixels(met)))
+        own = all(attention is not one for one in self.attentions.values())
+        among_pixels = own or self.family.image in ("first", "last")
 
         def hear(met: Attended) -> None:
             tokens = met.key.shape[2]
-            if tokens < self._least():  # the keys of an image prompt, which a processor asks for apart
+            # keys of an image prompt, which a processor asks for apart, or of other images, which it joins
+            if (among_pixels and met.query.shape[2] != tokens) or (not own and tokens < self._least()):
                 return
-            if self.joint:
+            if own:
+                receive(_of_pixels(met))
+            elif self.joint:
                 receive(JointCall(met.query, met.key, met.mask, met.scale, *self.places(tokens), met.output))
             else:
                 receive(AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key))))
@@ -225,9 +228,17 @@ class _Guidance:
         for encoded, size, parts in self._found:
             if encoded is call.encoded and size == batch:
                 return parts
-        parts = self._parts(call, batch // 2)
+        parts = self._perturbed(call) or self._parts(call, batch // 2)
         self._found = [*self._found[1 - _REMEMBERED :], (call.encoded, batch, parts)]
         return parts
+
+    def _perturbed(self, call):
+        """Name the parts where the last one is the prompt once more, with self-attention that is disturbed (PAG)."""
+        if not getattr(self.adapter.pipe, "do_perturbed_attention_guidance", False):
+            return ()
+        thirds = call.latents.chunk(3)
+        guided = len(thirds) == 3 and all(torch.equal(thirds[0], other) for other in thirds[1:])
+        return *("negative",) * guided, "conditional", "perturbed"
 
     def _parts(self, call, half):
         if len(call.latents) == 2 * half and torch.equal(call.latents[:half], call.latents[half:]):
