@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 def chosen_layers(pipe, first: int, last: int) -> list[str]:
-    """Return the names of a model's joint attentions from a number to another one; ValueError where one is not there."""
+    """Return the names of joint attentions from a number to another one; ValueError where one is not there."""
     names = list(adapter_of(pipe).attentions)
     if not 0 <= first <= last < len(names):
         raise ValueError(f"layers {first} to {last}: the model has blocks 0 to {len(names) - 1}, the first one first")
