@@ -80,7 +80,7 @@ U_NETS = ("00", "09", "10", "11")  # notebooks that compare the two bundled U-Ne
 REFUSED = [
     ("00", {"model": "nosuch"}, "name two of the bundled U-Nets"),
     *((number, {"model": "tiny-mmdit"}, "name two of the bundled U-Nets, tiny, tiny-plain") for number in U_NETS),
-    ("03", {"model": "tiny-mmdit"}, "attnlab run 13 -p model tiny-mmdit"),
+    ("03", {"model": "tiny-mmdit"}, "tiny-mmdit has joint attention"),
     ("07", {"model": "tiny-mmdit"}, "has no U-Net, which the thesis is about"),
     ("00", {"steps": 0}, "steps"),
     ("01", {"word": "zebra"}, "'zebra' is not in the text"),
