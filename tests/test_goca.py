@@ -316,7 +316,7 @@ def test_self_attention_that_another_processor_makes(levels, generate):
     before = module.processor
     module.set_processor(ByItself())
     try:
-        with pytest.raises(RuntimeError, match="record without agreement="), al.record(levels, agreement=8):
+        with pytest.raises(RuntimeError, match="without agreement="), al.record(levels, agreement=8):
             generate(pipe=levels, steps=1)
     finally:
         module.set_processor(before)

@@ -12,7 +12,6 @@ for one call of the pipeline, `CurrentStep` for one call of the denoiser.
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
-from threading import get_ident
 
 import torch
 
@@ -148,8 +147,7 @@ class Recorder:
         self._seeds = _seeds(generator)
         self.known: tuple | None = None  # what `_read` is to say of every text
         self.prompts: list[str] = []  # of a denoiser that something else than the pipeline calls
-        self.skips, self._handles = False, []  # whether the denoiser's call is passed over
-        self._thread: int | None = None  # which draws; another one may read texts by the same modules meanwhile
+        self.skips, self._handles = False, []  # whether the denoiser's call is no step
         self._generation: CurrentGeneration | None = None
 
     def __enter__(self):
@@ -158,10 +156,10 @@ class Recorder:
         if any(isinstance(getattr(hook, "__self__", None), Recorder) for hook in hooks):
             raise RuntimeError("this pipeline is being recorded already: leave that block first, or ask for more in it")
         self._handles = [
-            *self._stores.self_attention.tap(adapter, self._passes_over),  # first, as it may be refused
+            *self._stores.self_attention.tap(adapter, self._stores.pass_over),  # first, as it may be refused
             *adapter.texts.listen(),
             adapter.module.register_forward_pre_hook(self._before_step, with_kwargs=True),
-            *self._stores.listen(self._passes_over),
+            *self._stores.listen(),
             adapter.module.register_forward_hook(self._after_step),
             *(handle for name, m in adapter.attentions.items() for handle in adapter.tap(m, self._receiver(name))),
         ]
@@ -189,7 +187,6 @@ class Recorder:
     @exact()
     def _before_step(self, module, args, kwargs):
         self._stores.begin(False, [], None)  # what runs while a text is read is of no step
-        self._thread = get_ident()
         call = self.adapter.read(args, kwargs)
         # of every image to keep; none where guidance, and so a branch, has ended
         rows = [] if call is None else self._batch.rows(call)
@@ -256,13 +253,9 @@ class Recorder:
                 generation.keys.forget()  # which are of the text before
         generation.text = text
 
-    def _passes_over(self):
-        """Return whether the denoiser's call is no step, of other texts beside the image, or in another thread."""
-        return self.skips or self._stores.asking or get_ident() != self._thread
-
     def _receiver(self, name):
         def receive(call: AttentionCall | JointCall) -> None:
-            if self._passes_over():
+            if self.skips or self._stores.pass_over():
                 return
             generation, step = self._generation, self._generation.step
             wanted = generation.chosen is None or (step.active and name in generation.chosen)
@@ -279,12 +272,11 @@ class Recorder:
             return
         generation, step = self._generation, self._generation.step
         generation.take(self._stores)
-        first = generation.chosen is None
-        if first:
+        if generation.chosen is None:
             generation.choose(self._layers, self.adapter, step)
+            self._stores.self_attention.check(self.adapter.how_seen)
         elif step.active:
             check_seen(self.adapter, generation.chosen, step)
-        if first or step.active:
             self._stores.self_attention.check(self.adapter.how_seen)
         generation.end_step(self._stores)
         self._stores.begin(False, [], None)

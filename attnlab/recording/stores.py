@@ -9,6 +9,7 @@ once, at the end of a generation (`Stores.settle`). Axes: head, token, pixel (ro
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from numbers import Integral
+from threading import get_ident
 
 import torch
 from torch import nn
@@ -233,6 +234,7 @@ class Stores:
         self._agreement = None if agreement is None else AgreementStore(adapter, agreement, share)
         self._stores += [] if agreement is None else [self._agreement]
         self.values = queries or keep == "contributions"  # whether layers are kept with their values
+        self._thread = 0  # which draws
         self.at_once = joint or agreement is not None  # whether what meets in a layer is gone once it has ended
 
     def take(self, met: list[Met]) -> list[list]:
@@ -249,19 +251,19 @@ class Stores:
 
     def begin(self, active: bool, rows: list[int], size: tuple[int, int] | None) -> None:
         """Begin a step: whether it is recorded, its rows of the batch, the latent's (height, width); None: no step."""
+        self._thread = get_ident()
         self.self_attention.begin(active, rows, size)
         if self.beside is not None:
             self.beside.begin(active, rows)
 
-    def listen(self, passed_over: Callable[[], bool]) -> list:
+    def listen(self) -> list:
         """Listen to what is not the image's own attention to its text; return the handles to remove that by."""
         handles = [] if self.beside is None else self.beside.listen()
-        return handles if self._agreement is None else [*handles, *self._agreement.listen(passed_over)]
+        return handles if self._agreement is None else [*handles, *self._agreement.listen(self.pass_over)]
 
-    @property
-    def asking(self) -> bool:
-        """Whether the denoiser's call is of other texts beside the image."""
-        return self.beside is not None and self.beside.asking
+    def pass_over(self) -> bool:
+        """Return whether what runs is of other texts beside the image, or another thread, which may read a text."""
+        return get_ident() != self._thread or (self.beside is not None and self.beside.asking)
 
     def keep_call(self, *called) -> KeptCall | None:
         """Keep a call of the denoiser, see `CallStore.keep`, where that is asked for."""

@@ -36,10 +36,16 @@ class _Text(NamedTuple):
     ends: list[int]  # where the text's tokens end, those before included
 
 
-def _of_pixels(met: Attended) -> JointCall:
-    """Return what met in a self-attention of the image, as in a joint one without text."""
-    count = len(met.query)
-    return JointCall(*met[:2], met.mask, met.scale, [slice(None)] * count, [slice(0, 0)] * count, met.output)
+def _call_of(met: Attended, places: tuple[list[slice], list[slice]] | None) -> AttentionCall | JointCall:
+    """Return what met as a call; `places` are those of pixels and text in each row, None in cross-attention."""
+    if places is None:
+        return AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key)))
+    return JointCall(met.query, met.key, met.mask, met.scale, *places, met.output)
+
+
+def _all_pixels(count: int) -> tuple[list[slice], list[slice]]:
+    """Return the places in a self-attention of so many images, which has no text."""
+    return [slice(None)] * count, [slice(0, 0)] * count
 
 
 class TransformerAdapter(Adapter):
@@ -101,19 +107,14 @@ class TransformerAdapter(Adapter):
     def tap(self, attention: nn.Module, receive: Callable[[AttentionCall | JointCall], None]) -> list[RemovableHandle]:
         """Hand on what meets in each call of the attention."""
         own = all(attention is not one for one in self.attentions.values())
-        among_pixels = own or self.family.image in ("first", "last")
 
         def hear(met: Attended) -> None:
-            tokens = met.key.shape[2]
+            tokens, among_pixels = met.key.shape[2], own or self.family.image in ("first", "last")
             # keys of an image prompt, which a processor asks for apart, or of other images, which it joins
             if (among_pixels and met.query.shape[2] != tokens) or (not own and tokens < self._least()):
                 return
-            if own:
-                receive(_of_pixels(met))
-            elif self.joint:
-                receive(JointCall(met.query, met.key, met.mask, met.scale, *self.places(tokens), met.output))
-            else:
-                receive(AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key))))
+            places = _all_pixels(len(met.query)) if own else self.places(tokens) if self.joint else None
+            receive(_call_of(met, places))
 
         return listen(attention, hear)
 
