@@ -36,18 +36,6 @@ class _Text(NamedTuple):
     ends: list[int]  # where the text's tokens end, those before included
 
 
-def _call_of(met: Attended, places: tuple[list[slice], list[slice]] | None) -> AttentionCall | JointCall:
-    """Return what met as a call; `places` are those of pixels and text in each row, None in cross-attention."""
-    if places is None:
-        return AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key)))
-    return JointCall(met.query, met.key, met.mask, met.scale, *places, met.output)
-
-
-def _all_pixels(count: int) -> tuple[list[slice], list[slice]]:
-    """Return the places in a self-attention of so many images, which has no text."""
-    return [slice(None)] * count, [slice(0, 0)] * count
-
-
 class TransformerAdapter(Adapter):
     """A transformer of the table of families: queries and keys are seen where the attention itself is computed."""
 
@@ -259,6 +247,18 @@ class _Guidance:
         if first is None or second is None or first.order == second.order:  # embeddings, or both encoded at once
             return False  # as is usual
         return first.order < second.order
+
+
+def _call_of(met: Attended, places: tuple[list[slice], list[slice]] | None) -> AttentionCall | JointCall:
+    """Return what met as a call; `places` are those of pixels and text in each row, None in cross-attention."""
+    if places is None:
+        return AttentionCall(*(x.transpose(1, 2).flatten(2) for x in (met.query, met.key)))
+    return JointCall(met.query, met.key, met.mask, met.scale, *places, met.output)
+
+
+def _all_pixels(count: int) -> tuple[list[slice], list[slice]]:
+    """Return the places in a self-attention of so many images, which has no text."""
+    return [slice(None)] * count, [slice(0, 0)] * count
 
 
 def _patch(module) -> int:
