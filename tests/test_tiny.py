@@ -105,18 +105,18 @@ def test_a_training_begins_anew_with_a_kept_autoencoder(exported, tmp_path, monk
     monkeypatch.setattr(train_street, "train_together", lambda runs, deadline: begun.extend(runs))
     monkeypatch.setattr(train_street.DenoiserTraining, "write_curve", lambda *given: None)
     monkeypatch.setitem(train_street.STREET_PRESETS, "finish", shortened("finish"))
-    options = ["--preset=finish", f"--start={models}", "--anew", "--near=6", "--price=0.25", "--device=cpu"]
-    train_street.main(["denoiser", "denoiser-plain", *options, f"--work={tmp_path}"])
+    options = ["--preset=finish", f"--start={models}", "--anew", "--scenes=18", "--near=6", "--price=0.25"]
+    train_street.main(["denoiser", "denoiser-plain", *options, "--device=cpu", f"--work={tmp_path}"])
     near = [street.render(s, near=True) for s in range(6)]
     pipe = al.load_pipeline(models / "tiny-plain", device="cpu")
     for one in begun:
-        assert one.settings.price == 0.25 and len(one.examples.latents) == 26
+        assert one.settings.price == 0.25 and len(one.examples.latents) == 24
         ids = pipe.tokenizer([scene.caption for scene in near], padding="max_length").input_ids
-        assert one.examples.ids[20:26].tolist() == ids
+        assert one.examples.ids[18:24].tolist() == ids
         pixels = torch.from_numpy(np.stack([scene.image for scene in near])).permute(0, 3, 1, 2) / 127.5 - 1
         with torch.no_grad():
             latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
-        torch.testing.assert_close(one.examples.latents[20:], latents, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one.examples.latents[18:], latents, atol=1e-4, rtol=1e-4)
         assert not torch.equal(one.model.unet.conv_in.weight, pipe.unet.conv_in.weight)
     assert torch.equal(begun[0].model.unet.conv_in.weight, begun[1].model.unet.conv_in.weight)
 

@@ -221,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of the denoisers, in place of the preset's")
     parser.add_argument("--seed", type=int, help="of the denoisers' batches and starts, in place of the preset's")
     parser.add_argument("--anew", action="store_true", help="of --start keep the autoencoder and the tokenizer alone")
+    parser.add_argument("--scenes", type=int, help="to learn from, in place of the preset's")
     parser.add_argument("--near", type=int, default=0, help="near views to learn from beside the scenes, default 0")
     parser.add_argument("--price", type=float, default=0.0, help="of attention that is not on the start token")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
@@ -232,7 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     changed = {name: value for name in ("steps", "seed") if (value := getattr(given, name)) is not None}
     preset = STREET_PRESETS[given.preset]
     parts = {"denoiser": replace(preset.denoiser, **changed), "settings": replace(preset.settings, price=given.price)}
-    run = StreetTraining(replace(preset, near=given.near, **parts), *places, anew=given.anew)
+    counts = {"scenes": given.scenes or preset.scenes, "near": given.near}
+    run = StreetTraining(replace(preset, **counts, **parts), *places, anew=given.anew)
     for stage in ("vae", "denoisers", "segmenter", "export"):
         if stage == "denoisers" and (stages := [one for one in DENOISERS if one in given.stages]):
             run.train_denoisers(stages, start + 60 * given.minutes)
