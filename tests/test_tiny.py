@@ -75,6 +75,9 @@ def test_curves_of_two_sittings_are_one(tmp_path):
         (tmp_path / name).write_text("step,loss\n" + "".join(f"{step},{step / 10}\n" for step in steps))
     shipping.thin_curve([tmp_path / "a", tmp_path / "b"], tmp_path / "all", rows=3)
     assert (tmp_path / "all").read_text().split() == ["step,loss", "5.0,0.5", "25.0,2.5", "45.0,0.5"]
+    (tmp_path / "b").write_text("step,loss,price\n0,1,3\n10,2,5\n")  # which the sitting before did not log
+    shipping.thin_curve([tmp_path / "a", tmp_path / "b"], tmp_path / "all", rows=2)
+    assert (tmp_path / "all").read_text().split() == ["step,loss,price", "10.0,1.0,", "40.0,2.0,4.0"]
 
 
 def test_a_training_goes_on_from_exported_models(exported, tmp_path, monkeypatch):

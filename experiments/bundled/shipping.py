@@ -11,18 +11,27 @@ __all__ = ["forget_origin", "thin_curve"]
 
 
 def thin_curve(sources: Sequence[Path], target: Path, rows: int = 200) -> None:
-    """Copy curves (CSV) of one training's sittings as one, averaged over blocks of steps, at most `rows` of them."""
-    parts, first = [], 0
-    for source in sources:
-        curve = np.atleast_1d(np.genfromtxt(source, delimiter=",", names=True))
-        parts.append(np.stack([curve[name] for name in curve.dtype.names], 1))
+    """Copy curves (CSV) of one training's sittings as one, averaged over blocks of steps, at most `rows` of them.
+
+    What a sitting did not log is left empty.
+    """
+    curves = [np.atleast_1d(np.genfromtxt(source, delimiter=",", names=True)) for source in sources]
+    names, parts, first = list(dict.fromkeys(name for curve in curves for name in curve.dtype.names)), [], 0
+    for curve in curves:
+        unknown = np.full(len(curve), np.nan)
+        parts.append(np.stack([curve[name] if name in curve.dtype.names else unknown for name in names], 1))
         parts[-1][:, 0] += first  # steps go on where those of the sitting before end
         first = 2 * parts[-1][-1, 0] - parts[-1][-2, 0] if len(curve) > 1 else parts[-1][-1, 0] + 1
     blocks = np.array_split(np.concatenate(parts), min(rows, sum(map(len, parts))))
     with target.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(curve.dtype.names)
-        writer.writerows([round(float(v), 5) for v in block.mean(0)] for block in blocks)
+        writer.writerow(names)
+        writer.writerows([_written(column) for column in block.T] for block in blocks)
+
+
+def _written(column):
+    known = column[~np.isnan(column)]
+    return round(float(known.mean()), 5) if len(known) else ""
 
 
 def forget_origin(folder: Path) -> None:
