@@ -108,12 +108,12 @@ def test_a_training_begins_anew_with_a_kept_autoencoder(exported, tmp_path, monk
     monkeypatch.setattr(train_street, "train_together", lambda runs, deadline: begun.extend(runs))
     monkeypatch.setattr(train_street.DenoiserTraining, "write_curve", lambda *given: None)
     monkeypatch.setitem(train_street.STREET_PRESETS, "finish", shortened("finish"))
-    options = ["--preset=finish", f"--start={models}", "--anew", "--scenes=18", "--near=6", "--price=0.25"]
-    train_street.main(["denoiser", "denoiser-plain", *options, "--device=cpu", f"--work={tmp_path}"])
+    options = "--preset=finish --anew --scenes=18 --near=6 --price=0.25 --contextless=0.75 --device=cpu".split()
+    train_street.main(["denoiser", "denoiser-plain", *options, f"--start={models}", f"--work={tmp_path}"])
     near = [street.render(s, near=True) for s in range(6)]
     pipe = al.load_pipeline(models / "tiny-plain", device="cpu")
     for one in begun:
-        assert one.settings.price == 0.25 and len(one.examples.latents) == 24
+        assert (one.settings.price, one.settings.contextless) == (0.25, 0.75) and len(one.examples.latents) == 24
         ids = pipe.tokenizer([scene.caption for scene in near], padding="max_length").input_ids
         assert one.examples.ids[18:24].tolist() == ids
         pixels = torch.from_numpy(np.stack([scene.image for scene in near])).permute(0, 3, 1, 2) / 127.5 - 1

@@ -224,6 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, help="to learn from, in place of the preset's")
     parser.add_argument("--near", type=int, default=0, help="near views to learn from beside the scenes, default 0")
     parser.add_argument("--price", type=float, default=0.0, help="of attention that is not on the start token")
+    parser.add_argument(
+        "--contextless", type=float, default=0.5, help="share of texts that bypass the encoder's layers"
+    )
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which the denoisers pause")
     start, given = time.time(), parser.parse_args(arguments)
@@ -232,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     places = work, given.out or work / "models", torch.device(given.device), given.start, given.text_layers
     changed = {name: value for name in ("steps", "seed") if (value := getattr(given, name)) is not None}
     preset = STREET_PRESETS[given.preset]
-    parts = {"denoiser": replace(preset.denoiser, **changed), "settings": replace(preset.settings, price=given.price)}
+    settings = replace(preset.settings, price=given.price, contextless=given.contextless)
+    parts = {"denoiser": replace(preset.denoiser, **changed), "settings": settings}
     counts = {"scenes": given.scenes or preset.scenes, "near": given.near}
     run = StreetTraining(replace(preset, **counts, **parts), *places, anew=given.anew)
     for stage in ("vae", "denoisers", "segmenter", "export"):
