@@ -222,23 +222,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, help="of the denoisers' batches and starts, in place of the preset's")
     parser.add_argument("--anew", action="store_true", help="of --start keep the autoencoder and the tokenizer alone")
     parser.add_argument("--scenes", type=int, help="to learn from, in place of the preset's")
-    parser.add_argument("--near", type=int, default=0, help="near views to learn from beside the scenes, default 0")
-    parser.add_argument("--price", type=float, default=0.0, help="of attention that is not on the start token")
-    parser.add_argument(
-        "--contextless", type=float, default=0.5, help="share of texts that bypass the encoder's layers"
-    )
+    parser.add_argument("--near", type=int, help="near views to learn from beside the scenes, default 0")
+    parser.add_argument("--price", type=float, help="of attention that is not on the start token, default 0")
+    parser.add_argument("--contextless", type=float, help="share of texts that bypass the encoder's layers")
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which the denoisers pause")
     start, given = time.time(), parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work = given.work or Path("runs") / f"tiny-{given.preset}"
     places = work, given.out or work / "models", torch.device(given.device), given.start, given.text_layers
-    changed = {name: value for name in ("steps", "seed") if (value := getattr(given, name)) is not None}
     preset = STREET_PRESETS[given.preset]
-    settings = replace(preset.settings, price=given.price, contextless=given.contextless)
-    parts = {"denoiser": replace(preset.denoiser, **changed), "settings": settings}
-    counts = {"scenes": given.scenes or preset.scenes, "near": given.near}
-    run = StreetTraining(replace(preset, **counts, **parts), *places, anew=given.anew)
+
+    def changed(*names):
+        return {name: value for name in names if (value := getattr(given, name)) is not None}
+
+    denoiser = replace(preset.denoiser, **changed("steps", "seed"))
+    settings = replace(preset.settings, **changed("price", "contextless"))
+    preset = replace(preset, denoiser=denoiser, settings=settings, **changed("scenes", "near"))
+    run = StreetTraining(preset, *places, anew=given.anew)
     for stage in ("vae", "denoisers", "segmenter", "export"):
         if stage == "denoisers" and (stages := [one for one in DENOISERS if one in given.stages]):
             run.train_denoisers(stages, start + 60 * given.minutes)
