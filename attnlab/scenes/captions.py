@@ -57,13 +57,15 @@ _SYNONYMS = {"rider": "cyclist", "bicycle": "bike"}
 _DRESSED = ("person", "rider")  # their color is that of their clothes
 _PART_OF_OTHER = 100  # instances from here on belong to another object: the pole of a light, the bicycle of a rider
 SKYLINE = 200  # the instance of "building" that stands for all far ones
-_ROOM = MAX_TOKENS - 7  # for phrases: without the longest opening and the longest end
-_STYLES = {  # of captions: how often colors are said, and relations; sky and ground; how many phrases they have
-    "full": (0.92, 1, 0.9, (99,)),
-    "short": (0.35, 1, 0.6, (1, 1, 2, 3)),
-    "bare": (0, 0, 0.2, (1,)),  # a noun or a number of things
-    "sparse": (0.45, 1, 0.3, (1, 2, 3, 4, 5)),
+_STYLES = {  # of captions: how often colors are said, and relations; sky and ground; the hour; how many phrases
+    # Light falls on everything, so everything asks for its hour. Said in the sky's own phrase alone, it made the word
+    # "sky" one that all things look at, and the sky itself least.
+    "full": (0.92, 1, 0.9, 1, (99,)),
+    "short": (0.35, 1, 0.6, 0.5, (1, 1, 2, 3)),
+    "bare": (0, 0, 0.2, 0.2, (1,)),  # a noun or a number of things
+    "sparse": (0.45, 1, 0.3, 0.5, (1, 2, 3, 4, 5)),
 }
+_COLORED_GROUND, _COLORED_SKY = 0.55, 0.2  # how often, where colors are said
 
 
 class _Facts(NamedTuple):
@@ -110,24 +112,17 @@ def write_caption(
 ) -> tuple[str, dict[str, str]]:
     """Write a caption that names only what is in `seen`; return it and {word: class} of its words for classes.
 
-    Dense: most captions name all objects with their colors and what is behind them, as far as `MAX_TOKENS` words and
-    commas go; the others one to three things, or a single bare noun. Not dense: one to five things, half without color.
-    Near: it begins with "near view of".
+    Dense: most captions name all objects with their colors, what is behind them and the hour, as far as `MAX_TOKENS`
+    words and commas go; the others one to three things, or a single bare noun. Not dense: one to five things, half
+    without color. Near: it begins with "near view of".
     """
     style = str(rng.choice(("full", "short", "bare"), p=(0.7, 0.22, 0.08))) if dense else "sparse"
-    *chances, lengths = _STYLES[style]
+    *chances, hour, lengths = _STYLES[style]
     burning = {fire.on for fire in world.fires if fire.instance in seen.get("fire", ())}
     phrases = _phrases(_Facts(rng, world, seen, burning, *chances))[: rng.choice(lengths)]
-    caption = _join(rng, _fitting(phrases))
-    if near:
-        caption = f"{_NEAR} {caption}"
-    elif rng.uniform() < 0.12:
-        caption = f"{rng.choice(_OPENINGS)} {caption}"
-    if world.theme in _PLACES and rng.uniform() < 0.4:
-        caption += f" {rng.choice(_PLACES[world.theme])}"
-    elif rng.uniform() < 0.35:
-        snow = ("in the snow",) if world.ground == "snow" and "ground" in seen else ()
-        caption += f" {rng.choice(_PHRASES_OF_HOUR[world.time][1] + snow)}"
+    opening, ends = _opening(rng, near), _ends(rng, world, seen, hour)
+    room = MAX_TOKENS - sum(len(text.split()) for text in (opening, *ends))
+    caption = " ".join((*([opening] if opening else []), _join(rng, _fitting(phrases, room)), *ends))
     words = [word.strip(",") for word in caption.split()]
     return caption, {word: CLASS_OF[word] for word in words if word in CLASS_OF}
 
@@ -150,6 +145,21 @@ def colors_said(caption: str) -> list[tuple[str, str]]:
         if word in COLORS and name:
             found.append((name, word))
     return found
+
+
+def _opening(rng, near):
+    if near:
+        return _NEAR
+    return str(rng.choice(_OPENINGS)) if rng.uniform() < 0.12 else ""
+
+
+def _ends(rng, world, seen, hour):
+    """Say where it is, and with a chance of `hour` when."""
+    ends = [str(rng.choice(_PLACES[world.theme]))] if world.theme in _PLACES and rng.uniform() < 0.4 else []
+    if rng.uniform() < hour:
+        snow = ("in the snow",) if world.ground == "snow" and "ground" in seen else ()
+        ends.append(str(rng.choice(_PHRASES_OF_HOUR[world.time][1] + snow)))
+    return ends
 
 
 def _phrases(facts):
@@ -177,9 +187,9 @@ def _fallback(facts):
     return facts.world.ground if "ground" in facts.seen else WORDS_OF[next(iter(facts.seen))][0]
 
 
-def _fitting(phrases):
+def _fitting(phrases, room):
     """Leave out phrases for which there is no room; each takes a word or a comma more that joins it to the next."""
-    kept, room = [], _ROOM
+    kept = []
     for phrase in phrases:
         tokens = len(phrase.split()) + phrase.count(",") + 1
         if tokens <= room:
@@ -275,12 +285,11 @@ def _backdrop(facts):
         phrases.append(facts.one(_water(facts)))
     if "mountain" in seen:
         phrases.append(facts.one(("mountains", "a mountain")))
-    colored = 0.55 * facts.color
     if "ground" in seen and facts.by(facts.backdrop):
-        color = f"{_COLOR_OF_GROUND[world.ground]} " if facts.by(colored) else ""
+        color = f"{_COLOR_OF_GROUND[world.ground]} " if facts.by(_COLORED_GROUND * facts.color) else ""
         phrases.append(color + world.ground)
     if "sky" in seen and facts.by(facts.backdrop):
-        phrases.append(_PHRASES_OF_HOUR[world.time][0] if facts.by(colored) else "sky")
+        phrases.append(_PHRASES_OF_HOUR[world.time][0] if facts.by(_COLORED_SKY * facts.color) else "sky")
     return phrases
 
 

@@ -2,7 +2,7 @@
 
     from attnlab.scenes import street
     scene = street.render(3331)
-    scene.caption                    # 'a house left of a burning house, sky, black smoke'
+    scene.caption                    # 'a house left of a burning house with sky and black smoke'
     scene.mask("smoke")              # bool (row, column)
 
 Seeds below `HELD_OUT` are for training, those from there on for evaluation.
