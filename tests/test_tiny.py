@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import attnlab as al
 from attnlab import training
@@ -24,6 +26,7 @@ from experiments.bundled import (
     denoiser_training,
     localize,
     shipping,
+    soup,
     steer,
     street_segmenter,
     train_street,
@@ -78,6 +81,39 @@ def test_curves_of_two_sittings_are_one(tmp_path):
     (tmp_path / "b").write_text("step,loss,price\n0,1,3\n10,2,5\n")  # which the sitting before did not log
     shipping.thin_curve([tmp_path / "a", tmp_path / "b"], tmp_path / "all", rows=2)
     assert (tmp_path / "all").read_text().split() == ["step,loss,price", "10.0,1.0,", "40.0,2.0,4.0"]
+
+
+def test_a_soup_is_the_mean_of_weights(exported, tmp_path):
+    """Of every tensor in all parts, in half precision; a card beside the weights stays, other models are refused."""
+    first, other, out = exported / "models", tmp_path / "other", tmp_path / "out"
+    shutil.copytree(first / "tiny", other / "tiny")
+    names = [path.relative_to(first) for path in (first / "tiny").rglob("*.safetensors")]
+    for name in names:
+        weights = {k: v + torch.randn(v.shape, generator=al.seed(0)).half() for k, v in load_file(first / name).items()}
+        save_file(weights, other / name, {"format": "pt"})
+    (out / "tiny").mkdir(parents=True)
+    (out / "tiny" / "README.md").write_text("a card\n")
+    soup.main([str(first), str(other), "--out", str(out)])
+    for name in names:
+        made, parts = load_file(out / name), [load_file(folder / name) for folder in (first, other)]
+        assert made.keys() == parts[0].keys()
+        for key, value in made.items():
+            mean = (parts[0][key].double() + parts[1][key].double()) / 2
+            assert value.dtype == torch.float16
+            torch.testing.assert_close(value.double(), mean, rtol=2e-3, atol=1e-7)
+    assert (out / "tiny" / "README.md").read_text() == "a card\n"
+    assert [path.name for path in out.iterdir()] == ["tiny"]  # `tiny-plain` is in one folder alone
+    assert al.load_pipeline(out / "tiny", device="cpu").unet.dtype == torch.float32
+
+    with pytest.raises(ValueError, match="other names or sizes"):
+        file = other / "tiny/unet/diffusion_pytorch_model.safetensors"
+        save_file(dict(list(load_file(file).items())[1:]), file)
+        soup.average_weights([first / "tiny", other / "tiny"], out / "tiny")
+    (other / "tiny/vae/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="one has vae"):
+        soup.average_weights([first / "tiny", other / "tiny"], out / "tiny")
+    with pytest.raises(SystemExit):
+        soup.main([str(first), "--out", str(out)])
 
 
 def test_a_training_goes_on_from_exported_models(exported, tmp_path, monkeypatch):
