@@ -81,6 +81,12 @@ def test_curves_of_two_sittings_are_one(tmp_path):
     (tmp_path / "b").write_text("step,loss,price\n0,1,3\n10,2,5\n")  # which the sitting before did not log
     shipping.thin_curve([tmp_path / "a", tmp_path / "b"], tmp_path / "all", rows=2)
     assert (tmp_path / "all").read_text().split() == ["step,loss,price", "10.0,1.0,", "40.0,2.0,4.0"]
+    for name, every in (("a", 100), ("b", 10)):  # the first was thinned before: no reason to thin it more
+        rows = "".join(f"{step},{step / 10}\n" for step in range(0, 400, every))
+        (tmp_path / name).write_text("step,loss\n" + rows)
+    shipping.thin_curve([tmp_path / "a", tmp_path / "b"], tmp_path / "all", rows=8)
+    rows = (tmp_path / "all").read_text().split()[1:]
+    assert rows[:4] == ["0.0,0.0", "100.0,10.0", "200.0,20.0", "300.0,30.0"] and len(rows) == 8
 
 
 def test_a_soup_is_the_mean_of_weights(exported, tmp_path):

@@ -11,7 +11,7 @@ __all__ = ["forget_origin", "thin_curve"]
 
 
 def thin_curve(sources: Sequence[Path], target: Path, rows: int = 200) -> None:
-    """Copy curves (CSV) of one training's sittings as one, averaged over blocks of steps, at most `rows` of them.
+    """Copy curves (CSV) of one training's sittings as one, averaged over equal spans of steps, at most `rows` of them.
 
     What a sitting did not log is left empty.
     """
@@ -22,7 +22,10 @@ def thin_curve(sources: Sequence[Path], target: Path, rows: int = 200) -> None:
         parts.append(np.stack([curve[name] if name in curve.dtype.names else unknown for name in names], 1))
         parts[-1][:, 0] += first  # steps go on where those of the sitting before end
         first = 2 * parts[-1][-1, 0] - parts[-1][-2, 0] if len(curve) > 1 else parts[-1][-1, 0] + 1
-    blocks = np.array_split(np.concatenate(parts), min(rows, sum(map(len, parts))))
+    table = np.concatenate(parts)
+    steps = table[:, 0]  # which a sitting that was thinned before logs more rarely than one that was not
+    span = np.floor((steps - steps[0]) / max(steps[-1] - steps[0], 1) * rows).clip(max=rows - 1)
+    blocks = [table[span == k] for k in np.unique(span)]
     with target.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
