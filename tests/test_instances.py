@@ -274,8 +274,7 @@ def test_instances_are_cut_by_what_the_model_attends_to(cars):
         assert found.dtype == np.uint16 and found.shape == labels.shape
         expected = number_instances(labels, CARS.instances, recording[i].self_attention(16))
         assert (found == expected).all() and found.max() > 1
-    plain = number_instances(cars[0].labels, {})
-    assert (plain != cars.instances(0)).any()
+    assert any((number_instances(cars[i].labels, {}) != cars.instances(i)).any() for i in range(3))
 
 
 def test_a_data_set_with_instances_is_whole(cars):
