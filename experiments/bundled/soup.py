@@ -1,9 +1,9 @@
 """Average the weights of bundled models that went on from the same one by different ways: a model soup.
 
-    python -m experiments.bundled.soup runs/tiny-last/models runs/tiny-branch/models --out attnlab/models
+    python -m experiments.bundled.soup runs/branch-a3/models runs/branch-b2/models --out attnlab/models
 
 Each of the folders holds the same pipelines. Trained from one start, they lie close enough together for the mean of
-their weights to be a model as well, and a better one than each: what chance did to one of them alone is thinned
+their weights to be a model as well, and often a better one than each: what chance did to one alone is thinned
 (Wortsman et al., ICML 2022). It takes no longer to run. All but the weights, the curve of its training too, is the
 first one's; a card and measurements that lie in --out stay.
 """
